@@ -1,0 +1,5 @@
+"""What the model directories share. Importing this package imports nothing.
+
+Paddle reads thread counts and CPU flags when it is first imported, so
+`common.environment` must be able to run before it.
+"""

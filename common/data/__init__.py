@@ -1,0 +1,1 @@
+"""From files to batches: reading, transforming, ordering and loading images."""
