@@ -1,0 +1,91 @@
+"""CPU settings that Paddle reads once, when it is first imported.
+
+Paddle's wheel bundles an MKL of 2019 that sends AMD processors down a slow
+path, and Paddle starts with one thread. Both are decided by environment
+variables, so `tune_cpu()` runs before the first `import paddle`. Whatever the
+user has set stays as it is.
+
+This module imports nothing but the standard library.
+"""
+
+import os
+import sys
+
+# Variables set here, for processes started from this one: they may set them anew.
+_MARKER = 'VIT_CPU_TUNED'
+
+# MKL's AVX-512 code needs all of these; its AVX2 code needs the second set.
+_AVX512 = {'avx512f', 'avx512cd', 'avx512dq', 'avx512bw', 'avx512vl'}
+_AVX2 = {'avx2', 'fma'}
+
+
+def tune_cpu(processes=1):
+    """Set threads and the MKL code path for this machine, unless the user did.
+
+    processes: how many training processes share the machine's cores.
+    Returns one line for the log. Does nothing once Paddle is imported.
+    """
+    if 'paddle' in sys.modules:
+        return 'CPU settings: left alone, Paddle was imported before'
+    inherited = set(filter(None, os.environ.get(_MARKER, '').split(',')))
+    users = {name: value for name, value in os.environ.items() if name not in inherited}
+    vendor, flags = read_cpu()
+    chosen = choose_settings(vendor, flags, count_cores() // processes, users)
+    os.environ.update(chosen)
+    os.environ[_MARKER] = ','.join(chosen)
+    kept = [f'{name}={users[name]}' for name in _TUNED if name in users]
+    line = ', '.join(f'{name}={value}' for name, value in chosen.items()) or 'nothing to set'
+    return f'CPU settings: {line}' + (f' (kept yours: {", ".join(kept)})' if kept else '')
+
+
+_TUNED = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'MKL_DEBUG_CPU_TYPE')
+
+
+def choose_settings(vendor, flags, cores, environment):
+    """Return the environment variables to set, as a dict of text.
+
+    vendor: "AuthenticAMD", "GenuineIntel" or other. flags: the processor's
+    features as /proc/cpuinfo names them. cores: for this process. environment:
+    what the user has set; those names are never in the result.
+    """
+    settings = {'OMP_NUM_THREADS': str(max(1, cores))}
+    # MKL 2019 takes its fast paths on Intel only; this variable names one. A path that
+    # the processor lacks would be an illegal instruction, hence the check of its flags.
+    if vendor == 'AuthenticAMD' and 'MKL_ENABLE_INSTRUCTIONS' not in environment:
+        if flags >= _AVX512 | _AVX2:
+            settings['MKL_DEBUG_CPU_TYPE'] = '7'
+        elif flags >= _AVX2:
+            settings['MKL_DEBUG_CPU_TYPE'] = '5'
+    if 'MKL_NUM_THREADS' in environment:
+        settings.pop('OMP_NUM_THREADS')
+    return {name: value for name, value in settings.items() if name not in environment}
+
+
+def read_cpu(path='/proc/cpuinfo'):
+    """Return (vendor, set of feature flags); ("", empty) where it cannot be read."""
+    try:
+        with open(path, encoding='utf-8', errors='replace') as file:
+            text = file.read()
+    except OSError:
+        return '', set()
+    fields = {}
+    for line in text.split('\n\n', 1)[0].splitlines():
+        name, _, value = line.partition(':')
+        fields[name.strip()] = value.strip()
+    return fields.get('vendor_id', ''), set(fields.get('flags', '').split())
+
+
+def count_cores():
+    """Return how many processors this process may use (affinity and container quota)."""
+    if hasattr(os, 'sched_getaffinity'):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        with open('/sys/fs/cgroup/cpu.max', encoding='ascii') as file:
+            quota, period = file.read().split()
+        if quota != 'max':
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass                                # no quota, or not a cgroup v2 system
+    return max(1, cores)
