@@ -1,0 +1,126 @@
+"""Classification losses, always in float32.
+
+Under mixed precision the logits arrive as float16 or bfloat16, where a
+log-softmax over a thousand classes has no digits to spare.
+"""
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+
+from common.errors import UserError
+
+
+def build_criterion(config, class_counts=None, soft_targets=False):
+    """Return the training loss, a function (logits [B, C], targets) -> scalar.
+
+    class_counts: training samples of each class, needed for CLASS_WEIGHTS
+    ["balanced"]. soft_targets: targets are float32 distributions [B, C], as Mixup
+    makes them (it has smoothed them already); otherwise int64 labels [B].
+    Raises UserError if the class weights do not fit.
+    """
+    weights = build_class_weights(config, class_counts)
+    if soft_targets:
+        return SoftTargetCrossEntropy(weights)
+    return CrossEntropy(config.TRAIN.SMOOTHING, weights)
+
+
+def build_class_weights(config, class_counts=None):
+    """Return one factor a class as a list, or None where TRAIN.CLASS_WEIGHTS is not set.
+
+    "balanced" is samples / (classes * samples of the class), so that the mean
+    over the samples is 1 (scikit-learn's compute_class_weight).
+    """
+    weights = config.TRAIN.CLASS_WEIGHTS
+    if weights is None:
+        return None
+    num_classes = config.MODEL.NUM_CLASSES
+    if list(weights) == ['balanced']:
+        if class_counts is None:
+            raise UserError(
+                'TRAIN.CLASS_WEIGHTS ["balanced"] needs the number of samples of each class, '
+                'which this data set does not give; list the weights instead.')
+        counts = [int(count) for count in class_counts]
+        if len(counts) != num_classes:
+            raise UserError(
+                f'TRAIN.CLASS_WEIGHTS: the training data has {len(counts)} classes, '
+                f'MODEL.NUM_CLASSES is {num_classes}.')
+        empty = [index for index, count in enumerate(counts) if count == 0]
+        if empty:
+            raise UserError(
+                f'TRAIN.CLASS_WEIGHTS ["balanced"]: class {empty[0]} has no training sample '
+                f'({len(empty)} such in all); remove them or list the weights.')
+        return [sum(counts) / (num_classes * count) for count in counts]
+    for weight in weights:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise UserError(
+                f'TRAIN.CLASS_WEIGHTS: {weight!r} is not a number. '
+                'Give one number a class, or ["balanced"].')
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f'TRAIN.CLASS_WEIGHTS must be 0 or more and finite, not {weight}.')
+    if len(weights) != num_classes:
+        raise UserError(
+            f'TRAIN.CLASS_WEIGHTS has {len(weights)} numbers, '
+            f'MODEL.NUM_CLASSES is {num_classes}.')
+    if not any(weights):
+        raise UserError('TRAIN.CLASS_WEIGHTS are all 0: nothing would be learnt.')
+    return [float(weight) for weight in weights]
+
+
+class CrossEntropy:
+    """Cross entropy of labels, with label smoothing and class weights.
+
+    The target is (1 - smoothing) * one_hot + smoothing / C (Inception v3 paper,
+    Sec. 7). With weights w the loss is the weighted mean over the batch,
+    sum_b sum_c w_c * target_bc * -log p_bc / sum_b w_label(b), as in PyTorch.
+    """
+
+    def __init__(self, smoothing=0.0, weights=None):
+        self.smoothing = smoothing
+        self.weights = None if weights is None else paddle.to_tensor(weights, dtype='float32')
+
+    def __call__(self, logits, labels):
+        """Return the mean loss. logits: [B, C]. labels: int64 [B], each below C."""
+        with paddle.amp.auto_cast(enable=False):
+            logits = logits.astype('float32')
+            if self.weights is None:
+                losses = per_sample_cross_entropy(logits, labels)
+                if self.smoothing:
+                    uniform = -F.log_softmax(logits, axis=-1).mean(axis=-1)
+                    losses = (1 - self.smoothing) * losses + self.smoothing * uniform
+                return losses.mean()
+            sample_weights = paddle.gather(self.weights, labels)
+            losses = sample_weights * per_sample_cross_entropy(logits, labels)
+            if self.smoothing:
+                uniform = -(F.log_softmax(logits, axis=-1) * self.weights).mean(axis=-1)
+                losses = (1 - self.smoothing) * losses + self.smoothing * uniform
+            # A batch of classes that all weigh 0 counts for nothing, not for 0 / 0.
+            return losses.sum() / sample_weights.sum().clip(min=1e-12)
+
+
+class SoftTargetCrossEntropy:
+    """Cross entropy of target distributions: mean_b sum_c w_c * target_bc * -log p_bc.
+
+    Weights, where given, scale the terms and the mean stays over the batch: a
+    mixed sample has no one class to weigh the mean by (PyTorch does the same).
+    """
+
+    def __init__(self, weights=None):
+        self.weights = None if weights is None else paddle.to_tensor(weights, dtype='float32')
+
+    def __call__(self, logits, targets):
+        """Return the mean loss. logits, targets: [B, C]; each target row sums to 1."""
+        with paddle.amp.auto_cast(enable=False):
+            log_probs = F.log_softmax(logits.astype('float32'), axis=-1)
+            if self.weights is not None:
+                targets = targets * self.weights
+            return -(targets * log_probs).sum(axis=-1).mean()
+
+
+def per_sample_cross_entropy(logits, labels):
+    """Return -log p of each label, float32 [B]. logits: [B, C]. labels: int64 [B]."""
+    with paddle.amp.auto_cast(enable=False):
+        losses = F.cross_entropy(
+            logits.astype('float32'), labels.unsqueeze(-1), reduction='none')
+        return losses.squeeze(-1)
