@@ -1,0 +1,427 @@
+"""Tokens-to-Token ViT (Yuan et al., 2021, https://arxiv.org/abs/2101.11986).
+
+The whole model in one file that needs nothing but Paddle. Bottom up: the two
+kinds of token module, the transformer block, T2TViT, build_t2t_vit. Shapes are
+in the comments: B images, N tokens, D = embed_dim, C = token_dim.
+
+Parameter names and shapes are PaddleViT's. The arithmetic is that of the
+official PyTorch code (https://github.com/yitu-opensource/T2T-ViT) down to
+LayerNorm's epsilon, 1e-5, so that its weights give its logits.
+"""
+
+import math
+
+import numpy as np
+import paddle
+import paddle.nn as nn
+import paddle.nn.functional as F
+
+# Kernel, stride and padding of the three soft splits (paper, Sec. 3.1). Together
+# they make one token of 16 x 16 pixels, so both image sides must divide by 16.
+SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+TOKEN_STRIDE = 16
+
+TOKEN_TYPES = ('performer', 'transformer')
+
+
+class DropPath(nn.Layer):
+    """Stochastic depth: in training, drop a residual branch for whole images.
+
+    rate: probability, 0 <= rate < 1. The branches that stay are divided by
+    1 - rate, so the expected value is that of evaluation.
+    """
+
+    def __init__(self, rate=0.0):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x):
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = paddle.rand([x.shape[0]] + [1] * (x.ndim - 1)) >= self.rate
+        return x * (kept.astype(x.dtype) / (1.0 - self.rate))
+
+
+class Mlp(nn.Layer):
+    """Two linear layers with GELU between: [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, dim, hidden_dim, dropout=0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        x = self.dropout(self.act(self.fc1(x)))
+        return self.dropout(self.fc2(x))
+
+
+class Attention(nn.Layer):
+    """Multi-head self-attention: [B, N, D] -> [B, N, D].
+
+    qk_scale: factor of the logits; None: (D / num_heads) ** -0.5.
+    """
+
+    def __init__(self, dim, num_heads, qkv_bias=False, qk_scale=None,
+                 dropout=0.0, attention_dropout=0.0):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim ** -0.5 if qk_scale is None else qk_scale
+        self.qkv = nn.Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
+        self.attn_dropout = nn.Dropout(attention_dropout)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        tokens = x.shape[1]
+        qkv = self.qkv(x).reshape([-1, tokens, 3, self.num_heads, self.head_dim])
+        q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)              # [B, heads, N, head_dim]
+        weights = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)
+        x = paddle.matmul(self.attn_dropout(weights), v)
+        x = x.transpose([0, 2, 1, 3]).reshape([-1, tokens, self.num_heads * self.head_dim])
+        return self.proj_dropout(self.proj(x))
+
+
+class TokenAttention(nn.Layer):
+    """The token module's attention: one head, [B, N, in_dim] -> [B, N, C].
+
+    The values are the residual, because input and output differ in width. As in
+    the official code, the logits are scaled by the input's width, not by C.
+    """
+
+    def __init__(self, in_dim, dim):
+        super().__init__()
+        self.scale = in_dim ** -0.5
+        self.qkv = nn.Linear(in_dim, 3 * dim, bias_attr=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, axis=-1)
+        weights = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)
+        return v + self.proj(paddle.matmul(weights, v))
+
+
+class TokenTransformer(nn.Layer):
+    """Token module of T2T-ViT_t: [B, N, in_dim] -> [B, N, C] in O(N^2)."""
+
+    def __init__(self, in_dim, dim):
+        super().__init__()
+        self.dim = dim
+        self.norm1 = nn.LayerNorm(in_dim)
+        self.attn = TokenAttention(in_dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, dim)
+
+    def forward(self, x):
+        x = self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+    def attention_macs(self, tokens):
+        return 2 * tokens ** 2 * self.dim                               # q k^T and weights v
+
+
+class TokenPerformer(nn.Layer):
+    """Token module of T2T-ViT: [B, N, in_dim] -> [B, N, C] in O(N).
+
+    Performer attention (Choromanski et al., 2020): exp(q k) is estimated by
+    phi(q) phi(k) with m = C / 2 positive random features, whose directions `w`
+    are orthogonal, of length sqrt(m), drawn once and never trained. The dropout
+    of 0.1 is fixed here, whatever the model's own rate, as in the official code.
+    """
+
+    def __init__(self, in_dim, dim, dropout=0.1):
+        super().__init__()
+        self.dim = dim
+        self.num_features = dim // 2
+        self.w = self.create_parameter(
+            [self.num_features, dim],
+            attr=paddle.ParamAttr(trainable=False),
+            default_initializer=nn.initializer.Orthogonal(gain=math.sqrt(self.num_features)))
+        self.norm1 = nn.LayerNorm(in_dim)
+        self.kqv = nn.Linear(in_dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(dropout))
+
+    def forward(self, x):
+        k, q, v = self.kqv(self.norm1(x)).chunk(3, axis=-1)             # [B, N, C], in this order
+        x = v + self.dropout(self.proj(self.attend(q, k, v)))
+        return x + self.mlp(self.norm2(x))
+
+    def attend(self, q, k, v):
+        """Return the attention output [B, N, C] in v's type, computed in float32.
+
+        In float16 the 1e-8 below is zero and the features leave the range of the
+        type. In float32 they cannot: w x - |x|^2 / 2 is at most |w|^2 / 2 = m / 2.
+        """
+        dtype = v.dtype
+        with paddle.amp.auto_cast(enable=False):
+            q, k, v = _to_float32(q), _to_float32(k), _to_float32(v)
+            q_features, k_features = self.features(q), self.features(k)         # [B, N, m]
+            k_sum = k_features.sum(axis=1, keepdim=True)                        # [B, 1, m]
+            normalizer = paddle.matmul(q_features, k_sum, transpose_y=True)     # [B, N, 1]
+            context = paddle.matmul(k_features, v, transpose_x=True)            # [B, m, C]
+            attended = paddle.matmul(q_features, context) / (normalizer + 1e-8)
+        return attended.astype(dtype)
+
+    def features(self, x):
+        """phi(x) = exp(w x - |x|^2 / 2) / sqrt(m): [B, N, C] -> [B, N, m]."""
+        half_norm = x.square().sum(axis=-1, keepdim=True) / 2
+        projected = paddle.matmul(x, _to_float32(self.w), transpose_y=True)
+        return paddle.exp(projected - half_norm) / math.sqrt(self.num_features)
+
+    def attention_macs(self, tokens):
+        # Features of q and k, context and output: C * m each; the normalizer: m.
+        return tokens * self.num_features * (4 * self.dim + 1)
+
+
+class T2TModule(nn.Layer):
+    """Tokens-to-Token module (paper, Sec. 3.1): [B, channels, H, W] -> [B, N, D].
+
+    Each soft split cuts overlapping windows and joins each window's tokens into
+    one; after the first two a token module mixes them and narrows them to C.
+    image_size: (H, W) in pixels, multiples of 16. N = H/16 * W/16.
+    """
+
+    def __init__(self, image_size, in_channels, token_type, embed_dim, token_dim):
+        super().__init__()
+        token_module = {'performer': TokenPerformer, 'transformer': TokenTransformer}[token_type]
+        first, second, third = (kernel * kernel for kernel, _, _ in SOFT_SPLITS)
+        self.attn1 = token_module(in_channels * first, token_dim)
+        self.attn2 = token_module(token_dim * second, token_dim)
+        self.proj = nn.Linear(token_dim * third, embed_dim)
+        height, width = image_size
+        self.grids = [(height // stride, width // stride) for stride in (4, 8, TOKEN_STRIDE)]
+
+    def forward(self, images):
+        x = self.attn1(soft_split(images, *SOFT_SPLITS[0]))             # [B, H/4 * W/4, C]
+        x = self.attn2(soft_split(as_image(x, self.grids[0]), *SOFT_SPLITS[1]))
+        return self.proj(soft_split(as_image(x, self.grids[1]), *SOFT_SPLITS[2]))
+
+    def attention_macs(self):
+        return sum(layer.attention_macs(rows * columns)
+                   for layer, (rows, columns) in zip((self.attn1, self.attn2), self.grids))
+
+
+class Block(nn.Layer):
+    """Pre-norm transformer block: [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, dim, num_heads, mlp_ratio=4.0, qkv_bias=False, qk_scale=None,
+                 dropout=0.0, attention_dropout=0.0, droppath=0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads, qkv_bias, qk_scale, dropout, attention_dropout)
+        self.drop_path = DropPath(droppath)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
+
+    def forward(self, x):
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class T2TViT(nn.Layer):
+    """T2T-ViT: images [B, in_channels, H, W] -> logits [B, num_classes].
+
+    image_size: pixels, H = W, or (H, W); both must be multiples of 16.
+    num_classes: 0 gives the class token's features [B, D] instead of logits.
+    token_type: "performer" (T2T-ViT) or "transformer" (T2T-ViT_t).
+    qkv_bias: of the blocks. PaddleViT's default is True; every published model
+        has False, and so do the config's default and our yaml files.
+    qk_scale: None for head_dim ** -0.5.
+    dropout, attention_dropout: rates in the blocks. droppath: stochastic depth,
+        growing linearly from 0 to this rate in the last block.
+    token_dim: width C inside the token modules.
+    gelu: "erf", or "tanh" for the approximation. layer_norm_eps: PaddleViT has
+        1e-6; the weights were trained with 1e-5.
+    recompute: run the blocks a second time in backward instead of storing their
+        activations.
+    zero_head: start the classifier's weight at zero, as fine-tuning often does.
+    Raises ValueError for sizes that do not fit and unknown names.
+    """
+
+    num_prefix_tokens = 1                   # tokens before those of the image: the class token
+
+    def __init__(self,
+                 image_size=224,
+                 in_channels=3,
+                 num_classes=1000,
+                 token_type='performer',
+                 embed_dim=768,
+                 depth=12,
+                 num_heads=12,
+                 mlp_ratio=4.0,
+                 qkv_bias=True,
+                 qk_scale=None,
+                 dropout=0.0,
+                 attention_dropout=0.0,
+                 droppath=0.0,
+                 token_dim=64,
+                 gelu='erf',
+                 layer_norm_eps=1e-5,
+                 recompute=False,
+                 zero_head=False):
+        super().__init__()
+        if isinstance(image_size, int):
+            image_size = (image_size, image_size)
+        check_sizes(image_size, token_type, embed_dim, num_heads, token_dim)
+        self.image_size = tuple(image_size)
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.embed_dim = embed_dim
+        self.recompute = recompute
+
+        self.patch_embed = T2TModule(
+            self.image_size, in_channels, token_type, embed_dim, token_dim)
+        self.grid_size = self.patch_embed.grids[-1]                     # (rows, columns)
+        num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        self.cls_token = self.create_parameter([1, 1, embed_dim])
+        self.pos_embed = self.create_parameter(
+            [1, num_tokens, embed_dim],
+            attr=paddle.ParamAttr(trainable=False),
+            default_initializer=nn.initializer.Assign(sinusoid(num_tokens, embed_dim)))
+        self.pos_dropout = nn.Dropout(dropout)
+        self.blocks = nn.LayerList([
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale, dropout, attention_dropout,
+                  droppath * i / max(depth - 1, 1))
+            for i in range(depth)])
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+
+        init_weights(self, zero_head)
+        self.set_numerics(gelu, layer_norm_eps)
+
+    def forward(self, images):
+        return self.head(self.forward_features(images))
+
+    def forward_features(self, images):
+        """Return the normalised class token [B, D]."""
+        if list(images.shape[1:]) != [self.in_channels, *self.image_size]:
+            raise ValueError(
+                f'The model takes images [B, {self.in_channels}, {self.image_size[0]}, '
+                f'{self.image_size[1]}], not {list(images.shape)}; set image_size to match.')
+        patches = self.patch_embed(images)                              # [B, N, D]
+        cls_token = self.cls_token.expand([patches.shape[0], -1, -1])
+        x = paddle.concat([cls_token, patches], axis=1)
+        x = self.pos_dropout(x + self.pos_embed)                        # [B, 1 + N, D]
+        for block in self.blocks:
+            x = recompute_in_backward(block, x) if self.recompute and self.training else block(x)
+        return self.norm(x)[:, 0]
+
+    def set_numerics(self, gelu=None, layer_norm_eps=None):
+        """Set the form of GELU ("erf" or "tanh") and LayerNorm's epsilon; None keeps one."""
+        if gelu is not None:
+            if gelu not in ('erf', 'tanh'):
+                raise ValueError(f'gelu must be "erf" or "tanh", not {gelu!r}.')
+            self.gelu = gelu
+        if layer_norm_eps is not None:
+            self.layer_norm_eps = layer_norm_eps
+        for layer in self.sublayers():
+            if isinstance(layer, nn.GELU):
+                layer._approximate = self.gelu == 'tanh'
+            elif isinstance(layer, nn.LayerNorm):
+                layer._epsilon = self.layer_norm_eps
+
+    def no_weight_decay(self):
+        """Return the names of the parameters, beside biases and norms, that must not decay."""
+        fixed = {name for name, parameter in self.named_parameters() if parameter.stop_gradient}
+        return {'cls_token', 'pos_embed'} | {name for name in fixed if name.endswith('.w')}
+
+    def attention_macs(self):
+        """Return an image's multiply-adds in matmuls without parameters.
+
+        They are q k^T and weights v of the blocks, and all of the token modules'
+        attention; counters that go by layers do not see them.
+        """
+        tokens = self.pos_embed.shape[1]
+        in_blocks = len(self.blocks) * 2 * tokens ** 2 * self.embed_dim
+        return in_blocks + self.patch_embed.attention_macs()
+
+
+def check_sizes(image_size, token_type, embed_dim, num_heads, token_dim):
+    """Raise ValueError if T2T-ViT cannot be built with these."""
+    height, width = image_size
+    if min(height, width) < TOKEN_STRIDE or height % TOKEN_STRIDE or width % TOKEN_STRIDE:
+        raise ValueError(
+            f'image_size {height}x{width}: both sides must be multiples of {TOKEN_STRIDE}.')
+    if token_type not in TOKEN_TYPES:
+        raise ValueError(f'token_type must be one of {", ".join(TOKEN_TYPES)}, not {token_type!r}.')
+    if embed_dim % num_heads:
+        raise ValueError(f'embed_dim {embed_dim} must be a multiple of num_heads {num_heads}.')
+    if token_dim < 2:
+        raise ValueError(f'token_dim must be 2 or more, not {token_dim}.')
+
+
+def soft_split(x, kernel, stride, padding):
+    """Cut overlapping windows: [B, C, H, W] -> [B, windows, C * kernel * kernel]."""
+    return F.unfold(x, kernel, stride, padding).transpose([0, 2, 1])
+
+
+def as_image(tokens, grid):
+    """[B, rows * columns, C] -> [B, C, rows, columns]. grid: (rows, columns)."""
+    return tokens.transpose([0, 2, 1]).reshape([0, 0, *grid])
+
+
+def sinusoid(num_tokens, dim):
+    """Return the fixed position embedding [1, num_tokens, dim] (Vaswani et al., Sec. 3.5).
+
+    Sine in the even channels, cosine in the odd; position 0 is the class token.
+    """
+    frequencies = 10000.0 ** (-2 * (np.arange(dim) // 2) / dim)
+    angles = np.arange(num_tokens)[:, None] * frequencies
+    table = np.where(np.arange(dim) % 2 == 0, np.sin(angles), np.cos(angles))
+    return table[None].astype('float32')
+
+
+def init_weights(model, zero_head=False):
+    """Initialise as the official models/t2t_vit.py: linear weights and class token from
+    a normal of std 0.02, biases 0, LayerNorm 1 and 0.
+
+    The official truncation at -2 and 2 is a hundred standard deviations away, hence
+    a plain normal; Paddle 2.6's TruncatedNormal cuts at two of them (std 0.0176).
+    """
+    normal = nn.initializer.Normal(std=0.02)
+    zero = nn.initializer.Constant(0.0)
+    normal(model.cls_token)
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Linear):
+            normal(layer.weight)
+            if layer.bias is not None:
+                zero(layer.bias)
+    if zero_head and model.num_classes > 0:
+        zero(model.head.weight)
+
+
+def recompute_in_backward(block, x):
+    from paddle.distributed.fleet.utils import recompute
+    return recompute(block, x)
+
+
+def _to_float32(x):
+    return x.astype('float32') if x.dtype in (paddle.float16, paddle.bfloat16) else x
+
+
+def build_t2t_vit(config):
+    """Return the T2TViT that a config describes."""
+    return T2TViT(image_size=config.DATA.IMAGE_SIZE,
+                  in_channels=config.DATA.IMAGE_CHANNELS,
+                  num_classes=config.MODEL.NUM_CLASSES,
+                  token_type=config.MODEL.TOKEN_TYPE,
+                  embed_dim=config.MODEL.EMBED_DIM,
+                  depth=config.MODEL.DEPTH,
+                  num_heads=config.MODEL.NUM_HEADS,
+                  mlp_ratio=config.MODEL.MLP_RATIO,
+                  qkv_bias=config.MODEL.QKV_BIAS,
+                  qk_scale=config.MODEL.QK_SCALE,
+                  dropout=config.MODEL.DROPOUT,
+                  attention_dropout=config.MODEL.ATTENTION_DROPOUT,
+                  droppath=config.MODEL.DROPPATH,
+                  token_dim=config.MODEL.TOKEN_DIM,
+                  gelu=config.MODEL.GELU,
+                  layer_norm_eps=config.MODEL.LAYER_NORM_EPS,
+                  recompute=config.MODEL.RECOMPUTE,
+                  zero_head=config.MODEL.ZERO_HEAD)
