@@ -19,23 +19,32 @@ _AVX512 = {'avx512f', 'avx512cd', 'avx512dq', 'avx512bw', 'avx512vl'}
 _AVX2 = {'avx2', 'fma'}
 
 
-def tune_cpu(processes=1):
+def tune_cpu():
     """Set threads and the MKL code path for this machine, unless the user did.
 
-    processes: how many training processes share the machine's cores.
-    Returns one line for the log. Does nothing once Paddle is imported.
+    Does nothing once Paddle is imported. describe_cpu() tells what was set.
     """
-    if 'paddle' in sys.modules:
-        return 'CPU settings: left alone, Paddle was imported before'
+    if 'paddle' not in sys.modules:
+        share_cores(int(os.environ.get('PADDLE_LOCAL_SIZE', 1)))
+
+
+def share_cores(processes):
+    """Set what `tune_cpu` sets, for processes that are started from here and share the cores."""
     inherited = set(filter(None, os.environ.get(_MARKER, '').split(',')))
     users = {name: value for name, value in os.environ.items() if name not in inherited}
     vendor, flags = read_cpu()
     chosen = choose_settings(vendor, flags, count_cores() // processes, users)
     os.environ.update(chosen)
     os.environ[_MARKER] = ','.join(chosen)
-    kept = [f'{name}={users[name]}' for name in _TUNED if name in users]
-    line = ', '.join(f'{name}={value}' for name, value in chosen.items()) or 'nothing to set'
-    return f'CPU settings: {line}' + (f' (kept yours: {", ".join(kept)})' if kept else '')
+
+
+def describe_cpu():
+    """Return one line for the log: what was chosen here, and what the user had set."""
+    ours = list(filter(None, os.environ.get(_MARKER, '').split(',')))
+    users = [name for name in _TUNED if name in os.environ and name not in ours]
+    parts = [f'{name}={os.environ[name]}' for name in ours] or ['nothing to set']
+    parts += [f'{name}={os.environ[name]} (yours)' for name in users]
+    return 'CPU settings: ' + ', '.join(parts)
 
 
 _TUNED = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'MKL_DEBUG_CPU_TYPE')

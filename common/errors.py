@@ -1,4 +1,4 @@
-"""The one error class for mistakes in the user's input, and name suggestions."""
+"""The errors that end a command with a message instead of a traceback, and name suggestions."""
 
 import difflib
 
@@ -8,6 +8,10 @@ class UserError(Exception):
 
     The text says what was found, where, and what to do, in one or two lines.
     """
+
+
+class RunError(Exception):
+    """A run failed for a reason that can be named: exit code 1 and this text."""
 
 
 def suggest(name, valid_names):

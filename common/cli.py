@@ -1,0 +1,108 @@
+"""The command line of the main scripts: PaddleViT's flags, and what was missing there."""
+
+import argparse
+import os
+
+from common.errors import UserError, suggest
+
+# flag, config key, type, help
+VALUE_FLAGS = (
+    ('dataset', 'DATA.DATASET', str, 'imagenet2012, imagefolder, cifar10, cifar100 or digits'),
+    ('data_path', 'DATA.DATA_PATH', str, 'root of the data set, or its train/ or val/ folder'),
+    ('output', 'SAVE', str, 'folder in which run folders are made (default: ./output)'),
+    ('batch_size', 'DATA.BATCH_SIZE', int, 'images a process and micro-batch'),
+    ('batch_size_eval', 'DATA.BATCH_SIZE_EVAL', int, 'images a process when evaluating'),
+    ('image_size', 'DATA.IMAGE_SIZE', int, 'height and width of the model\'s input, in pixels'),
+    ('num_classes', 'MODEL.NUM_CLASSES', int, 'number of classes; a new head is made if it differs'),
+    ('accum_iter', 'TRAIN.ACCUM_ITER', int, 'micro-batches an optimizer update'),
+    ('pretrained', 'MODEL.PRETRAINED', str,
+     'weights: a file of any known format (.pdparams may be left off), a folder, or a name'),
+    ('resume', 'MODEL.RESUME', str,
+     'checkpoint or run folder to continue from; "auto": the newest good one under -output'),
+    ('last_epoch', 'TRAIN.LAST_EPOCH', int, 'epochs already done, for the learning-rate schedule'),
+    ('device', 'DEVICE', str, 'auto (a GPU if there is one), cpu, gpu or gpu:N'),
+    ('num_workers', 'DATA.NUM_WORKERS', int, 'processes that load images; 0: none'),
+    ('nprocs', 'NPROCS', int, 'main_multi_gpu: processes to start (default: every visible GPU)'),
+    ('ngpus', 'NPROCS', int, 'PaddleViT\'s name for -nprocs'),
+    ('seed', 'SEED', int, 'seed of initialisation, order, augmentation and dropout'),
+)
+
+SWITCHES = (
+    ('eval', 'EVAL', 'evaluate and stop'),
+    ('amp', 'AMP', 'mixed precision (AMP_LEVEL and AMP_DTYPE choose which)'),
+    ('visualdl', 'VISUALDL', 'write VisualDL logs to the run folder'),
+)
+
+EXAMPLES = """examples:
+  python {script} -cfg=configs/{digits_config}.yaml
+  python {script} -cfg=configs/{model}.yaml -dataset=imagenet2012 \\
+      -data_path=/dataset/imagenet -eval -pretrained=./{model}.pdparams
+  python {script} -cfg=configs/{model}.yaml -data_path=/my/pictures -dataset=imagefolder \\
+      -num_classes=5 -pretrained=./{model}.pdparams -opts TRAIN.BASE_LR 1e-4
+
+Flags take one or two dashes, and their value after a space or "=". Any option of config.py
+can be set with -opts KEY VALUE; flags win over the yaml file, -opts over flags.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raise UserError where argparse would print its usage and exit."""
+
+    def error(self, message):
+        raise UserError(f'{message[0].upper()}{message[1:]}. -h lists every flag.')
+
+
+def parse_command_line(project, argv, script):
+    """Return the frozen config that the arguments ask for.
+
+    project: common.launch.Project. argv: arguments without the script's name.
+    Raises UserError for an unknown flag, key or value.
+    """
+    parser = _build_parser(project, script)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UserError(_explain_unknown(unknown[0]))
+    given = vars(known)
+    flags = {key: given[name] for name, key, *_ in VALUE_FLAGS if given[name] is not None}
+    flags |= {key: True for name, key, _ in SWITCHES if given[name]}
+    if known.eval and known.batch_size and not known.batch_size_eval:
+        flags['DATA.BATCH_SIZE_EVAL'] = known.batch_size    # as PaddleViT does
+    path = find_config(known.cfg, project.folder) if known.cfg else None
+    return project.get_config(path, flags=flags, opts=known.opts)
+
+
+def find_config(path, folder):
+    """Return the yaml file's path: as given, or else relative to the model directory."""
+    beside_the_script = os.path.join(folder, path)
+    if not os.path.exists(path) and os.path.exists(beside_the_script):
+        return beside_the_script
+    return path
+
+
+def _build_parser(project, script):
+    digits_config, model = project.example_configs
+    parser = _Parser(
+        prog=script, description=f'Train or evaluate {project.name}.', allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES.format(script=script, digits_config=digits_config, model=model))
+    _add(parser, 'cfg', metavar='FILE', help='yaml file of the model and its recipe')
+    for name, key, kind, text in VALUE_FLAGS:
+        metavar = 'N' if kind is int else 'X'
+        _add(parser, name, type=kind, metavar=metavar, help=f'{text} [{key}]')
+    for name, key, text in SWITCHES:
+        _add(parser, name, action='store_true', help=f'{text} [{key}]')
+    _add(parser, 'opts', nargs='*', default=[], metavar='KEY VALUE',
+         help='any options of config.py, for example TRAIN.BASE_LR 3e-4')
+    return parser
+
+
+def _add(parser, name, **options):
+    parser.add_argument(f'-{name}', f'--{name}', dest=name, **options)
+
+
+def _explain_unknown(argument):
+    if not argument.startswith('-'):
+        return f'Unexpected argument {argument!r}: values follow a flag, as in -cfg FILE.'
+    name = argument.lstrip('-').split('=', 1)[0]
+    names = [flag[0] for flag in VALUE_FLAGS + SWITCHES] + ['cfg', 'opts', 'help']
+    return f'Unknown flag -{name}.{suggest(name, names)}'
