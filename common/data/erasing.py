@@ -1,0 +1,90 @@
+"""Random erasing (arXiv 1708.04896) on the device, after normalisation.
+
+Rectangles and noise come from a generator of the sample's own, so that they do
+not depend on the batch, the number of workers or the number of processes.
+"""
+
+import math
+
+import numpy as np
+import paddle
+
+from common.errors import UserError
+
+MIN_AREA, MAX_AREA = 0.02, 1 / 3            # of the image
+MIN_ASPECT = 0.3                            # height / width, up to 1 / MIN_ASPECT
+ATTEMPTS = 10                               # to draw a rectangle that fits
+
+STREAM = 0x657261                           # keeps these numbers apart from other draws
+
+
+def is_active(config):
+    """Return whether the config asks for random erasing."""
+    return config.TRAIN.RANDOM_ERASE_PROB > 0
+
+
+class RandomErasing:
+    """Replace rectangles of the images by noise or zero, in place.
+
+    RANDOM_ERASE_MODE: "pixel" writes N(0, 1) into every value, "rand" one N(0, 1)
+    a channel, "const" zero, which is the mean after normalisation. Each image is
+    chosen with RANDOM_ERASE_PROB and gets 1 to RANDOM_ERASE_COUNT rectangles, which
+    share the area. RANDOM_ERASE_SPLIT leaves the first half of each batch alone.
+    """
+
+    def __init__(self, config):
+        train = config.TRAIN
+        self.prob = train.RANDOM_ERASE_PROB
+        self.mode = train.RANDOM_ERASE_MODE
+        self.max_count = train.RANDOM_ERASE_COUNT
+        self.split = train.RANDOM_ERASE_SPLIT
+        self.seed = config.SEED
+        if self.max_count < 1:
+            raise UserError(f'TRAIN.RANDOM_ERASE_COUNT must be 1 or more, not {self.max_count}.')
+
+    def __call__(self, images, epoch, indices):
+        """Return `images`, erased in place.
+
+        images: float32 [B, C, H, W]. indices: the B samples' places in the data set.
+        """
+        batch_size, channels, height, width = images.shape
+        assert len(indices) == batch_size, (len(indices), batch_size)
+        for position in range(batch_size // 2 if self.split else 0, batch_size):
+            generator = build_generator(self.seed, epoch, indices[position])
+            if generator.random() >= self.prob:
+                continue
+            for top, left, rows, columns in self.draw_rectangles(height, width, generator):
+                values = self.draw_values(channels, rows, columns, generator)
+                images[position, :, top:top + rows, left:left + columns] = (
+                    paddle.to_tensor(values) if values is not None else 0.0)
+        return images
+
+    def draw_rectangles(self, height, width, generator):
+        """Yield (top, left, rows, columns), all inside the image; none if none fits."""
+        count = int(generator.integers(1, self.max_count, endpoint=True))
+        log_aspect = math.log(MIN_ASPECT)
+        for _ in range(count):
+            for _ in range(ATTEMPTS):
+                area = generator.uniform(MIN_AREA, MAX_AREA) * height * width / count
+                aspect = math.exp(generator.uniform(log_aspect, -log_aspect))
+                rows = round(math.sqrt(area * aspect))
+                columns = round(math.sqrt(area / aspect))
+                if 0 < rows < height and 0 < columns < width:
+                    top = int(generator.integers(0, height - rows, endpoint=True))
+                    left = int(generator.integers(0, width - columns, endpoint=True))
+                    yield top, left, rows, columns
+                    break
+
+    def draw_values(self, channels, rows, columns, generator):
+        """Return what is written: float32 [C, rows, columns], or None for zero."""
+        if self.mode == 'const':
+            return None
+        shape = (channels, rows, columns) if self.mode == 'pixel' else (channels, 1, 1)
+        noise = generator.standard_normal(shape, dtype='float32')
+        return np.ascontiguousarray(np.broadcast_to(noise, (channels, rows, columns)))
+
+
+def build_generator(seed, epoch, index):
+    """Return the generator of one sample in one epoch."""
+    sequence = np.random.SeedSequence([seed, epoch, int(index), STREAM])
+    return np.random.Generator(np.random.PCG64(sequence))

@@ -1,0 +1,147 @@
+"""Mixup and CutMix of a batch on the device, with the soft targets that go with it.
+
+mixup (arXiv 1710.09412) blends two images, CutMix (arXiv 1905.04899) pastes a
+rectangle of one into the other; the targets are blended in the same proportion.
+Sample b of a batch of B is mixed with sample B - 1 - b, as in timm, so the middle
+sample of an odd batch meets itself and stays as it is.
+"""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from common.errors import UserError
+
+
+def is_active(config):
+    """Return whether the config asks for mixup or CutMix."""
+    train = config.TRAIN
+    asked = train.MIXUP_ALPHA > 0 or train.CUTMIX_ALPHA > 0 or train.CUTMIX_MINMAX is not None
+    return asked and train.MIXUP_PROB > 0
+
+
+class Mixup:
+    """Mix images and labels: (images [B, C, H, W], labels [B]) -> (images, targets [B, K]).
+
+    MIXUP_MODE says what shares one draw of (lambda, box): "batch" every sample,
+    "pair" the two samples that are mixed with each other, "elem" none.
+    CUTMIX_MINMAX (smallest, largest side of the box as a share of the image's)
+    replaces the box drawn from CUTMIX_ALPHA. Label smoothing is part of the targets:
+    off = smoothing / K, on = 1 - smoothing + off.
+    """
+
+    def __init__(self, config, num_classes):
+        train = config.TRAIN
+        self.mode = train.MIXUP_MODE
+        self.prob = train.MIXUP_PROB
+        self.switch_prob = train.MIXUP_SWITCH_PROB
+        self.mixup_alpha = train.MIXUP_ALPHA
+        self.cutmix_alpha = train.CUTMIX_ALPHA
+        self.cutmix_minmax = train.CUTMIX_MINMAX
+        if self.cutmix_minmax is not None:
+            check_minmax(self.cutmix_minmax)
+            self.cutmix_alpha = 1.0         # the box has a law of its own; this turns CutMix on
+        self.smoothing = train.SMOOTHING
+        self.num_classes = num_classes
+        assert is_active(config), 'neither mixup nor CutMix is on'
+
+    def __call__(self, images, labels, generator):
+        """Return (mixed images, soft targets float32 [B, K]).
+
+        images: float32 [B, C, H, W]. labels: int64 [B]. generator: numpy Generator.
+        """
+        batch_size, _, height, width = images.shape
+        lam, boxes = self.draw(batch_size, height, width, generator)
+        weights = build_weights(lam, boxes, height, width)
+        images = images * weights + images.flip(0) * (1 - weights)
+        targets = F.one_hot(labels, self.num_classes)
+        targets = targets * (1 - self.smoothing) + self.smoothing / self.num_classes
+        lam = paddle.to_tensor(lam).unsqueeze(1)
+        return images, targets * lam + targets.flip(0) * (1 - lam)
+
+    def draw(self, batch_size, height, width, generator):
+        """Draw the share each sample keeps and where it takes the partner's pixels.
+
+        Returns lam float32 [n] and boxes int64 [n, 4] as (top, bottom, left, right),
+        empty where the sample is blended or left alone; n is 1 in mode "batch", else
+        B. With a box, lam is 1 - its true area / (H * W), after clipping.
+        """
+        count = {'batch': 1, 'pair': (batch_size + 1) // 2, 'elem': batch_size}[self.mode]
+        applied = generator.random(count) < self.prob
+        if self.mixup_alpha > 0 and self.cutmix_alpha > 0:
+            use_cutmix = generator.random(count) < self.switch_prob
+        else:
+            use_cutmix = np.full(count, self.cutmix_alpha > 0)
+        lam = np.ones(count)
+        if self.mixup_alpha > 0:
+            blend = generator.beta(self.mixup_alpha, self.mixup_alpha, count)
+            lam = np.where(applied & ~use_cutmix, blend, lam)
+        boxes = np.zeros((count, 4), 'int64')
+        if self.cutmix_alpha > 0:
+            if self.cutmix_minmax is not None:
+                drawn = draw_minmax_boxes(self.cutmix_minmax, height, width, generator, count)
+            else:
+                share = generator.beta(self.cutmix_alpha, self.cutmix_alpha, count)
+                drawn = draw_boxes(share, height, width, generator)
+            boxes[applied & use_cutmix] = drawn[applied & use_cutmix]
+            area = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
+            lam = np.where(applied & use_cutmix, 1 - area / (height * width), lam)
+        if self.mode == 'pair':
+            order = np.arange(batch_size)
+            pair = np.minimum(order, order[::-1])
+            lam, boxes = lam[pair], boxes[pair]
+        return lam.astype('float32'), boxes
+
+
+def draw_boxes(lam, height, width, generator):
+    """Return CutMix boxes [n, 4] of the image's shape and area (1 - lam) * H * W.
+
+    The centre is uniform over the image and the box is clipped at its borders.
+    """
+    side = np.sqrt(1 - lam)
+    box_height, box_width = (height * side).astype('int64'), (width * side).astype('int64')
+    row = generator.integers(height, size=len(lam))
+    column = generator.integers(width, size=len(lam))
+    top = np.clip(row - box_height // 2, 0, height)
+    bottom = np.clip(row + (box_height + 1) // 2, 0, height)
+    left = np.clip(column - box_width // 2, 0, width)
+    right = np.clip(column + (box_width + 1) // 2, 0, width)
+    return np.stack([top, bottom, left, right], axis=1)
+
+
+def draw_minmax_boxes(minmax, height, width, generator, count):
+    """Return boxes [count, 4] inside the image, each side uniform over [min, max] of its own."""
+    low, high = minmax
+    box_height = generator.integers(int(height * low), int(height * high), count, endpoint=True)
+    box_width = generator.integers(int(width * low), int(width * high), count, endpoint=True)
+    top = generator.integers(0, height - box_height, endpoint=True)
+    left = generator.integers(0, width - box_width, endpoint=True)
+    return np.stack([top, top + box_height, left, left + box_width], axis=1)
+
+
+def build_weights(lam, boxes, height, width):
+    """Return the share of each pixel's own image, float32 [n, 1, H, W] or [n, 1, 1, 1].
+
+    Inside a box it is 0 and outside 1; without boxes it is lam everywhere.
+    """
+    has_box = (boxes[:, 1] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 2])
+    blend = paddle.to_tensor(np.where(has_box, 1, lam).astype('float32')).reshape([-1, 1, 1, 1])
+    if not has_box.any():
+        return blend
+    top, bottom, left, right = (boxes[:, [side]] for side in range(4))
+    rows, columns = np.arange(height), np.arange(width)
+    in_rows = ((rows >= top) & (rows < bottom)).astype('float32')
+    in_columns = ((columns >= left) & (columns < right)).astype('float32')
+    inside = (paddle.to_tensor(in_rows).reshape([-1, 1, height, 1])
+              * paddle.to_tensor(in_columns).reshape([-1, 1, 1, width]))
+    return blend * (1 - inside)
+
+
+def check_minmax(minmax):
+    """Raise UserError unless `minmax` is two shares, the smaller first."""
+    numbers = [value for value in minmax
+               if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(minmax) != 2 or len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1] <= 1:
+        raise UserError(
+            f'TRAIN.CUTMIX_MINMAX must be [smallest, largest] side of the box from 0 to 1, '
+            f'such as [0.2, 0.8], not {list(minmax)}.')
