@@ -60,7 +60,9 @@ class Mlp(nn.Layer):
 class Attention(nn.Layer):
     """Multi-head self-attention: [B, N, D] -> [B, N, D].
 
-    qk_scale: factor of the logits; None: (D / num_heads) ** -0.5.
+    qk_scale: factor of the scores; None: (D / num_heads) ** -0.5. The attention
+    probabilities [B, heads, N, N] are the input of `attn_dropout`, where a
+    forward hook can read them.
     """
 
     def __init__(self, dim, num_heads, qkv_bias=False, qk_scale=None,
@@ -78,8 +80,8 @@ class Attention(nn.Layer):
         tokens = x.shape[1]
         qkv = self.qkv(x).reshape([-1, tokens, 3, self.num_heads, self.head_dim])
         q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)              # [B, heads, N, head_dim]
-        weights = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)
-        x = paddle.matmul(self.attn_dropout(weights), v)
+        probabilities = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)
+        x = paddle.matmul(self.attn_dropout(probabilities), v)
         x = x.transpose([0, 2, 1, 3]).reshape([-1, tokens, self.num_heads * self.head_dim])
         return self.proj_dropout(self.proj(x))
 
@@ -88,7 +90,7 @@ class TokenAttention(nn.Layer):
     """The token module's attention: one head, [B, N, in_dim] -> [B, N, C].
 
     The values are the residual, because input and output differ in width. As in
-    the official code, the logits are scaled by the input's width, not by C.
+    the official code, the scores are scaled by the input's width, not by C.
     """
 
     def __init__(self, in_dim, dim):
@@ -99,8 +101,8 @@ class TokenAttention(nn.Layer):
 
     def forward(self, x):
         q, k, v = self.qkv(x).chunk(3, axis=-1)
-        weights = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)
-        return v + self.proj(paddle.matmul(weights, v))
+        probabilities = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)
+        return v + self.proj(paddle.matmul(probabilities, v))
 
 
 class TokenTransformer(nn.Layer):
@@ -119,7 +121,7 @@ class TokenTransformer(nn.Layer):
         return x + self.mlp(self.norm2(x))
 
     def attention_macs(self, tokens):
-        return 2 * tokens ** 2 * self.dim                               # q k^T and weights v
+        return 2 * tokens ** 2 * self.dim                               # q k^T, probabilities v
 
 
 class TokenPerformer(nn.Layer):
@@ -135,6 +137,8 @@ class TokenPerformer(nn.Layer):
         super().__init__()
         self.dim = dim
         self.num_features = dim // 2
+        # Keep `w` in float32 under AMP O2; the attribute's name in Paddle 3 and in Paddle 2.
+        self._cast_to_low_precision = self._cast_to_low_precison = False
         self.w = self.create_parameter(
             [self.num_features, dim],
             attr=paddle.ParamAttr(trainable=False),
@@ -296,10 +300,10 @@ class T2TViT(nn.Layer):
         self.set_numerics(gelu, layer_norm_eps)
 
     def forward(self, images):
-        return self.head(self.forward_features(images))
+        return self.head(self.forward_features(images)[:, 0])
 
     def forward_features(self, images):
-        """Return the normalised class token [B, D]."""
+        """Return the tokens after the last norm, class token first: [B, 1 + N, D]."""
         if list(images.shape[1:]) != [self.in_channels, *self.image_size]:
             raise ValueError(
                 f'The model takes images [B, {self.in_channels}, {self.image_size[0]}, '
@@ -309,8 +313,12 @@ class T2TViT(nn.Layer):
         x = paddle.concat([cls_token, patches], axis=1)
         x = self.pos_dropout(x + self.pos_embed)                        # [B, 1 + N, D]
         for block in self.blocks:
-            x = recompute_in_backward(block, x) if self.recompute and self.training else block(x)
-        return self.norm(x)[:, 0]
+            # Above frozen layers nothing would tell recompute that a gradient is wanted.
+            if self.recompute and self.training and not x.stop_gradient:
+                x = recompute_in_backward(block, x)
+            else:
+                x = block(x)
+        return self.norm(x)
 
     def set_numerics(self, gelu=None, layer_norm_eps=None):
         """Set the form of GELU ("erf" or "tanh") and LayerNorm's epsilon; None keeps one."""
@@ -334,7 +342,7 @@ class T2TViT(nn.Layer):
     def attention_macs(self):
         """Return an image's multiply-adds in matmuls without parameters.
 
-        They are q k^T and weights v of the blocks, and all of the token modules'
+        They are q k^T and probabilities v of the blocks, and all of the token modules'
         attention; counters that go by layers do not see them.
         """
         tokens = self.pos_embed.shape[1]
@@ -397,31 +405,42 @@ def init_weights(model, zero_head=False):
 
 
 def recompute_in_backward(block, x):
+    """Run a block without keeping its activations; backward computes them again."""
     from paddle.distributed.fleet.utils import recompute
-    return recompute(block, x)
+    # DataParallel needs the variant that is not re-entrant, which Paddle 2 has on GPUs alone.
+    cpu_of_paddle_2 = paddle.__version__.startswith('2.') and paddle.get_device() == 'cpu'
+    return recompute(block, x, use_reentrant=cpu_of_paddle_2)
 
 
 def _to_float32(x):
     return x.astype('float32') if x.dtype in (paddle.float16, paddle.bfloat16) else x
 
 
+def get_model_arguments(config):
+    """Return the arguments of T2TViT that a config tree holds."""
+    model = config.MODEL
+    return {
+        'image_size': config.DATA.IMAGE_SIZE,
+        'in_channels': config.DATA.IMAGE_CHANNELS,
+        'num_classes': model.NUM_CLASSES,
+        'token_type': model.TOKEN_TYPE,
+        'embed_dim': model.EMBED_DIM,
+        'depth': model.DEPTH,
+        'num_heads': model.NUM_HEADS,
+        'mlp_ratio': model.MLP_RATIO,
+        'qkv_bias': model.QKV_BIAS,
+        'qk_scale': model.QK_SCALE,
+        'dropout': model.DROPOUT,
+        'attention_dropout': model.ATTENTION_DROPOUT,
+        'droppath': model.DROPPATH,
+        'token_dim': model.TOKEN_DIM,
+        'gelu': model.GELU,
+        'layer_norm_eps': model.LAYER_NORM_EPS,
+        'recompute': model.RECOMPUTE,
+        'zero_head': model.ZERO_HEAD,
+    }
+
+
 def build_t2t_vit(config):
-    """Return the T2TViT that a config describes."""
-    return T2TViT(image_size=config.DATA.IMAGE_SIZE,
-                  in_channels=config.DATA.IMAGE_CHANNELS,
-                  num_classes=config.MODEL.NUM_CLASSES,
-                  token_type=config.MODEL.TOKEN_TYPE,
-                  embed_dim=config.MODEL.EMBED_DIM,
-                  depth=config.MODEL.DEPTH,
-                  num_heads=config.MODEL.NUM_HEADS,
-                  mlp_ratio=config.MODEL.MLP_RATIO,
-                  qkv_bias=config.MODEL.QKV_BIAS,
-                  qk_scale=config.MODEL.QK_SCALE,
-                  dropout=config.MODEL.DROPOUT,
-                  attention_dropout=config.MODEL.ATTENTION_DROPOUT,
-                  droppath=config.MODEL.DROPPATH,
-                  token_dim=config.MODEL.TOKEN_DIM,
-                  gelu=config.MODEL.GELU,
-                  layer_norm_eps=config.MODEL.LAYER_NORM_EPS,
-                  recompute=config.MODEL.RECOMPUTE,
-                  zero_head=config.MODEL.ZERO_HEAD)
+    """Return the T2TViT that a config tree describes, with new weights."""
+    return T2TViT(**get_model_arguments(config))
