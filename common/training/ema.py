@@ -1,0 +1,82 @@
+"""Exponential moving average of the weights (Polyak averaging)."""
+
+import contextlib
+
+import paddle
+
+from common.errors import UserError
+
+
+class ModelEma:
+    """Float32 averages of a model's trainable parameters.
+
+    After update n (from 1): average += (1 - d) * (weight - average), where d is `decay`,
+    or min(decay, (1 + n) / (10 + n)) with warmup, so that the random start is forgotten
+    quickly. Frozen parameters and buffers are not averaged: they are the model's own.
+    Make it after pretrained weights are loaded, and call `update` after every optimizer
+    update (not every micro-batch: accumulation would shorten the horizon).
+    """
+
+    def __init__(self, model, decay, warmup=False):
+        self.model = getattr(model, '_layers', model)       # inside paddle.DataParallel
+        self.decay = decay
+        self.warmup = warmup
+        self.updates = 0
+        self.parameters = {name: parameter for name, parameter in self.model.named_parameters()
+                           if not parameter.stop_gradient}
+        self.averages = {name: _to_float32(parameter)
+                         for name, parameter in self.parameters.items()}
+
+    @paddle.no_grad()
+    def update(self):
+        """Take in the weights as they are now."""
+        self.updates += 1
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        weight = paddle.to_tensor([1.0 - decay], dtype='float32')
+        for name, parameter in self.parameters.items():
+            self.averages[name].lerp_(parameter.cast('float32'), weight)
+
+    def state_dict(self):
+        """Return {name: tensor} with every key of the model's state dict; live tensors."""
+        return {**self.model.state_dict(), **self.averages}
+
+    @paddle.no_grad()
+    def set_state_dict(self, state, updates):
+        """Set the averages from {name: ndarray or tensor}, and the number of updates made.
+
+        Entries that are not averaged are ignored. Raises UserError if one is missing or has
+        another shape.
+        """
+        for name, average in self.averages.items():
+            if name not in state:
+                raise UserError(f'The averaged weights (EMA) lack {name}.')
+            if list(state[name].shape) != list(average.shape):
+                raise UserError(
+                    f'The averaged weights (EMA) are of another model: {name} has shape '
+                    f'{list(state[name].shape)}, expected {list(average.shape)}.')
+        for name, average in self.averages.items():
+            average.set_value(paddle.to_tensor(state[name]).cast('float32'))
+        self.updates = updates
+
+    @contextlib.contextmanager
+    def averaged_weights(self):
+        """Within the block the model has the averaged weights; after it, its own again, exactly."""
+        with paddle.no_grad():
+            trained = {name: parameter.clone() for name, parameter in self.parameters.items()}
+            self._assign(self.averages)
+        try:
+            yield self.model
+        finally:
+            with paddle.no_grad():
+                self._assign(trained)
+
+    def _assign(self, values):
+        for name, parameter in self.parameters.items():
+            paddle.assign(values[name].cast(parameter.dtype), output=parameter)
+
+
+def _to_float32(parameter):
+    average = parameter.detach().cast('float32')
+    return average.clone() if parameter.dtype == paddle.float32 else average
