@@ -215,7 +215,10 @@ class Encoder(nn.Layer):
 def recompute_in_backward(layer, tokens):
     """Run a layer without keeping its activations; backward computes them again."""
     from paddle.distributed.fleet.utils import recompute
-    return recompute(layer, tokens, use_reentrant=False)
+    # The form without re-entrance is the one that works under DataParallel; Paddle 2 lacks it on
+    # the CPU.
+    reentrant = paddle.__version__ < '3' and paddle.get_device() == 'cpu'
+    return recompute(layer, tokens, use_reentrant=reentrant)
 
 
 class VisionTransformer(nn.Layer):

@@ -7,6 +7,8 @@ defaults are PaddleViT's where PaddleViT has the option.
 
 import ast
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import yaml
 from yacs.config import CfgNode
@@ -33,6 +35,7 @@ OPTIONAL = {
 
 CHOICES = {
     'DATA.INTERPOLATION': ('bicubic', 'bilinear', 'lanczos', 'nearest'),
+    'MODEL.GELU': ('erf', 'tanh'),
     'MODEL.NUMERICS': ('source', 'model'),
     'MODEL.POSITION_RESIZE': ('source', 'timm', 'google', 'bicubic'),
     'MODEL.HEAD_INIT': ('zero', 'trunc_normal'),
@@ -48,9 +51,9 @@ CHOICES = {
 
 POSITIVE = (
     'DATA.BATCH_SIZE', 'DATA.BATCH_SIZE_EVAL', 'DATA.IMAGE_SIZE', 'DATA.IMAGE_CHANNELS',
-    'DATA.CROP_PCT', 'MODEL.NUM_CLASSES', 'TRAIN.NUM_EPOCHS', 'TRAIN.NUM_STEPS',
-    'TRAIN.ACCUM_ITER', 'TRAIN.GRAD_CLIP', 'TRAIN.LINEAR_SCALED_LR', 'REPORT_FREQ',
-    'VALIDATE_FREQ', 'SAVE_FREQ', 'SAVE_STEPS', 'SAVE_MINUTES', 'NPROCS',
+    'DATA.CROP_PCT', 'MODEL.NUM_CLASSES', 'MODEL.LAYER_NORM_EPS', 'TRAIN.NUM_EPOCHS',
+    'TRAIN.NUM_STEPS', 'TRAIN.ACCUM_ITER', 'TRAIN.GRAD_CLIP', 'TRAIN.LINEAR_SCALED_LR',
+    'REPORT_FREQ', 'VALIDATE_FREQ', 'SAVE_FREQ', 'SAVE_STEPS', 'SAVE_MINUTES', 'NPROCS',
     'TRAIN.EARLY_STOP_EPOCHS',
 )
 
@@ -66,6 +69,20 @@ PROBABILITIES = (
     'TRAIN.SMOOTHING', 'TRAIN.HFLIP', 'TRAIN.MIXUP_PROB', 'TRAIN.MIXUP_SWITCH_PROB',
     'TRAIN.RANDOM_ERASE_PROB', 'TRAIN.MODEL_EMA_DECAY',
 )
+
+
+class ModelRules(NamedTuple):
+    """What a model's own options must satisfy, added to the tables above.
+
+    optional: {key: type} of options that may be None. choices: {key: valid
+    values}. positive: keys above 0. check: called with the merged tree; raises
+    UserError where options do not fit together.
+    """
+
+    optional: dict = {}
+    choices: dict = {}
+    positive: tuple = ()
+    check: Callable = None
 
 
 def build_default_config():
@@ -138,6 +155,7 @@ def build_default_config():
     schedule.MILESTONES = [30, 60, 90]      # step: epochs
     schedule.DECAY_RATE = 0.1               # step: factor at each milestone
     schedule.POWER = 1.0                    # polynomial
+    schedule.FROM_START = False             # count the decay from update 0 (timm), not from warmup
 
     optimizer = train.OPTIMIZER = CfgNode()
     optimizer.NAME = 'AdamW'
@@ -189,32 +207,33 @@ def build_default_config():
     return config
 
 
-def load_config(defaults, path=None, flags=None, opts=None):
+def load_config(defaults, path=None, flags=None, opts=None, rules=None):
     """Return a frozen copy of `defaults` with a yaml file, flags and options merged in.
 
     path: yaml file or None. flags: {"DATA.BATCH_SIZE": 32, ...}, as parsed from
-    the command line. opts: ["TRAIN.BASE_LR", "3e-4", ...].
+    the command line. opts: ["TRAIN.BASE_LR", "3e-4", ...]. rules: ModelRules.
     Raises UserError naming the source of a value that is unknown or wrong.
     """
+    rules = rules or ModelRules()
     config = defaults.clone()
     config.defrost()
     if path is not None:
-        _merge_yaml(config, path, including=())
+        _merge_yaml(config, path, rules, including=())
     for key, value in (flags or {}).items():
-        _set(config, key, value, source='command line')
+        _set(config, key, value, rules, source='command line')
     opts = list(opts or [])
     if len(opts) % 2:
         raise UserError(f'-opts takes pairs KEY VALUE; {opts[-1]!r} has no value.')
     for key, text in zip(opts[::2], opts[1::2]):
-        _set(config, key, _parse(text), source='-opts')
-    check_config(config)
+        _set(config, key, _parse(text), rules, source='-opts')
+    check_config(config, rules)
     config.freeze()
     return config
 
 
-def check_config(config):
+def check_config(config, rules):
     """Raise UserError for a value outside its range, naming the key."""
-    for key in POSITIVE:
+    for key in (*POSITIVE, *rules.positive):
         value = _get(config, key)
         if value is not None and not value > 0:
             raise UserError(f'{key} must be above 0, not {value}.')
@@ -226,7 +245,7 @@ def check_config(config):
         value = _get(config, key)
         if not 0 <= value <= 1:
             raise UserError(f'{key} must be from 0 to 1, not {value}.')
-    for key, choices in CHOICES.items():
+    for key, choices in {**CHOICES, **rules.choices}.items():
         value = _get(config, key)
         if value not in choices:
             raise UserError(f'{key}: unknown value {value!r}.{suggest(value, choices)}')
@@ -236,6 +255,8 @@ def check_config(config):
             raise UserError(f'DATA.{key} needs {channels} numbers, not {config.DATA[key]}.')
     if min(config.DATA.IMAGENET_STD) <= 0:
         raise UserError(f'DATA.IMAGENET_STD must be above 0, not {config.DATA.IMAGENET_STD}.')
+    if rules.check:
+        rules.check(config)
 
 
 def list_keys(config, prefix=''):
@@ -256,17 +277,18 @@ def dump_config(config):
     return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)
 
 
-def _merge_yaml(config, path, including):
+def _merge_yaml(config, path, rules, including):
     path = os.path.abspath(path)
     if path in including:
         raise UserError(f'{path}: BASE goes in a circle: {" -> ".join([*including, path])}.')
     for base in _as_list(_read_yaml(path).get('BASE')):
         if base:
-            _merge_yaml(config, os.path.join(os.path.dirname(path), base), (*including, path))
+            base = os.path.join(os.path.dirname(path), base)
+            _merge_yaml(config, base, rules, (*including, path))
     tree = _read_yaml(path)
     tree.pop('BASE', None)
     for key, value in _flatten(tree, config, path):
-        _set(config, key, value, source=path)
+        _set(config, key, value, rules, source=path)
 
 
 def _read_yaml(path):
@@ -312,7 +334,7 @@ def _get(config, key):
     return node
 
 
-def _set(config, key, value, source):
+def _set(config, key, value, rules, source):
     keys = list_keys(config)
     if key not in keys:
         if isinstance(_get(config, key), CfgNode):
@@ -322,7 +344,7 @@ def _set(config, key, value, source):
     node = config
     for group in groups:
         node = node[group]
-    node[name] = _convert(key, value, node[name], source)
+    node[name] = _convert(key, value, node[name], {**OPTIONAL, **rules.optional}, source)
 
 
 def _suggest_key(key, keys):
@@ -334,12 +356,12 @@ def _suggest_key(key, keys):
     return suggest(key, keys) if suggest(key, keys).startswith(' Did') else ''
 
 
-def _convert(key, value, default, source):
+def _convert(key, value, default, optional, source):
     """Return the value in the option's type. Raises UserError if it has another."""
-    if default is None or key in OPTIONAL:
+    if default is None or key in optional:
         if value is None:
             return None
-        wanted = OPTIONAL.get(key, str)
+        wanted = optional.get(key, str)
     else:
         wanted = type(default)
     if isinstance(value, str) and wanted is not str:
