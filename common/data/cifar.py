@@ -1,0 +1,201 @@
+"""CIFAR-10 and CIFAR-100 from the official "python version", as an archive or its folder.
+
+Nothing in the files is run: the pickles are read by common.weights.safe_pickle.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+import urllib.error
+import urllib.request
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.weights.safe_pickle import NUMPY_FUNCTIONS, PickleError, Reader
+
+SIDE = 32
+MAX_FILE_BYTES = 1 << 30            # CIFAR-100's training file has 155 million
+
+
+class Layout(NamedTuple):
+    """What an archive holds."""
+
+    folder: str
+    train_files: tuple
+    val_files: tuple
+    names_file: str
+    label_key: str
+    names_key: str
+    num_classes: int
+
+
+LAYOUTS = {
+    'cifar10': Layout(
+        'cifar-10-batches-py', tuple(f'data_batch_{n}' for n in range(1, 6)), ('test_batch',),
+        'batches.meta', 'labels', 'label_names', 10),
+    'cifar100': Layout(
+        'cifar-100-python', ('train',), ('test',), 'meta', 'fine_labels', 'fine_label_names', 100),
+}
+
+
+def load_cifar(name, data_path, is_train):
+    """Return (images uint8 [N, 32, 32, 3], labels int64 [N], class names) of a part.
+
+    name: "cifar10" or "cifar100". data_path: the .tar.gz, the extracted folder, a
+    folder that holds either, or "" to download. Raises UserError.
+    """
+    layout = LAYOUTS[name]
+    source = _find_source(name, data_path)
+    files = layout.train_files if is_train else layout.val_files
+    contents = _read_files(source, layout, (*files, layout.names_file))
+    images, labels = [], []
+    for file in files:
+        part_images, part_labels = _parse_part(contents[file], layout, f'{source}: {file}')
+        images.append(part_images)
+        labels.append(part_labels)
+    class_names = contents[layout.names_file].get(layout.names_key)
+    if not isinstance(class_names, list) or len(class_names) != layout.num_classes:
+        raise UserError(
+            f'{source}: {layout.names_file} does not name {layout.num_classes} classes.')
+    return np.concatenate(images), np.concatenate(labels), [_to_text(n) for n in class_names]
+
+
+def download_cifar(name):
+    """Return the path of the official archive in Paddle's cache, downloading it if it is not there.
+
+    Address, checksum and place are those of paddle.vision.datasets. Raises UserError.
+    """
+    from paddle.dataset import common as paddle_cache
+    from paddle.vision.datasets import cifar as official
+
+    url, md5 = {
+        'cifar10': (official.CIFAR10_URL, official.CIFAR10_MD5),
+        'cifar100': (official.CIFAR100_URL, official.CIFAR100_MD5),
+    }[name]
+    folder = os.path.join(paddle_cache.DATA_HOME, 'cifar')
+    path = os.path.join(folder, url.rsplit('/', 1)[-1])
+    if os.path.exists(path) and _compute_md5(path) == md5:
+        return path
+    part = f'{path}.{os.getpid()}.part'         # several processes may download at once
+    try:
+        os.makedirs(folder, exist_ok=True)
+        _fetch(url, part)
+        if _compute_md5(part) != md5:
+            raise UserError(f'{url}: the download is damaged (wrong MD5). Try again.')
+        os.replace(part, path)
+    except OSError as error:
+        reason = getattr(error, 'reason', None) or error.strerror or error
+        raise UserError(
+            f'Cannot download {url}: {reason}. Fetch it elsewhere and give -data_path=FILE.'
+        ) from None
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+    return path
+
+
+def _find_source(name, data_path):
+    """Return the archive or the folder with the files."""
+    if not data_path:
+        return download_cifar(name)
+    layout, path = LAYOUTS[name], os.path.expanduser(data_path)
+    if os.path.isfile(path):
+        return path
+    archive = layout.folder.replace('-batches-py', '-python') + '.tar.gz'
+    for candidate in (path, os.path.join(path, layout.folder)):
+        if os.path.exists(os.path.join(candidate, layout.names_file)):
+            return candidate
+    if os.path.isfile(os.path.join(path, archive)):
+        return os.path.join(path, archive)
+    if not os.path.exists(path):
+        raise UserError(f'No such file or folder: {data_path} (-data_path).')
+    raise UserError(
+        f'{data_path} holds neither {archive} nor the folder {layout.folder} '
+        f'with {layout.names_file} in it.')
+
+
+def _read_files(source, layout, names):
+    """Return {file name: unpickled dict with text keys}."""
+    if os.path.isdir(source):
+        contents = {}
+        for name in names:
+            path = os.path.join(source, name)
+            try:
+                with open(path, 'rb') as file:
+                    contents[name] = _unpickle(file, os.path.getsize(path), f'{source}: {name}')
+            except OSError as error:
+                raise UserError(f'Cannot read {path}: {error.strerror}.') from None
+        return contents
+    try:
+        with tarfile.open(source, 'r:*') as archive:
+            return {
+                name: _read_member(archive, f'{layout.folder}/{name}', source) for name in names}
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{source} is not a whole tar archive: {reason}.') from None
+    except Exception as error:      # zlib.error and lzma.LZMAError have no common base
+        raise UserError(f'{source} is not a whole tar archive: {error}.') from None
+
+
+def _read_member(archive, name, source):
+    try:
+        member = archive.getmember(name)
+    except KeyError:
+        raise UserError(f'{source} does not hold {name}.') from None
+    if not member.isfile() or member.size > MAX_FILE_BYTES:
+        raise UserError(f'{source}: {name} is not a file of a reasonable size.')
+    content = archive.extractfile(member).read()
+    return _unpickle(io.BytesIO(content), len(content), f'{source}: {name}')
+
+
+def _unpickle(file, size, where):
+    try:
+        tree = Reader(file, size, NUMPY_FUNCTIONS).read()
+    except PickleError as error:
+        raise UserError(f'{where}: {error}') from None
+    if not isinstance(tree, dict):
+        raise UserError(f'{where}: expected a dictionary, found a {type(tree).__name__}.')
+    return {_to_text(key): value for key, value in tree.items()}
+
+
+def _parse_part(content, layout, where):
+    """Return (images uint8 [N, 32, 32, 3], labels int64 [N])."""
+    pixels, labels = content.get('data'), content.get(layout.label_key)
+    row = 3 * SIDE * SIDE           # the red plane, then green, then blue
+    if (not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2
+            or pixels.shape[1] != row or not len(pixels)):
+        raise UserError(f'{where}: expected "data", uint8 [N, {row}].')
+    if (not isinstance(labels, list) or len(labels) != len(pixels)
+            or any(type(label) is not int or not 0 <= label < layout.num_classes
+                   for label in labels)):
+        raise UserError(
+            f'{where}: expected "{layout.label_key}", {len(pixels)} integers below '
+            f'{layout.num_classes}.')
+    images = pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.array(labels, np.int64)
+
+
+def _to_text(value):
+    return value.decode('latin1') if isinstance(value, bytes) else value
+
+
+def _compute_md5(path):
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fetch(url, path):
+    with urllib.request.urlopen(url, timeout=60) as response, open(path, 'wb') as file:
+        total = int(response.headers.get('Content-Length', 0)) or None
+        with tqdm(total=total, unit='B', unit_scale=True, desc=os.path.basename(url),
+                  disable=None) as bar:
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                bar.update(len(chunk))

@@ -1,0 +1,287 @@
+"""The data sets: which images, labels and class names, and how one sample is made.
+
+A sample is `dataset[(epoch, index)]`: (uint8 [S, S, 3], label, index). Its random
+generator is seeded by (SEED, epoch, index), so that it is the same whatever the
+number of workers and processes. A new data set is a function and a line in
+DATASETS.
+"""
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from common.data.cifar import load_cifar
+from common.data.digits import load_digits_rgb
+from common.data.images import ImageError, read_image, show_path, to_array
+from common.data.lists import (
+    PathTable,
+    has_loose_images,
+    read_list,
+    scan_classes,
+    scan_folder,
+    split_table,
+)
+from common.errors import UserError, suggest
+
+DIGITS_VAL_FRACTION = 0.25
+CHECKED_PATHS = 64          # images of a list that are looked for before training starts
+SKIP_ATTEMPTS = 100         # unreadable images in a row before SKIP_CORRUPT gives up
+
+
+def build_dataset(config, is_train, transform):
+    """Return the data set named by config.DATA.DATASET: its training or its validation part.
+
+    transform: callable (PIL image, numpy Generator) -> PIL image of the model's
+    input size. Raises UserError if the data is missing or does not fit the config.
+    """
+    name = config.DATA.DATASET
+    if name not in DATASETS:
+        raise UserError(f'Unknown data set {name!r}.{suggest(name, DATASETS)}')
+    dataset = DATASETS[name](config, is_train)
+    dataset.transform = transform
+    if config.DATA.LABELS:
+        dataset.class_names = _read_class_names(config.DATA.LABELS)
+    _check_classes(dataset, config)
+    return dataset
+
+
+class Dataset:
+    """Samples made from images by a transform.
+
+    labels: int [N]. class_names: list of str, or None where the source has none.
+    num_classes: number of classes that labels can name.
+    """
+
+    def __init__(self, config, is_train, labels, class_names):
+        self.name = config.DATA.DATASET
+        self.is_train = is_train
+        self.seed = config.SEED
+        self.skip_corrupt = is_train and config.DATA.SKIP_CORRUPT
+        self.labels = labels
+        self.class_names = class_names
+        self.transform = None
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, key):
+        """Return (uint8 [S, S, 3], label, index) of an (epoch, index). Raises ImageError.
+
+        With SKIP_CORRUPT an unreadable training image is replaced by the next
+        readable one, whose index is returned.
+        """
+        epoch, index = key
+        rng = np.random.Generator(np.random.PCG64(self._seed_sample(epoch, index)))
+        image, index = self._read_or_skip(index)
+        try:
+            array = to_array(self.transform(image, rng))
+        except ValueError as error:
+            raise ImageError(f'{self.describe_sample(index)}: {error}.') from None
+        return array, int(self.labels[index]), index
+
+    @property
+    def num_classes(self):
+        if self.class_names is not None:
+            return len(self.class_names)
+        return int(self.labels.max()) + 1
+
+    def read(self, index):
+        """Return the PIL image (RGB) of a sample, untransformed."""
+        raise NotImplementedError
+
+    def describe_sample(self, index):
+        """Return the path of a sample, or whatever else tells a person which it is."""
+        return f'{self.name} {"training" if self.is_train else "validation"} image {index}'
+
+    def describe(self):
+        """Return one line for the log."""
+        part = 'training' if self.is_train else 'validation'
+        return f'{self.name}: {len(self):,} {part} images, {self.num_classes:,} classes'
+
+    def _seed_sample(self, epoch, index):
+        return np.random.SeedSequence([self.seed, epoch if self.is_train else 0, index])
+
+    def _read_or_skip(self, index):
+        for attempt in range(SKIP_ATTEMPTS if self.skip_corrupt else 1):
+            candidate = (index + attempt) % len(self)
+            try:
+                return self.read(candidate), candidate
+            except ImageError as error:
+                last_error = error
+        if self.skip_corrupt:
+            raise ImageError(f'{SKIP_ATTEMPTS} unreadable images in a row; the last: {last_error}')
+        raise last_error
+
+
+class FileDataset(Dataset):
+    """Images in files, read when they are asked for."""
+
+    def __init__(self, config, is_train, table, class_names=None):
+        super().__init__(config, is_train, table.labels, class_names)
+        self.table = table
+
+    def read(self, index):
+        path = self.table[index]
+        try:
+            return read_image(path)
+        except ImageError as error:
+            if self.table.source is not None and not os.path.exists(path):
+                raise ImageError(f'{error} ({self.table.locate(index)})') from None
+            raise
+
+    def describe_sample(self, index):
+        return show_path(self.table[index])
+
+    def describe(self):
+        source = self.table.source or show_path(self.table.root)
+        return f'{super().describe()} from {source}'
+
+
+class ArrayDataset(Dataset):
+    """Images in memory. images: uint8 [N, height, width, 3]."""
+
+    def __init__(self, config, is_train, images, labels, class_names):
+        super().__init__(config, is_train, labels, class_names)
+        self.images = images
+
+    def read(self, index):
+        return Image.fromarray(self.images[index])
+
+
+def build_imagenet(config, is_train):
+    """ImageNet's layout: train_list.txt and val_list.txt beside the images, or folders alone."""
+    root = find_root(config.DATA.DATA_PATH)
+    source = os.path.join(root, 'train_list.txt' if is_train else 'val_list.txt')
+    if os.path.exists(source):
+        table = read_list(source, root, config.MODEL.NUM_CLASSES)
+        _check_paths(table)
+        return FileDataset(config, is_train, table)
+    return build_imagefolder(config, is_train)
+
+
+def build_imagefolder(config, is_train):
+    """One folder a class, in train/ and val/, or in one folder that VAL_FRACTION splits."""
+    root = find_root(config.DATA.DATA_PATH)
+    folders = {part: os.path.isdir(os.path.join(root, part)) for part in ('train', 'val')}
+    fraction = config.DATA.VAL_FRACTION
+    if all(folders.values()):
+        class_names = _match_classes(root)
+        table = scan_folder(root, 'train' if is_train else 'val', class_names)
+        return FileDataset(config, is_train, table, class_names)
+    if folders['val']:
+        if is_train:
+            raise UserError(f'{root} has no train folder to train on, only val.')
+        return FileDataset(config, is_train, *_scan_part(root, 'val'))
+    table, class_names = _scan_part(root, 'train' if folders['train'] else '')
+    if fraction > 0:
+        table = split_table(table, fraction, is_train)
+    elif not is_train:
+        raise UserError(
+            f'{root} has no val folder. Add one, or split a share off the images for '
+            f'validation: -opts DATA.VAL_FRACTION 0.1')
+    return FileDataset(config, is_train, table, class_names)
+
+
+def build_digits(config, is_train):
+    """The embedded digits; a quarter is for validation unless VAL_FRACTION says otherwise."""
+    images, labels = load_digits_rgb()
+    table = PathTable('')
+    for index, label in enumerate(labels):
+        table.append(b'%d' % index, label)
+    table = split_table(table, config.DATA.VAL_FRACTION or DIGITS_VAL_FRACTION, is_train)
+    chosen = np.array([int(table.relative_path(index)) for index in range(len(table))])
+    return ArrayDataset(
+        config, is_train, images[chosen], labels[chosen], [str(digit) for digit in range(10)])
+
+
+def build_cifar(config, is_train):
+    """CIFAR-10 or CIFAR-100, by config.DATA.DATASET."""
+    return ArrayDataset(
+        config, is_train, *load_cifar(config.DATA.DATASET, config.DATA.DATA_PATH, is_train))
+
+
+DATASETS = {
+    'imagenet2012': build_imagenet,
+    'imagefolder': build_imagefolder,
+    'cifar10': build_cifar,
+    'cifar100': build_cifar,
+    'digits': build_digits,
+}
+
+
+def find_root(data_path):
+    """Return the data set's root for a path that is the root, or its train or val folder."""
+    if not data_path:
+        raise UserError('This data set needs its folder: -data_path=DIR')
+    path = os.path.abspath(os.path.expanduser(data_path))
+    if not os.path.isdir(path):
+        raise UserError(f'No such folder: {data_path} (-data_path). It must hold the data set.')
+    marks = ('train', 'val', 'train_list.txt', 'val_list.txt')
+    if any(os.path.exists(os.path.join(path, mark)) for mark in marks):
+        return path
+    if os.path.basename(path) in ('train', 'val'):
+        return os.path.dirname(path)
+    return path
+
+
+def _scan_part(root, part):
+    """Return (table, class_names) of a folder of class folders."""
+    folder = os.path.join(root, part) if part else root
+    class_names = scan_classes(folder)
+    if not class_names:
+        if has_loose_images(folder):
+            raise UserError(
+                f'{folder} has images but no class folders, so their labels are unknown. Sort '
+                f'them into one folder a class, or add {part or "train"}_list.txt.')
+        raise UserError(f'{folder} is empty: no class folders with images in it.')
+    return scan_folder(root, part, class_names), class_names
+
+
+def _match_classes(root):
+    """Return the class names of train/ and val/. Raises UserError if they differ."""
+    train, val = (scan_classes(os.path.join(root, part)) for part in ('train', 'val'))
+    if train == val and train:
+        return train
+    for part, names in (('train', train), ('val', val)):
+        folder = os.path.join(root, part)
+        if not names and has_loose_images(folder):
+            raise UserError(
+                f'{folder} has images but no class folders, so their labels are unknown. Sort '
+                f'them into one folder a class, or add {part}_list.txt.')
+        if not names:
+            raise UserError(f'{folder} is empty: no class folders with images in it.')
+    only = [f'only in train: {name}' for name in sorted(set(train) - set(val))]
+    only += [f'only in val: {name}' for name in sorted(set(val) - set(train))]
+    more = f' and {len(only) - 3} more' if len(only) > 3 else ''
+    raise UserError(
+        f'{root}: train and val have different class folders, so their labels would not mean '
+        f'the same: {", ".join(only[:3])}{more}.')
+
+
+def _check_paths(table):
+    """Raise UserError if a listed image is missing; looks at some spread over the list."""
+    for index in np.unique(np.linspace(0, len(table) - 1, CHECKED_PATHS).astype(int)):
+        if not os.path.exists(table[index]):
+            raise UserError(
+                f'{table.locate(index)}: no such image file: {show_path(table[index])}. '
+                f'Paths are relative to {show_path(table.root)}.')
+
+
+def _check_classes(dataset, config):
+    num_classes = config.MODEL.NUM_CLASSES
+    if dataset.num_classes > num_classes:
+        raise UserError(
+            f'{dataset.describe()}: more than the model has, {num_classes}. '
+            f'Use -num_classes={dataset.num_classes}.')
+
+
+def _read_class_names(path):
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            names = [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        raise UserError(f'Cannot read DATA.LABELS {path}: {error.strerror}.') from None
+    except UnicodeDecodeError:
+        raise UserError(f'DATA.LABELS {path} is not UTF-8 text.') from None
+    return names

@@ -1,0 +1,80 @@
+"""Reading image files: any format of Pillow's to RGB, and one clear error for a bad one."""
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from common.errors import UserError
+
+EXTENSIONS = (
+    '.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm',
+)
+
+# Pixels that one image may have, as decoded or after a resize: Pillow's own limit for
+# "decompression bombs". 179 million pixels are 0.7 GB in memory.
+MAX_PIXELS = 178_956_970
+
+
+class ImageError(UserError):
+    """An image is missing, is not an image, or is damaged. The text starts with its path."""
+
+
+def read_image(path):
+    """Return the image of a file as a PIL image in mode RGB.
+
+    path: str or bytes. Of an animation the first frame is read. Transparency is
+    dropped, 16-bit values above 255 are clipped and the EXIF orientation is left
+    alone, as timm and torchvision do. Raises ImageError.
+    """
+    try:
+        with Image.open(path) as image:
+            check_size(image.size)
+            # convert('RGB') copies even an RGB image; loading it is enough.
+            if image.mode == 'RGB':
+                image.load()
+                return image
+            return image.convert('RGB')
+    except FileNotFoundError:
+        raise ImageError(f'{show_path(path)}: no such image file.') from None
+    except Exception as error:  # Pillow's decoders raise a dozen kinds, EOFError to struct.error
+        raise ImageError(f'{show_path(path)}: {_describe(path, error)}') from None
+
+
+def check_size(size):
+    """Raise ValueError if an image of `size` (width, height) would be unreasonably large."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f'{width} x {height} pixels are too many (at most {MAX_PIXELS})')
+
+
+def to_array(image):
+    """Return a PIL RGB image as uint8 [height, width, 3]."""
+    return np.asarray(image, dtype=np.uint8)
+
+
+def is_image_name(name):
+    """Tell whether a file name has the extension of an image, hidden files left out."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+
+
+def show_path(path):
+    """Return a path as text that can be printed, whatever bytes it holds."""
+    text = os.fsdecode(path)
+    if text.isprintable():
+        return text
+    return text.encode('unicode_escape', 'backslashreplace').decode('ascii')
+
+
+def _describe(path, error):
+    if isinstance(error, OSError) and error.strerror:
+        return f'cannot be read: {error.strerror}.'
+    try:
+        if os.path.getsize(path) == 0:
+            return 'the file is empty.'
+    except OSError:
+        pass
+    if isinstance(error, Image.UnidentifiedImageError):
+        return 'not an image, or a damaged one.'
+    reason = str(error).strip().rstrip('.') or type(error).__name__
+    return f'damaged image: {reason}.'

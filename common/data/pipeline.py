@@ -1,0 +1,52 @@
+"""From the config to transforms, data set and loader, under PaddleViT's function names.
+
+The model directories' `datasets.py` hand these on. The training loop, which
+continues in the middle of an epoch, uses build_dataset, TrainBatches and
+build_loader itself.
+"""
+
+from common.environment import tune_cpu
+
+tune_cpu()      # the loader imports Paddle
+
+from common.data.datasets import build_dataset  # noqa: E402
+from common.data.loader import build_loader  # noqa: E402
+from common.data.sampler import EvalBatches, TrainBatches  # noqa: E402
+from common.data.transforms import build_eval_transform, build_train_transform  # noqa: E402
+
+
+def get_train_transforms(config):
+    """Return the training transform: (PIL image, numpy Generator) -> PIL image."""
+    return build_train_transform(config)
+
+
+def get_val_transforms(config):
+    """Return the evaluation transform: (PIL image, numpy Generator) -> PIL image."""
+    return build_eval_transform(config)
+
+
+def get_dataset(config, is_train=True):
+    """Return the training or the validation part of config.DATA.DATASET with its transform."""
+    transform = get_train_transforms(config) if is_train else get_val_transforms(config)
+    return build_dataset(config, is_train, transform)
+
+
+def get_dataloader(config, dataset, is_train=True, use_dist_sampler=False, epoch=0):
+    """Return a loader over one epoch: (uint8 [B, S, S, 3], labels [B], indices [B]) a batch.
+
+    use_dist_sampler: load this process's share only. epoch: chooses the order and
+    the random crops of a training epoch.
+    """
+    rank, world_size = 0, 1
+    if use_dist_sampler:
+        import paddle.distributed
+
+        rank, world_size = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
+    if not is_train:
+        batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
+        return build_loader(
+            dataset, EvalBatches(len(dataset), batch_size, rank, world_size), config)
+    batches = TrainBatches(len(dataset), config.DATA.BATCH_SIZE, config.SEED, rank, world_size)
+    batches.start = epoch * batches.batches_per_epoch
+    batches.stop = batches.start + batches.batches_per_epoch
+    return build_loader(dataset, batches, config)

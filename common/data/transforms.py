@@ -1,0 +1,203 @@
+"""Image transforms, from a decoded PIL image to the model's input size.
+
+A transform is a callable (PIL image, numpy Generator) -> PIL image. All of its
+randomness comes from the generator, so that a sample is the same in whatever
+process it is made. Pixel values stay uint8: they are normalised on the device.
+"""
+
+import math
+
+from PIL import Image
+
+from common.data.augment import build_augment
+from common.data.images import check_size
+
+FILTERS = {
+    'nearest': Image.Resampling.NEAREST,
+    'bilinear': Image.Resampling.BILINEAR,
+    'bicubic': Image.Resampling.BICUBIC,
+    'lanczos': Image.Resampling.LANCZOS,
+}
+
+
+def build_train_transform(config):
+    """Return the training transform: crop, flip, affine, then the augmentation policy."""
+    size, train = config.DATA.IMAGE_SIZE, config.TRAIN
+    if train.CROP == 'random_resized':
+        steps = [RandomResizedCrop(size, train.CROP_SCALE, train.CROP_RATIO, train.INTERPOLATION)]
+    else:
+        steps = [Resize(size, train.INTERPOLATION)]
+    if train.HFLIP > 0:
+        steps.append(RandomFlip(train.HFLIP))
+    affine = RandomAffine(
+        train.AFFINE_DEGREES, train.AFFINE_TRANSLATE, train.AFFINE_SCALE, train.AFFINE_SHEAR)
+    if not affine.is_identity:
+        steps.append(affine)
+    augment = build_augment(config)
+    if augment is not None:
+        steps.append(augment)
+    return Compose(steps)
+
+
+def build_eval_transform(config):
+    """Return the evaluation transform: resize the shorter side, crop the centre."""
+    data = config.DATA
+    return ResizeCentreCrop(data.IMAGE_SIZE, data.CROP_PCT, data.INTERPOLATION)
+
+
+class Compose:
+    """Apply transforms one after another."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def __call__(self, image, rng):
+        for step in self.steps:
+            image = step(image, rng)
+        return image
+
+
+class ResizeCentreCrop:
+    """Resize the shorter side to floor(size / crop_pct), then crop size x size at the centre.
+
+    Gives the same bytes as timm's and torchvision's evaluation transforms on the
+    same Pillow: the longer side is truncated, offsets are rounded half to even.
+    """
+
+    def __init__(self, size, crop_pct, interpolation):
+        self.size = size
+        self.shorter_side = math.floor(size / crop_pct)
+        self.filter = FILTERS[interpolation]
+
+    def __call__(self, image, rng=None):
+        width, height = image.size
+        if width <= height:
+            new_size = self.shorter_side, int(self.shorter_side * height / width)
+        else:
+            new_size = int(self.shorter_side * width / height), self.shorter_side
+        check_size(new_size)
+        if new_size != image.size:
+            image = image.resize(new_size, self.filter)
+        left, top = (round((side - self.size) / 2) for side in new_size)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+class Resize:
+    """Resize the whole image to size x size, whatever its shape."""
+
+    def __init__(self, size, interpolation):
+        self.size = size
+        self.interpolation = interpolation
+
+    def __call__(self, image, rng):
+        return image.resize((self.size, self.size), _choose_filter(self.interpolation, rng))
+
+
+class RandomResizedCrop:
+    """Crop a random share of the area at a random shape, then resize to size x size.
+
+    scale: (low, high) share of the area, uniform. ratio: (low, high) of width /
+    height, log-uniform. After ten boxes that do not fit, the largest centred box
+    within the ratio is taken (as in torchvision).
+    """
+
+    def __init__(self, size, scale, ratio, interpolation):
+        self.size = size
+        self.scale = scale
+        self.log_ratio = math.log(ratio[0]), math.log(ratio[1])
+        self.ratio = ratio
+        self.interpolation = interpolation
+
+    def __call__(self, image, rng):
+        box = self.choose_box(image.size, rng)
+        # Cropping first keeps pixels outside the box out of the result; resize(box=...) does not.
+        if box != (0, 0, *image.size):
+            image = image.crop(box)
+        return image.resize((self.size, self.size), _choose_filter(self.interpolation, rng))
+
+    def choose_box(self, size, rng):
+        """Return (left, top, right, bottom) inside an image of `size` (width, height)."""
+        width, height = size
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(*self.log_ratio))
+            box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < box_width <= width and 0 < box_height <= height:
+                left = int(rng.integers(0, width - box_width + 1))
+                top = int(rng.integers(0, height - box_height + 1))
+                return left, top, left + box_width, top + box_height
+        return self._largest_centred_box(width, height)
+
+    def _largest_centred_box(self, width, height):
+        box_width, box_height = width, height
+        if width / height < self.ratio[0]:
+            box_height = max(1, round(width / self.ratio[0]))
+        elif width / height > self.ratio[1]:
+            box_width = max(1, round(height * self.ratio[1]))
+        left, top = (width - box_width) // 2, (height - box_height) // 2
+        return left, top, left + box_width, top + box_height
+
+
+class RandomFlip:
+    """Mirror left and right with a probability."""
+
+    def __init__(self, probability):
+        self.probability = probability
+
+    def __call__(self, image, rng):
+        if rng.random() < self.probability:
+            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+class RandomAffine:
+    """Rotate, shift, scale and shear about the centre; what comes from outside is black.
+
+    degrees, shear: +- degrees, uniform. translate: +- share of the width and of
+    the height, uniform. scale: (low, high), uniform. Bilinear.
+    """
+
+    def __init__(self, degrees, translate, scale, shear):
+        self.degrees = degrees
+        self.translate = translate
+        self.scale = scale
+        self.shear = shear
+
+    @property
+    def is_identity(self):
+        return not (self.degrees or self.translate or self.shear or list(self.scale) != [1, 1])
+
+    def __call__(self, image, rng):
+        width, height = image.size
+        angle = math.radians(rng.uniform(-self.degrees, self.degrees))
+        shift_x = width * rng.uniform(-self.translate, self.translate)
+        shift_y = height * rng.uniform(-self.translate, self.translate)
+        scale = rng.uniform(*self.scale)
+        shear = math.tan(math.radians(rng.uniform(-self.shear, self.shear)))
+        matrix = _invert_affine(angle, scale, shear)
+        return image.transform(
+            image.size, Image.Transform.AFFINE,
+            _about_centre(matrix, image.size, (shift_x, shift_y)),
+            resample=Image.Resampling.BILINEAR)
+
+
+def _invert_affine(angle, scale, shear):
+    """Return (a, b, d, e), the inverse of scale * rotation(angle) @ [[1, shear], [0, 1]]."""
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    # inverse = [[1, -shear], [0, 1]] @ rotation(-angle) / scale
+    return cos + shear * sin, sin - shear * cos, -sin, cos
+
+
+def _about_centre(matrix, size, shift):
+    """Return Pillow's six coefficients, which map output to input, about the image's centre."""
+    a, b, d, e = matrix
+    centre_x, centre_y = size[0] / 2, size[1] / 2
+    from_x, from_y = centre_x + shift[0], centre_y + shift[1]
+    return (a, b, centre_x - a * from_x - b * from_y,
+            d, e, centre_y - d * from_x - e * from_y)
+
+
+def _choose_filter(interpolation, rng):
+    if interpolation == 'random':
+        interpolation = ('bilinear', 'bicubic')[rng.integers(2)]
+    return FILTERS[interpolation]
