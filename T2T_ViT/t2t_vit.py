@@ -137,8 +137,7 @@ class TokenPerformer(nn.Layer):
         super().__init__()
         self.dim = dim
         self.num_features = dim // 2
-        # Keep `w` in float32 under AMP O2; the attribute's name in Paddle 3 and in Paddle 2.
-        self._cast_to_low_precision = self._cast_to_low_precison = False
+        keep_in_float32(self)
         self.w = self.create_parameter(
             [self.num_features, dim],
             attr=paddle.ParamAttr(trainable=False),
@@ -296,6 +295,7 @@ class T2TViT(nn.Layer):
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
 
+        keep_in_float32(self)
         init_weights(self, zero_head)
         self.set_numerics(gelu, layer_norm_eps)
 
@@ -309,9 +309,9 @@ class T2TViT(nn.Layer):
                 f'The model takes images [B, {self.in_channels}, {self.image_size[0]}, '
                 f'{self.image_size[1]}], not {list(images.shape)}; set image_size to match.')
         patches = self.patch_embed(images)                              # [B, N, D]
-        cls_token = self.cls_token.expand([patches.shape[0], -1, -1])
+        cls_token = self.cls_token.astype(patches.dtype).expand([patches.shape[0], -1, -1])
         x = paddle.concat([cls_token, patches], axis=1)
-        x = self.pos_dropout(x + self.pos_embed)                        # [B, 1 + N, D]
+        x = self.pos_dropout(x + self.pos_embed.astype(x.dtype))        # [B, 1 + N, D]
         for block in self.blocks:
             # Above frozen layers nothing would tell recompute that a gradient is wanted.
             if self.recompute and self.training and not x.stop_gradient:
@@ -383,6 +383,15 @@ def sinusoid(num_tokens, dim):
     angles = np.arange(num_tokens)[:, None] * frequencies
     table = np.where(np.arange(dim) % 2 == 0, np.sin(angles), np.cos(angles))
     return table[None].astype('float32')
+
+
+def keep_in_float32(layer):
+    """Leave a layer's own parameters (not its sublayers') in float32 under AMP O2.
+
+    The fixed tensors would otherwise be rounded, in checkpoints too.
+    """
+    layer._cast_to_low_precision = False    # Paddle 3
+    layer._cast_to_low_precison = False     # Paddle 2
 
 
 def init_weights(model, zero_head=False):
