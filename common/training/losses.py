@@ -1,13 +1,14 @@
 """Classification losses, always in float32.
 
 Under mixed precision the logits arrive as float16 or bfloat16, where a
-log-softmax over a thousand classes has no digits to spare.
+log-softmax over a thousand classes has no digits to spare. Paddle's own
+log_softmax and cross_entropy stop at -64 on the CPU, with the wrong gradient
+beyond; the definition is short enough to write out.
 """
 
 import math
 
 import paddle
-import paddle.nn.functional as F
 
 from common.errors import UserError
 
@@ -83,20 +84,21 @@ class CrossEntropy:
     def __call__(self, logits, labels):
         """Return the mean loss. logits: [B, C]. labels: int64 [B], each below C."""
         with paddle.amp.auto_cast(enable=False):
-            logits = logits.astype('float32')
+            log_probs = compute_log_softmax(logits)
+            losses = _pick_losses(log_probs, labels)
             if self.weights is None:
-                losses = per_sample_cross_entropy(logits, labels)
                 if self.smoothing:
-                    uniform = -F.log_softmax(logits, axis=-1).mean(axis=-1)
-                    losses = (1 - self.smoothing) * losses + self.smoothing * uniform
+                    losses = self.smooth(losses, -log_probs.mean(axis=-1))
                 return losses.mean()
             sample_weights = paddle.gather(self.weights, labels)
-            losses = sample_weights * per_sample_cross_entropy(logits, labels)
+            losses = losses * sample_weights
             if self.smoothing:
-                uniform = -(F.log_softmax(logits, axis=-1) * self.weights).mean(axis=-1)
-                losses = (1 - self.smoothing) * losses + self.smoothing * uniform
+                losses = self.smooth(losses, -(log_probs * self.weights).mean(axis=-1))
             # A batch of classes that all weigh 0 counts for nothing, not for 0 / 0.
             return losses.sum() / sample_weights.sum().clip(min=1e-12)
+
+    def smooth(self, losses, uniform_losses):
+        return (1 - self.smoothing) * losses + self.smoothing * uniform_losses
 
 
 class SoftTargetCrossEntropy:
@@ -112,7 +114,7 @@ class SoftTargetCrossEntropy:
     def __call__(self, logits, targets):
         """Return the mean loss. logits, targets: [B, C]; each target row sums to 1."""
         with paddle.amp.auto_cast(enable=False):
-            log_probs = F.log_softmax(logits.astype('float32'), axis=-1)
+            log_probs = compute_log_softmax(logits)
             if self.weights is not None:
                 targets = targets * self.weights
             return -(targets * log_probs).sum(axis=-1).mean()
@@ -121,6 +123,15 @@ class SoftTargetCrossEntropy:
 def per_sample_cross_entropy(logits, labels):
     """Return -log p of each label, float32 [B]. logits: [B, C]. labels: int64 [B]."""
     with paddle.amp.auto_cast(enable=False):
-        losses = F.cross_entropy(
-            logits.astype('float32'), labels.unsqueeze(-1), reduction='none')
-        return losses.squeeze(-1)
+        return _pick_losses(compute_log_softmax(logits), labels)
+
+
+def compute_log_softmax(logits):
+    """Return log p over the last axis in float32, however far apart the logits are."""
+    logits = logits.astype('float32')
+    shifted = logits - logits.max(axis=-1, keepdim=True).detach()
+    return shifted - paddle.logsumexp(shifted, axis=-1, keepdim=True)
+
+
+def _pick_losses(log_probs, labels):
+    return -paddle.take_along_axis(log_probs, labels.unsqueeze(-1), axis=-1).squeeze(-1)
