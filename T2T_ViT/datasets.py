@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data import pipeline  # noqa: E402
+from common.data import pipeline
 
 get_train_transforms = pipeline.get_train_transforms
 get_val_transforms = pipeline.get_val_transforms

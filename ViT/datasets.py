@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.data.pipeline import (  # noqa: E402, F401
+from common.data.pipeline import (  # noqa: F401
     get_dataloader,
     get_dataset,
     get_train_transforms,

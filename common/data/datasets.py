@@ -24,6 +24,7 @@ from common.data.lists import (
 )
 from common.errors import UserError, suggest
 
+LIST_NAMES = {True: 'train_list.txt', False: 'val_list.txt'}    # by is_train
 DIGITS_VAL_FRACTION = 0.25
 CHECKED_PATHS = 64          # images of a list that are looked for before training starts
 SKIP_ATTEMPTS = 100         # unreadable images in a row before SKIP_CORRUPT gives up
@@ -35,11 +36,18 @@ def build_dataset(config, is_train, transform):
     transform: callable (PIL image, numpy Generator) -> PIL image of the model's
     input size. Raises UserError if the data is missing or does not fit the config.
     """
+    dataset = open_dataset(config, is_train)
+    dataset.check_files()
+    dataset.transform = transform
+    return dataset
+
+
+def open_dataset(config, is_train):
+    """Return the data set without a transform, its files not looked for yet."""
     name = config.DATA.DATASET
     if name not in DATASETS:
         raise UserError(f'Unknown data set {name!r}.{suggest(name, DATASETS)}')
     dataset = DATASETS[name](config, is_train)
-    dataset.transform = transform
     if config.DATA.LABELS:
         dataset.class_names = _read_class_names(config.DATA.LABELS)
     _check_classes(dataset, config)
@@ -76,8 +84,8 @@ class Dataset:
         image, index = self._read_or_skip(index)
         try:
             array = to_array(self.transform(image, rng))
-        except ValueError as error:
-            raise ImageError(f'{self.describe_sample(index)}: {error}.') from None
+        except ImageError as error:
+            raise ImageError(f'{self.describe_sample(index)}: {error}') from None
         return array, int(self.labels[index]), index
 
     @property
@@ -89,6 +97,9 @@ class Dataset:
     def read(self, index):
         """Return the PIL image (RGB) of a sample, untransformed."""
         raise NotImplementedError
+
+    def check_files(self):
+        """Raise UserError if files are missing that should be there."""
 
     def describe_sample(self, index):
         """Return the path of a sample, or whatever else tells a person which it is."""
@@ -130,6 +141,17 @@ class FileDataset(Dataset):
                 raise ImageError(f'{error} ({self.table.locate(index)})') from None
             raise
 
+    def check_files(self):
+        """Look for some of the listed files, spread over the list: all may take minutes."""
+        table = self.table
+        if table.source is None:
+            return
+        for index in np.unique(np.linspace(0, len(table) - 1, CHECKED_PATHS).astype(int)):
+            if not os.path.exists(table[index]):
+                raise UserError(
+                    f'{table.locate(index)}: no such image file: {show_path(table[index])}. '
+                    f'Paths are relative to {show_path(table.root)}.')
+
     def describe_sample(self, index):
         return show_path(self.table[index])
 
@@ -149,18 +171,19 @@ class ArrayDataset(Dataset):
         return Image.fromarray(self.images[index])
 
 
-def build_imagenet(config, is_train):
-    """ImageNet's layout: train_list.txt and val_list.txt beside the images, or folders alone."""
+def build_files(config, is_train):
+    """Image files with train_list.txt and val_list.txt beside them, or else in class folders."""
     root = find_root(config.DATA.DATA_PATH)
-    source = os.path.join(root, 'train_list.txt' if is_train else 'val_list.txt')
+    source, other = (
+        os.path.join(root, LIST_NAMES[part]) for part in (is_train, not is_train))
     if os.path.exists(source):
-        table = read_list(source, root, config.MODEL.NUM_CLASSES)
-        _check_paths(table)
-        return FileDataset(config, is_train, table)
-    return build_imagefolder(config, is_train)
+        return FileDataset(config, is_train, read_list(source, root, config.MODEL.NUM_CLASSES))
+    if os.path.exists(other):       # its labels need not be the order of the folders
+        raise UserError(f'There is no {source}, although there is {other}.')
+    return build_folders(config, is_train)
 
 
-def build_imagefolder(config, is_train):
+def build_folders(config, is_train):
     """One folder a class, in train/ and val/, or in one folder that VAL_FRACTION splits."""
     root = find_root(config.DATA.DATA_PATH)
     folders = {part: os.path.isdir(os.path.join(root, part)) for part in ('train', 'val')}
@@ -202,8 +225,8 @@ def build_cifar(config, is_train):
 
 
 DATASETS = {
-    'imagenet2012': build_imagenet,
-    'imagefolder': build_imagefolder,
+    'imagenet2012': build_files,
+    'imagefolder': build_files,
     'cifar10': build_cifar,
     'cifar100': build_cifar,
     'digits': build_digits,
@@ -217,7 +240,7 @@ def find_root(data_path):
     path = os.path.abspath(os.path.expanduser(data_path))
     if not os.path.isdir(path):
         raise UserError(f'No such folder: {data_path} (-data_path). It must hold the data set.')
-    marks = ('train', 'val', 'train_list.txt', 'val_list.txt')
+    marks = ('train', 'val', *LIST_NAMES.values())
     if any(os.path.exists(os.path.join(path, mark)) for mark in marks):
         return path
     if os.path.basename(path) in ('train', 'val'):
@@ -257,15 +280,6 @@ def _match_classes(root):
     raise UserError(
         f'{root}: train and val have different class folders, so their labels would not mean '
         f'the same: {", ".join(only[:3])}{more}.')
-
-
-def _check_paths(table):
-    """Raise UserError if a listed image is missing; looks at some spread over the list."""
-    for index in np.unique(np.linspace(0, len(table) - 1, CHECKED_PATHS).astype(int)):
-        if not os.path.exists(table[index]):
-            raise UserError(
-                f'{table.locate(index)}: no such image file: {show_path(table[index])}. '
-                f'Paths are relative to {show_path(table.root)}.')
 
 
 def _check_classes(dataset, config):

@@ -17,7 +17,7 @@ MAX_PIXELS = 178_956_970
 
 
 class ImageError(UserError):
-    """An image is missing, is not an image, or is damaged. The text starts with its path."""
+    """An image is missing, is not an image, is damaged or is unreasonably large."""
 
 
 def read_image(path):
@@ -25,7 +25,7 @@ def read_image(path):
 
     path: str or bytes. Of an animation the first frame is read. Transparency is
     dropped, 16-bit values above 255 are clipped and the EXIF orientation is left
-    alone, as timm and torchvision do. Raises ImageError.
+    alone, as timm and torchvision do. Raises ImageError, starting with the path.
     """
     try:
         with Image.open(path) as image:
@@ -37,15 +37,17 @@ def read_image(path):
             return image.convert('RGB')
     except FileNotFoundError:
         raise ImageError(f'{show_path(path)}: no such image file.') from None
+    except ImageError as error:
+        raise ImageError(f'{show_path(path)}: {error}') from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds, EOFError to struct.error
         raise ImageError(f'{show_path(path)}: {_describe(path, error)}') from None
 
 
 def check_size(size):
-    """Raise ValueError if an image of `size` (width, height) would be unreasonably large."""
+    """Raise ImageError if an image of `size` (width, height) would be unreasonably large."""
     width, height = size
     if width * height > MAX_PIXELS:
-        raise ValueError(f'{width} x {height} pixels are too many (at most {MAX_PIXELS})')
+        raise ImageError(f'{width} x {height} pixels are too many (at most {MAX_PIXELS}).')
 
 
 def to_array(image):

@@ -1,8 +1,8 @@
 """Image paths and labels: read from a list file or from folders, kept in little memory.
 
-A list file has one image a line, `path label`, split at the last blank or tab,
-the path relative to the data set's root. Empty lines and lines that start with
-`#` are left out; a byte-order mark and Windows line ends do no harm.
+A list file has one image a line, `path label`, split at the last blank, tab or
+comma, the path relative to the data set's root. Empty lines and lines that
+start with `#` are left out; a byte-order mark and Windows line ends do no harm.
 """
 
 import os
@@ -56,11 +56,12 @@ class PathTable:
     @property
     def nbytes(self):
         """Memory in use, in bytes."""
-        return len(self._paths) + self._ends.itemsize * len(self) + self._labels.itemsize * len(self)
+        return sum(memoryview(part).nbytes for part in (self._paths, self._ends, self._labels))
 
     def select(self, indices):
         """Return a new table with the samples of `indices`, in that order."""
-        chosen = PathTable(self.root, self.source)
+        assert self.source is None, 'the line numbers of a list would not fit'
+        chosen = PathTable(self.root)
         labels = self.labels
         for index in indices:
             chosen.append(self.relative_path(index), labels[index])
@@ -183,6 +184,8 @@ def _split_line(text, line, source):
     if b'\0' in text:
         raise UserError(f'{source}, line {line}: not plain text. Save the list as UTF-8.')
     fields = text.rsplit(None, 1)
+    if not fields[-1].isdigit() and b',' in text:
+        fields = [field.strip() for field in text.rsplit(b',', 1)]
     if len(fields) != 2:
         raise UserError(
             f'{source}, line {line}: expected "path label", found {show_path(text)!r}.')

@@ -11,6 +11,7 @@ import mmap
 import os
 import signal
 import threading
+import traceback
 
 import numpy as np
 import paddle
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoaderError(RuntimeError):
-    """A worker process died."""
+    """A worker process died, or failed otherwise than at an unreadable image."""
 
 
 def build_loader(dataset, batches, config, num_workers=None):
@@ -116,6 +117,8 @@ class Loader:
             self.skipped[path] = self.skipped.get(path, 0) + 1
         if report['error']:
             raise ImageError(report['error'])
+        if report['failure']:
+            raise LoaderError(report['failure'])
         return tensors
 
     def _describe_death(self):
@@ -124,7 +127,9 @@ class Loader:
         for number, worker in enumerate(workers):
             if not worker.is_alive():
                 code = worker.exitcode
-                how = f'signal {-code}' if code is not None and code < 0 else f'exit code {code}'
+                how = f'exit code {code}'
+                if code is not None and code < 0:
+                    how = f'signal {-code}' + (', often out of memory' if code == -9 else '')
                 lines.append(
                     f'Loader worker {number} died ({how}) while reading '
                     f'{self._reader.describe_progress(number)}.')
@@ -151,7 +156,10 @@ class _SampleReader(paddle.io.Dataset):
         try:
             image, label, index = self.dataset[key]
         except ImageError as error:
-            return error
+            return {'error': str(error)}
+        except Exception:           # a mistake of ours: the traceback must reach the log
+            return {'failure': f'{self.dataset.describe_sample(key[1])} (epoch {key[0]}): '
+                               f'{traceback.format_exc()}'}
         skipped = []
         if index != key[1]:
             count = (index - key[1]) % len(self.dataset)
@@ -184,12 +192,11 @@ class _SampleReader(paddle.io.Dataset):
 
 def _collate(samples):
     """Return [images, labels, indices, report], report being text that Paddle passes through."""
-    report = {'error': None, 'skipped': []}
+    report = {'error': None, 'failure': None, 'skipped': []}
     for sample in samples:
-        if isinstance(sample, ImageError):
-            report['error'] = str(sample)
+        if isinstance(sample, dict):
             blank = np.zeros(1, np.int64)
-            return [blank.astype(np.uint8), blank, blank, json.dumps(report)]
+            return [blank.astype(np.uint8), blank, blank, json.dumps({**report, **sample})]
         report['skipped'] += sample[3]
     images, labels, indices, _ = zip(*samples)
     return [np.stack(images), np.array(labels, np.int64), np.array(indices, np.int64),

@@ -78,7 +78,7 @@ class EvalBatches:
             yield [(0, index) for index in self.indices[first:first + self.batch_size]]
 
     def __len__(self):
-        return -(-len(self.indices) // self.batch_size)
+        return (len(self.indices) + self.batch_size - 1) // self.batch_size
 
 
 def shuffle_epoch(num_samples, seed, epoch):

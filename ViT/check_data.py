@@ -1,0 +1,10 @@
+"""Check a data set before training: `python check_data.py -h`."""
+
+import sys
+
+from config import get_config
+
+from common.data.check import main
+
+if __name__ == '__main__':
+    sys.exit(main(get_config))

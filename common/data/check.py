@@ -1,0 +1,246 @@
+"""Looks over a data set before it is trained on, and writes list files.
+
+Reports classes, counts, missing and unreadable files, whether training and
+validation mean the same by a label, and how many images each class has. Paddle
+is not imported.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from multiprocessing import Pool
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from common.data.datasets import (
+    DATASETS,
+    LIST_NAMES,
+    FileDataset,
+    build_folders,
+    find_root,
+    open_dataset,
+)
+from common.data.images import ImageError, check_size, read_image, show_path
+from common.data.lists import write_list
+from common.errors import UserError
+
+SHOWN = 20                  # problems and classes that are printed in full
+BAR_WIDTH = 40
+PARTS = {True: 'train', False: 'val'}       # by is_train
+
+DESCRIPTION = 'Check a data set: classes, counts, missing and unreadable images, labels.'
+EXAMPLES = """examples:
+  python check_data.py -dataset=imagenet2012 -data_path=/dataset/imagenet
+  python check_data.py -dataset=imagefolder -data_path=/my/pictures -write_lists
+
+exit code: 0 nothing found, 1 problems found, 2 the data set cannot be read at all
+"""
+
+
+def main(get_config, argv=None):
+    """Run the command line. Returns the exit code. get_config: the model directory's."""
+    try:
+        arguments = _parse_arguments(argv)
+        config = _read_config(get_config, arguments)
+        if arguments.write_lists:
+            write_lists(config)
+        problems = check_data(config, arguments.fast, arguments.num_workers)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 1 if problems else 0
+
+
+def check_data(config, fast=False, num_workers=1):
+    """Print a report on both parts of the data set. Returns the problems found, as texts.
+
+    fast: open the files without decoding their pixels. num_workers: processes.
+    Raises UserError if a part cannot be read at all.
+    """
+    datasets, problems = {}, []
+    for is_train in (True, False):
+        dataset = datasets[is_train] = open_dataset(config, is_train)
+        print(dataset.describe())
+        print_histogram(dataset)
+        problems += find_unreadable(dataset, fast, num_workers)
+    problems += compare_parts(datasets[True], datasets[False])
+    for problem in problems[:SHOWN]:
+        print(f'  {problem}')
+    if len(problems) > SHOWN:
+        print(f'  ... and {len(problems) - SHOWN:,} more')
+    print(f'{len(problems):,} problems found.' if problems else 'No problem found.')
+    return problems
+
+
+def print_histogram(dataset):
+    """Print how many images each class has; with many classes, how many have about how many."""
+    counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
+    if len(counts) <= SHOWN:
+        names = dataset.class_names or [str(label) for label in range(len(counts))]
+        rows = [(show_path(name), count) for name, count in zip(names, counts)]
+    else:
+        sizes, edges = np.histogram(counts, bins=min(10, counts.max() - counts.min() + 1))
+        rows = [(f'{low:,.0f} to {high:,.0f} images', size)
+                for low, high, size in zip(edges, edges[1:], sizes)]
+    width = max(len(name) for name, _ in rows)
+    most = max(count for _, count in rows)
+    for name, count in rows:
+        print(f'  {name:>{width}} {"#" * round(BAR_WIDTH * count / most):{BAR_WIDTH}} {count:,}')
+    print(f'  images a class: {counts.min():,} to {counts.max():,}, '
+          f'median {np.median(counts):,.0f}')
+
+
+def find_unreadable(dataset, fast, num_workers):
+    """Return one text for each image that is missing, is damaged or is no image."""
+    if not isinstance(dataset, FileDataset):
+        return []
+    table = dataset.table
+    paths = (table[index] for index in range(len(table)))
+    look = _open_image if fast else _decode_image
+    problems = []
+    with Pool(max(1, num_workers)) as pool:
+        results = pool.imap(look, paths, chunksize=16)
+        bar = tqdm(results, total=len(table), desc=PARTS[dataset.is_train], unit='img',
+                   disable=None)
+        for index, problem in enumerate(bar):
+            if problem:
+                where = f' ({table.locate(index)})' if table.source else ''
+                problems.append(problem + where)
+    return problems
+
+
+def compare_parts(train, val):
+    """Return texts on where the labels of the training and the validation part disagree."""
+    problems = []
+    lists = isinstance(train, FileDataset) and train.table.source is not None
+    if train.class_names != val.class_names:
+        problems.append('train and val have different class names')
+    absent = sorted(set(np.unique(val.labels).tolist()) - set(np.unique(train.labels).tolist()))
+    if absent:
+        problems.append(
+            f'{len(absent)} classes of val have no training image: {_shorten(absent)}')
+    empty = sorted(set(range(train.num_classes)) - set(np.unique(train.labels).tolist()))
+    if empty:
+        problems.append(f'{len(empty)} classes have no training image: {_shorten(empty)}')
+    if lists:
+        problems += _compare_folders(train.table, val.table)
+    return problems
+
+
+def write_lists(config):
+    """Write train_list.txt, val_list.txt and labels.txt from the class folders, at the root."""
+    if config.DATA.DATASET not in ('imagenet2012', 'imagefolder'):
+        raise UserError(f'-write_lists is for folders of images, not for {config.DATA.DATASET}.')
+    root = find_root(config.DATA.DATA_PATH)
+    paths = {is_train: os.path.join(root, name) for is_train, name in LIST_NAMES.items()}
+    for path in paths.values():
+        if os.path.exists(path):
+            raise UserError(f'{path} exists already. Remove it to write a new one.')
+    datasets = {is_train: build_folders(config, is_train) for is_train in paths}
+    for is_train, path in paths.items():
+        write_list(datasets[is_train].table, path)
+        print(f'{path}: {len(datasets[is_train]):,} images')
+    labels = os.path.join(root, 'labels.txt')
+    try:
+        with open(labels, 'w', encoding='utf-8', errors='surrogateescape') as file:
+            file.writelines(f'{name}\n' for name in datasets[True].class_names)
+    except OSError as error:
+        raise UserError(f'Cannot write {labels}: {error.strerror}.') from None
+    print(f'{labels}: {datasets[True].num_classes:,} class names')
+
+
+def _compare_folders(train, val):
+    """Compare the labels that the two lists give to images in folders of one name."""
+    train_labels, val_labels = _map_folders(train), _map_folders(val)
+    problems = [
+        f'images in folders {show_path(folder)!r} have label '
+        f'{_shorten(sorted(train_labels[folder]))} in the training list and '
+        f'{_shorten(sorted(val_labels[folder]))} in the validation list'
+        for folder in sorted(train_labels.keys() & val_labels.keys())
+        if train_labels[folder] != val_labels[folder]]
+    paths = {train.relative_path(index) for index in range(len(train))}
+    shared = [val.relative_path(i) for i in range(len(val)) if val.relative_path(i) in paths]
+    if shared:
+        problems.append(f'{len(shared)} images are in both lists, such as {show_path(shared[0])}')
+    twice = [path for path, count in
+             Counter(train.relative_path(index) for index in range(len(train))).items()
+             if count > 1]
+    if twice:
+        problems.append(
+            f'{len(twice)} images are in the training list more than once, such as '
+            f'{show_path(twice[0])}')
+    return problems
+
+
+def _map_folders(table):
+    """Return {name of the folder that holds an image: set of labels}."""
+    labels = {}
+    for index, label in enumerate(table.labels.tolist()):
+        folder = os.path.basename(os.path.dirname(table.relative_path(index)))
+        labels.setdefault(folder, set()).add(label)
+    return labels
+
+
+def _decode_image(path):
+    try:
+        read_image(path)
+    except ImageError as error:
+        return str(error)
+    return None
+
+
+def _open_image(path):
+    try:
+        with Image.open(path) as image:
+            check_size(image.size)
+    except Exception:       # for the reason in words, decode it after all
+        return _decode_image(path)
+    return None
+
+
+def _shorten(items):
+    text = ', '.join(str(item) for item in items[:5])
+    return f'{text}, ...' if len(items) > 5 else text
+
+
+def _parse_arguments(argv):
+    parser = _Parser(
+        description=DESCRIPTION, epilog=EXAMPLES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add(parser, 'cfg', metavar='FILE', help='yaml file whose DATA options are used')
+    _add(parser, 'dataset', metavar='X', help=', '.join(DATASETS))
+    _add(parser, 'data_path', metavar='DIR', help='root of the data set, or its train/ or val/')
+    _add(parser, 'num_classes', type=int, metavar='N', help='labels must be below this')
+    _add(parser, 'num_workers', type=int, metavar='N', default=os.cpu_count() or 1,
+         help='processes that read images (default: one a processor)')
+    _add(parser, 'fast', action='store_true', help='open the images without decoding them')
+    _add(parser, 'write_lists', action='store_true',
+         help='write train_list.txt, val_list.txt and labels.txt from the class folders first')
+    _add(parser, 'opts', nargs='*', default=[], metavar='KEY VALUE',
+         help='any options of config.py, for example DATA.VAL_FRACTION 0.1')
+    return parser.parse_args(argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raise UserError where argparse would print its usage and exit."""
+
+    def error(self, message):
+        raise UserError(f'{message[0].upper()}{message[1:]}. -h lists every flag.')
+
+
+def _add(parser, name, **options):
+    parser.add_argument(f'-{name}', f'--{name}', dest=name, **options)
+
+
+def _read_config(get_config, arguments):
+    flags = {
+        'DATA.DATASET': arguments.dataset, 'DATA.DATA_PATH': arguments.data_path,
+        'MODEL.NUM_CLASSES': arguments.num_classes}
+    flags = {key: value for key, value in flags.items() if value is not None}
+    if arguments.num_classes is None and arguments.cfg is None and (
+            arguments.dataset != 'imagenet2012'):
+        flags['MODEL.NUM_CLASSES'] = 2**31 - 1      # no model is named, so any label will do
+    return get_config(arguments.cfg, flags=flags, opts=arguments.opts)
