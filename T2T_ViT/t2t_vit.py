@@ -320,6 +320,10 @@ class T2TViT(nn.Layer):
                 x = block(x)
         return self.norm(x)
 
+    def get_numerics(self):
+        """Return what differs between the sources of checkpoints, as set_numerics takes it."""
+        return {'gelu': self.gelu, 'layer_norm_eps': self.layer_norm_eps}
+
     def set_numerics(self, gelu=None, layer_norm_eps=None):
         """Set the form of GELU ("erf" or "tanh") and LayerNorm's epsilon; None keeps one."""
         if gelu is not None:

@@ -338,6 +338,16 @@ class VisionTransformer(nn.Layer):
             features = self.pre_logits(features)
         return self.classifier(features)                                    # [B, C]
 
+    def get_numerics(self):
+        """Return what differs between the sources of checkpoints, as set_numerics takes it."""
+        numerics = {'gelu': self.blocks[0].mlp.gelu,
+                    'layer_norm_eps': self.encoder.encoder_norm._epsilon}
+        if self.pre_logits is not None:
+            activation = type(self.pre_logits[1])
+            numerics['pre_logits_activation'] = next(
+                name for name, kind in PRE_LOGITS_ACTIVATIONS.items() if kind is activation)
+        return numerics
+
     def set_numerics(self, gelu=None, layer_norm_eps=None, pre_logits_activation=None):
         """Change what differs between the sources of checkpoints; None leaves a setting alone."""
         if gelu is not None:

@@ -25,35 +25,38 @@ def is_launched():
     return 'PADDLE_TRAINERS_NUM' in os.environ and 'PADDLE_TRAINER_ID' in os.environ
 
 
-def sum_over_ranks(values):
-    """Return the sums over ranks of a list of numbers, as float64 NumPy values."""
+def gather_over_ranks(values):
+    """Return every rank's numbers: float64 array [world size, len(values)]."""
     values = np.asarray(values, dtype='float64')
     if get_world_size() == 1:
-        return values
-    total = paddle.to_tensor(values, dtype='float64')
-    dist.all_reduce(total)
-    return total.numpy()
+        return values[None]
+    gathered = []
+    dist.all_gather(gathered, paddle.to_tensor(values, dtype='float64'))
+    return np.stack([item.numpy() for item in gathered])
 
 
-def max_over_ranks(value):
-    """Return the largest value of an integer over the ranks, on every rank."""
+def sum_over_ranks(values):
+    """Return the sums over ranks of a list of numbers, as float64 NumPy values."""
+    return gather_over_ranks(values).sum(axis=0)
+
+
+def broadcast_text(text):
+    """Return rank 0's text on every rank."""
     if get_world_size() == 1:
-        return value
-    largest = paddle.to_tensor([value], dtype='int64')
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return int(largest.numpy()[0])
+        return text
+    objects = [text]
+    dist.broadcast_object_list(objects, src=0)
+    return objects[0]
 
 
 def agree_on(name, value):
-    """Raise RuntimeError on every rank unless `value` (an int64) is the same on all.
+    """Raise RuntimeError on every rank unless the number `value` is the same on all.
 
     name: what the value stands for, for the message.
     """
     if get_world_size() == 1:
         return
-    gathered = []
-    dist.all_gather(gathered, paddle.to_tensor([value], dtype='int64'))
-    values = [int(item.numpy()[0]) for item in gathered]
+    values = [int(rank[0]) for rank in gather_over_ranks([value])]
     if len(set(values)) > 1:
         raise RuntimeError(f'The processes disagree on {name}: {values} on ranks 0 to '
                            f'{len(values) - 1}. Give every process the same files and options.')
@@ -62,4 +65,4 @@ def agree_on(name, value):
 def wait_for_all():
     """Block until every rank has come here."""
     if get_world_size() > 1:
-        max_over_ranks(0)       # unlike dist.barrier, works with every backend
+        gather_over_ranks([0])      # unlike dist.barrier, the same call on every backend

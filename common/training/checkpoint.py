@@ -32,9 +32,11 @@ FORMAT_VERSION = 1
 PROGRESS = {
     'epoch': 0,             # epochs completed
     'update': None,         # optimizer updates done
+    'updates_per_epoch': None,
     'micro_batch': 0,       # micro-batches consumed in the unfinished epoch
     'loss': None,           # training loss shown in the file name
     'learning_rate': None,  # of the last update
+    'meter': None,          # running sums of the losses, see meter.Meter
     'best': None,           # {'value': metric, 'epoch': epoch} of the best validation
     'model_name': None,     # MODEL.NAME
     'seed': None,

@@ -15,6 +15,8 @@ import pickle
 import struct
 import zlib
 
+from common.errors import RunError
+
 MAGIC = b'\x00ViTckpt'
 FOOTER = struct.Struct('<8sQII')
 CRC = struct.Struct('<I')
@@ -23,7 +25,7 @@ CHUNK = 4 << 20                     # bytes read at once
 TEMPORARY = '.writing'              # ending of a file that is not complete
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunError):
     """A checkpoint could not be written, or is not what was written."""
 
 

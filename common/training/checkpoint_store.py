@@ -5,12 +5,12 @@ A folder holds `Epoch-{epoch}-Loss-{loss}.pdparams` files and two stable names,
 """
 
 import dataclasses
-import logging
 import os
 import threading
 import time
 
 from common.errors import UserError
+from common.run_log import logger as run_logger
 from common.training.checkpoint import capture, describe
 from common.training.checkpoint_file import (
     CheckpointError,
@@ -38,7 +38,7 @@ class CheckpointStore:
     def __init__(self, folder, keep=2, logger=None):
         self.folder = folder
         self.keep = keep
-        self.logger = logger or logging.getLogger(__name__)
+        self.logger = logger or run_logger
         self.last_good = None           # path of the newest checkpoint known to be good
         self.error = None               # text, if the last save failed
         self._writer = None
@@ -46,7 +46,10 @@ class CheckpointStore:
         if removed:
             self.logger.info('Removed %d unfinished checkpoint(s) from %s.', len(removed), folder)
         self._newest_time = max((entry.time for entry in list_checkpoints(folder)), default=0.0)
-        self._repair_links()
+        try:
+            self._repair_links()
+        except OSError as error:
+            self.logger.warning('%s could not be put in order: %s.', folder, describe(error))
 
     def save(self, state, progress, is_best=False):
         """Copy the state and start writing it; returns the path once the copy is made.
@@ -55,7 +58,7 @@ class CheckpointStore:
         'loss'. Waits for an unfinished earlier save first, so that there is never more than
         one copy in memory.
         """
-        self._join()
+        self.join()
         payload = capture(state, progress)
         # A clock that is set back must not make a new file look older.
         self._newest_time = max(time.time(), self._newest_time + 0.001)
@@ -71,7 +74,7 @@ class CheckpointStore:
 
     def wait(self):
         """Wait for the save under way. Raises CheckpointError if the last save failed."""
-        self._join()
+        self.join()
         if self.error:
             raise CheckpointError(self.error)
 
@@ -86,7 +89,8 @@ class CheckpointStore:
             except (OSError, CheckpointError) as error:
                 self.logger.warning('%s was not taken over: %s.', source, describe(error))
 
-    def _join(self):
+    def join(self):
+        """Wait for the save under way, whether it succeeds or not."""
         if self._writer is not None:
             started = time.monotonic()
             self._writer.join()
@@ -194,7 +198,7 @@ def find_resume(target, run_parent, model_name=None, logger=None):
     belong to `model_name`, None if there is none. Says which was taken, and which newer
     ones were passed over and why. Raises UserError if a path leads to no good checkpoint.
     """
-    logger = logger or logging.getLogger(__name__)
+    logger = logger or run_logger
     if target == 'auto':
         path = _newest_good(_list_run_directories(run_parent), model_name, logger)
         if path is None:

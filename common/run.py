@@ -1,0 +1,287 @@
+"""One run in one process: everything is built from the config here, then trained or evaluated."""
+
+import os
+import platform
+import time
+import zlib
+
+import numpy as np
+import paddle
+
+from common.config import dump_config
+from common.data import mixup
+from common.data.batch import TrainBatch
+from common.data.device import Preprocess
+from common.data.loader import build_loader
+from common.data.sampler import EvalBatches, TrainBatches
+from common.device import choose_device, describe_device
+from common.distributed import agree_on, broadcast_text, get_rank, get_world_size
+from common.environment import describe_cpu
+from common.errors import RunError, UserError
+from common.run_log import RunLog, format_duration, logger, make_run_folder, start_logging
+from common.training.checkpoint import read_checkpoint, restore
+from common.training.checkpoint_file import CheckpointError
+from common.training.checkpoint_store import CheckpointStore, find_resume
+from common.training.ema import ModelEma
+from common.training.evaluate import evaluate
+from common.training.loop import TrainSetup, TrainState, train
+from common.training.losses import build_criterion
+from common.training.optimizer import build_optimizer
+from common.training.precision import Precision
+from common.training.schedule import Schedule, build_plan
+
+
+def run(project, config):
+    """Train or evaluate in this process, which may be one of several.
+
+    project: common.launch.Project. Distributed initialisation is done.
+    """
+    device = choose_device(config.DEVICE, local_rank=int(os.environ.get('PADDLE_RANK_IN_NODE', 0)))
+    paddle.set_device(device)
+    resume_path = None
+    if config.MODEL.RESUME and not config.EVAL:
+        resume_path = find_resume(config.MODEL.RESUME, config.SAVE, config.MODEL.NAME)
+    folder, continues = choose_folder(config, resume_path)
+    start_logging(folder if get_rank() == 0 else None, quiet=get_rank() > 0)
+    log_start(project, config, device, folder)
+    agree_on('the config', zlib.crc32(dump_config(config).encode()))
+    job = Job(project, config, device, folder, resume_path, continues)
+    if config.EVAL:
+        run_evaluation(job)
+    else:
+        run_training(job)
+
+
+class Job:
+    """What training and evaluation are both built from."""
+
+    def __init__(self, project, config, device, folder, resume_path, continues):
+        self.config = config
+        self.device = device
+        self.folder = folder
+        self.resume_path = resume_path
+        self.continues = continues          # in the folder of the run that is resumed
+        self.dataset_val = self._open_dataset(project, is_train=False)
+        self.dataset_train = None if config.EVAL else self._open_dataset(project, is_train=True)
+        paddle.seed(config.SEED)            # initial weights, the same on every rank
+        self.model = project.build_model(config)
+        self.precision = Precision(config, device)
+        self.preprocess = Preprocess(config)
+
+    def _open_dataset(self, project, is_train):
+        dataset = project.get_dataset(self.config, is_train)
+        logger.info('Data: %s', dataset.describe())
+        agree_on('the data set', zlib.crc32(np.ascontiguousarray(dataset.labels).tobytes()))
+        return dataset
+
+    def validate(self, run_log, epoch=0, update=0, weights='model'):
+        """Evaluate the model as it is, log the figures and return the EvalResult."""
+        batch_size = self.config.DATA.BATCH_SIZE_EVAL or self.config.DATA.BATCH_SIZE
+        batches = EvalBatches(len(self.dataset_val), batch_size, get_rank(), get_world_size())
+        loader = build_loader(self.dataset_val, batches, self.config)
+        run_log.start_bar(len(batches), unit='batch', text='Evaluating')
+        result = evaluate(self.model, loader, self.preprocess, self.precision, run_log.advance_bar)
+        run_log.close_bar()
+        name = ' (averaged weights)' if weights == 'ema' else ''
+        logger.info('Evaluation%s: loss %.4f, acc1 %.2f, acc5 %.2f, %d images in %s '
+                    '(%.1f images/s)', name, result.loss, result.acc1, result.acc5, result.images,
+                    format_duration(result.seconds), result.images / result.seconds)
+        run_log.write_metrics('eval', epoch=epoch, update=update, weights=weights,
+                              **result.as_metrics())
+        return result
+
+
+def run_evaluation(job):
+    """Evaluate MODEL.PRETRAINED, or the weights of MODEL.RESUME, on the validation data."""
+    config = job.config
+    if not (config.MODEL.PRETRAINED or config.MODEL.RESUME):
+        raise UserError('-eval needs weights: give -pretrained=FILE (or a run\'s checkpoint).')
+    load_from_config(job.model, config)
+    run_log = RunLog(job.folder if get_rank() == 0 else None, config)
+    job.validate(run_log)
+
+
+def run_training(job):
+    """Train from the beginning, from pretrained weights, or from a checkpoint."""
+    config = job.config
+    world_size = get_world_size()
+    if config.MODEL.PRETRAINED and job.resume_path is None:
+        load_from_config(job.model, config)
+    optimizer = build_optimizer(config, job.model)
+    job.model, optimizer = job.precision.decorate(job.model, optimizer)
+    ema = None
+    if config.TRAIN.MODEL_EMA:
+        ema = ModelEma(job.model, config.TRAIN.MODEL_EMA_DECAY, config.TRAIN.MODEL_EMA_WARMUP)
+    state = TrainState(job.model, optimizer, job.precision.scaler, ema)
+
+    num_samples = len(job.dataset_train)
+    order = TrainBatches(num_samples, config.DATA.BATCH_SIZE, config.SEED, get_rank(), world_size)
+    plan = build_plan(config, order.batches_per_epoch)
+    state.update = config.TRAIN.LAST_EPOCH * plan.updates_per_epoch
+    if job.resume_path is not None:
+        resume(state, job.resume_path, plan)
+    if state.update >= plan.total_updates:
+        logger.info('Nothing to do: update %d of %d is done.', state.update, plan.total_updates)
+        return
+    order = TrainBatches(num_samples, config.DATA.BATCH_SIZE, config.SEED, get_rank(), world_size,
+                         start=plan.count_batches_before(state.update),
+                         stop=plan.count_batches_before(plan.total_updates))
+    effective_batch = config.DATA.BATCH_SIZE * world_size * config.TRAIN.ACCUM_ITER
+    schedule = Schedule(config, plan, effective_batch)
+    log_plan(config, plan, schedule, effective_batch)
+
+    run_log = RunLog(job.folder if get_rank() == 0 else None, config,
+                     continue_from=state.update if job.continues else None)
+    saver = Saver(job, plan)
+    class_counts = np.bincount(job.dataset_train.labels, minlength=config.MODEL.NUM_CLASSES)
+    setup = TrainSetup(
+        config=config, plan=plan, schedule=schedule, precision=job.precision,
+        criterion=build_criterion(config, class_counts, soft_targets=mixup.is_active(config)),
+        prepare=TrainBatch(config, order.batches_per_epoch),
+        batches=build_loader(job.dataset_train, order, config),
+        validate=lambda state: validate_state(job, state, plan, run_log),
+        saver=saver, run_log=run_log, folder=job.folder,
+        # A GPU is not waited for between reports; on a CPU looking costs nothing.
+        check_every=1 if job.device == 'cpu' or config.SAVE_BAD_BATCH else
+        min(config.REPORT_FREQ, 10))
+    started = time.perf_counter()
+    try:
+        train(setup, state)
+    finally:
+        run_log.close_bar()
+        saver.finish()
+    best = f', best acc1 {state.best["value"]:.2f} (epoch {state.best["epoch"]})' \
+        if state.best else ''
+    logger.info('Done: %d updates in %s%s. Run folder: %s', plan.total_updates,
+                format_duration(time.perf_counter() - started), best, job.folder)
+
+
+def validate_state(job, state, plan, run_log):
+    """Evaluate the trained weights and, if there is one, their average; return acc1 to judge by."""
+    epoch = (state.update - 1) // plan.updates_per_epoch + 1
+    acc1 = job.validate(run_log, epoch, state.update).acc1
+    if state.ema is not None:
+        with state.ema.averaged_weights():
+            acc1 = job.validate(run_log, epoch, state.update, weights='ema').acc1
+    return acc1
+
+
+def resume(state, path, plan):
+    """Continue from a checkpoint: weights, optimizer, EMA, scaler, position and best metric."""
+    checkpoint = read_checkpoint(path)
+    for line in restore(state, checkpoint, get_world_size()):
+        logger.info('%s', line)
+    state.best = checkpoint['best']
+    if checkpoint['meter']:
+        state.meter.set_state_dict(checkpoint['meter'])
+    saved_updates_per_epoch = checkpoint['updates_per_epoch']
+    if checkpoint['update'] is None:                        # PaddleViT's
+        state.update = checkpoint['epoch'] * plan.updates_per_epoch
+    elif saved_updates_per_epoch == plan.updates_per_epoch:
+        state.update = checkpoint['update']
+    else:
+        epochs = checkpoint['update'] / saved_updates_per_epoch
+        state.update = round(epochs * plan.updates_per_epoch)
+        logger.info('An epoch had %d updates and has %d now: continuing at update %d, after '
+                    '%.2f epochs.', saved_updates_per_epoch, plan.updates_per_epoch,
+                    state.update, epochs)
+
+
+class Saver:
+    """When and where checkpoints are written; rank 0 writes, the others only agree."""
+
+    def __init__(self, job, plan):
+        self.job = job
+        self.plan = plan
+        self.store = None
+        self.saved_at = time.monotonic()
+        if get_rank() == 0:
+            self.store = CheckpointStore(job.folder, job.config.KEEP, logger)
+            if job.resume_path is not None and not job.continues:
+                self.store.adopt_best(os.path.dirname(os.path.abspath(job.resume_path)))
+
+    def steps_due(self, update):
+        """Whether SAVE_STEPS asks for a checkpoint after so many updates."""
+        every = self.job.config.SAVE_STEPS
+        return every is not None and update % every == 0
+
+    def minutes_due(self):
+        """Whether SAVE_MINUTES have passed since the last save."""
+        minutes = self.job.config.SAVE_MINUTES
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+
+    def save(self, state, loss, is_best=False):
+        """Start writing a checkpoint; training goes on meanwhile."""
+        self.saved_at = time.monotonic()
+        if self.store is None:
+            return
+        config, plan = self.job.config, self.plan
+        epoch, position = divmod(state.update, plan.updates_per_epoch)
+        path = self.store.save(state, {
+            'epoch': epoch, 'update': state.update, 'updates_per_epoch': plan.updates_per_epoch,
+            'micro_batch': position * plan.accum_steps, 'loss': loss,
+            'learning_rate': state.optimizer.get_lr(), 'best': state.best,
+            'meter': state.meter.state_dict(), 'model_name': config.MODEL.NAME,
+            'seed': config.SEED, 'world_size': get_world_size(), 'config': dump_config(config),
+            'class_names': self.job.dataset_train.class_names,
+            'numerics': state.model.get_numerics(), 'preprocessing': describe_preprocessing(config),
+        }, is_best)
+        logger.info('Saving %s%s', path, ' (best so far)' if is_best else '')
+
+    def last_good(self):
+        """Return the path of the newest checkpoint known to be good, or "none yet"."""
+        if self.store is None:
+            return 'in the run folder'
+        self.store.join()
+        return self.store.last_good or 'none yet'
+
+    def finish(self):
+        """Wait for the last save. Raises RunError if it failed."""
+        if self.store is None:
+            return
+        try:
+            self.store.wait()
+        except CheckpointError as error:
+            raise RunError(str(error)) from None
+
+
+def describe_preprocessing(config):
+    """Return what turns a picture into the model's input, for checkpoints and exports."""
+    data = config.DATA
+    return {'image_size': data.IMAGE_SIZE, 'crop_pct': data.CROP_PCT,
+            'interpolation': data.INTERPOLATION, 'mean': list(data.IMAGENET_MEAN),
+            'std': list(data.IMAGENET_STD), 'channels': data.IMAGE_CHANNELS}
+
+
+def choose_folder(config, resume_path):
+    """Return (run folder, whether it is the resumed run's), agreed over ranks.
+
+    -resume=auto continues in the folder of the run that was interrupted; -resume=PATH
+    begins a new one.
+    """
+    continues = config.MODEL.RESUME == 'auto' and resume_path is not None
+    folder = ''
+    if continues:
+        folder = os.path.dirname(os.path.abspath(resume_path))
+    elif get_rank() == 0:
+        folder = make_run_folder(config)
+    return broadcast_text(folder), continues
+
+
+def log_start(project, config, device, folder):
+    """Log what the run is and what it runs on."""
+    logger.info('%s %s: %s', 'Evaluating' if config.EVAL else 'Training', config.MODEL.NAME, folder)
+    logger.info('%s', describe_device(config.DEVICE, device))
+    logger.info('%s', describe_cpu())
+    logger.info('Python %s, Paddle %s, NumPy %s; %d process%s, seed %d',
+                platform.python_version(), paddle.__version__, np.__version__, get_world_size(),
+                'es' if get_world_size() > 1 else '', config.SEED)
+
+
+def log_plan(config, plan, schedule, effective_batch):
+    """Log the lengths and rates that the run will have."""
+    logger.info('Effective batch %d = %d images x %d processes x %d accumulated; %d updates an '
+                'epoch, %d in all; warmup %d updates; peak learning rate %.1e, weight decay %g',
+                effective_batch, config.DATA.BATCH_SIZE, get_world_size(),
+                config.TRAIN.ACCUM_ITER, plan.updates_per_epoch, plan.total_updates,
+                plan.warmup_updates, schedule.peak, config.TRAIN.WEIGHT_DECAY)

@@ -1,0 +1,126 @@
+"""What a run tells: its folder, log.txt, metrics.jsonl, config.yaml and the progress bar."""
+
+import json
+import logging
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+from common.config import dump_config
+from common.errors import UserError
+
+LOGGER_NAME = 'common'          # every module's logger is below it
+logger = logging.getLogger(LOGGER_NAME)
+
+
+class _TqdmHandler(logging.StreamHandler):
+    """Print through tqdm, so that lines do not cut a progress bar in two."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def start_logging(folder=None, quiet=False):
+    """Send the project's log to the terminal, and to `folder`/log.txt.
+
+    quiet: only warnings and errors (the ranks above 0, which have no folder).
+    """
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = False
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    handlers = [_TqdmHandler()]
+    if folder is not None:
+        handlers.append(logging.FileHandler(os.path.join(folder, 'log.txt'), encoding='utf-8'))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%m-%d %H:%M:%S'))
+        logger.addHandler(handler)
+
+
+def make_run_folder(config):
+    """Create <SAVE>/<train|eval>-YYYYMMDD-HH-MM-SS (with a number if taken); return its path."""
+    kind = 'eval' if config.EVAL else 'train'
+    name = os.path.join(config.SAVE, f'{kind}-{time.strftime("%Y%m%d-%H-%M-%S")}')
+    for number in range(1, 1000):
+        path = name if number == 1 else f'{name}-{number}'
+        try:
+            os.makedirs(path)
+            return path
+        except FileExistsError:
+            if not os.path.isdir(path):
+                break
+        except OSError as error:
+            raise UserError(f'Cannot write to the output folder {config.SAVE}: '
+                            f'{error.strerror}. Choose another with -output.') from None
+    raise UserError(f'Cannot make a run folder {name} in {config.SAVE}.')
+
+
+class RunLog:
+    """The record of one run. On ranks above 0 every method does nothing.
+
+    folder: the run folder, or None. continue_from: the update a run goes on from in
+    its old folder; metrics of later updates, which will be made again, are dropped.
+    """
+
+    def __init__(self, folder, config, continue_from=None):
+        self.folder = folder
+        self.bar = None
+        if folder is None:
+            return
+        self.metrics_path = os.path.join(folder, 'metrics.jsonl')
+        if continue_from is not None:
+            self._drop_metrics_after(continue_from)
+        with open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
+            file.write(dump_config(config))
+
+    def write_metrics(self, event, **values):
+        """Append one JSON object to metrics.jsonl."""
+        if self.folder is not None:
+            with open(self.metrics_path, 'a', encoding='utf-8') as file:
+                file.write(json.dumps({'event': event, **values}) + '\n')
+
+    def start_bar(self, total, initial=0, unit='update', text=''):
+        """Show a progress bar where the output is a terminal."""
+        self.close_bar()
+        if self.folder is not None and sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=initial, unit=unit, desc=text, leave=False,
+                            dynamic_ncols=True)
+
+    def advance_bar(self, **values):
+        if self.bar is not None:
+            if values:
+                self.bar.set_postfix(values, refresh=False)
+            self.bar.update(1)
+
+    def close_bar(self):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _drop_metrics_after(self, update):
+        if not os.path.exists(self.metrics_path):
+            return
+        kept = []
+        with open(self.metrics_path, encoding='utf-8') as file:
+            for line in file:
+                try:
+                    is_kept = json.loads(line).get('update', 0) <= update
+                except ValueError:
+                    is_kept = False         # a line that a killed run left unfinished
+                if is_kept:
+                    kept.append(line if line.endswith('\n') else line + '\n')
+        temporary = self.metrics_path + '.tmp'
+        with open(temporary, 'w', encoding='utf-8') as file:
+            file.writelines(kept)
+        os.replace(temporary, self.metrics_path)
+
+
+def format_duration(seconds):
+    """Return "1:02:03" or "2:03" for a number of seconds."""
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'

@@ -1,0 +1,73 @@
+"""Evaluation: every sample exactly once, sums in float64."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+
+from common.distributed import sum_over_ranks
+from common.training.losses import per_sample_cross_entropy
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Means over all samples of all processes. loss: cross entropy. acc1, acc5: percent."""
+
+    loss: float
+    acc1: float
+    acc5: float
+    images: int
+    seconds: float
+
+    def as_metrics(self):
+        return {'loss': self.loss, 'acc1': self.acc1, 'acc5': self.acc5,
+                'images': self.images, 'seconds': self.seconds}
+
+
+@paddle.no_grad()
+def evaluate(model, batches, preprocess, precision, on_batch=None):
+    """Return the EvalResult of a model over the batches of all processes.
+
+    batches: this process's share, uint8 images [B, H, W, 3] and int64 labels [B].
+    acc5 counts the top min(5, classes). on_batch: called after every batch.
+    The model is left in the mode (train or eval) it came in.
+    """
+    was_training = model.training
+    model.eval()
+    started = time.perf_counter()
+    losses, hits = [], []
+    for images, labels, _ in batches:
+        with precision.autocast():
+            logits = model(preprocess(images))
+        logits = logits.astype('float32')
+        losses.append(per_sample_cross_entropy(logits, labels))
+        hits.append(find_hits(logits, labels))
+        if on_batch is not None:
+            on_batch()
+    if was_training:
+        model.train()
+    # Device values are read once, at the end: no waiting for the device between batches.
+    loss_sum = sum(loss.numpy().astype('float64').sum() for loss in losses)
+    hit_sums = sum((hit.numpy().astype('int64').sum(axis=0) for hit in hits), np.zeros(2, 'int64'))
+    count = sum(len(loss) for loss in losses)
+    loss_sum, hits1, hits5, images = sum_over_ranks([loss_sum, *hit_sums, count])
+    return EvalResult(
+        loss=float(loss_sum / images), acc1=float(100 * hits1 / images),
+        acc5=float(100 * hits5 / images), images=int(images),
+        seconds=time.perf_counter() - started)
+
+
+def find_hits(logits, labels):
+    """Return bool [B, 2]: is the label the top prediction, and among the top min(5, classes).
+
+    Of equal logits the lower class comes first, on every device, so that the figure does
+    not depend on the sorting.
+    """
+    own = paddle.take_along_axis(logits, labels.unsqueeze(1), axis=1)
+    classes = paddle.arange(logits.shape[1], dtype=labels.dtype)
+    before = (logits > own) | ((logits == own) & (classes < labels.unsqueeze(1)))
+    has_nan = paddle.isnan(logits).any(axis=1)      # a broken model hits nothing
+    rank = paddle.where(has_nan, paddle.full([], logits.shape[1], 'int32'),
+                        before.astype('int32').sum(axis=1).astype('int32'))
+    return paddle.stack([rank == 0, rank < min(5, logits.shape[1])], axis=1)

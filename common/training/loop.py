@@ -1,0 +1,191 @@
+"""The training loop: one flat function over optimizer updates."""
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import paddle
+
+from common.distributed import get_rank, get_world_size
+from common.errors import RunError
+from common.run_log import format_duration, logger
+from common.training.meter import Meter
+from common.training.optimizer import clip_gradients
+from common.training.stopping import Interrupted, StopRequest, Watchdog
+
+
+@dataclass
+class TrainState:
+    """Everything that changes during training, and that a checkpoint must hold."""
+
+    model: paddle.nn.Layer          # bare, without DataParallel
+    optimizer: paddle.optimizer.Optimizer
+    scaler: paddle.amp.GradScaler
+    ema: object = None              # ModelEma or None
+    update: int = 0                 # optimizer updates done
+    best: dict | None = None        # {'value': acc1 in percent, 'epoch': epoch}
+    meter: Meter = field(default_factory=Meter)
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """What training is made of, and what stays the same throughout."""
+
+    config: object
+    plan: object                    # schedule.Plan
+    schedule: object                # update -> learning rate
+    precision: object
+    criterion: object               # (logits, targets) -> scalar
+    prepare: object                 # TrainBatch: loader's batch -> images, targets
+    batches: object                 # loader, from the state's position to the end of the run
+    validate: object                # (state) -> acc1 in percent, logged
+    saver: object                   # run.Saver: when and where checkpoints are written
+    run_log: object
+    check_every: int                # updates between two looks at the losses
+    folder: str | None = None       # run folder, for the batch that made a loss not finite
+
+
+def train(setup, state):
+    """Train from `state.update` to the end of the plan; the state ends there.
+
+    Raises RunError when a loss or gradient is not finite, and Interrupted after a
+    signal, when the state is saved.
+    """
+    config, plan, meter = setup.config, setup.plan, state.meter
+    network = wrap_data_parallel(state.model)
+    parameters = [p for p in state.model.parameters() if not p.stop_gradient]
+    batches = iter(setup.batches)
+    state.model.train()
+    setup.run_log.start_bar(plan.total_updates, state.update)
+    meter.start_clock()
+
+    with StopRequest() as stop, Watchdog(config.WATCHDOG_SECONDS) as watchdog:
+        while state.update < plan.total_updates:
+            update = state.update
+            watchdog.feed(f'training update {update + 1}')
+            seed_update(config.SEED, update)
+            learning_rate = setup.schedule(update)
+            state.optimizer.set_lr(learning_rate)
+
+            micro_batches = plan.count_micro_batches(update)
+            losses, seen, images_seen = [], [], 0
+            for number in range(micro_batches):
+                batch = next(batches)
+                images, targets = setup.prepare(batch, plan.count_batches_before(update) + number)
+                is_last = number + 1 == micro_batches
+                with sync_gradients(network, is_last), setup.precision.autocast():
+                    loss = setup.criterion(network(images), targets) / micro_batches
+                    setup.precision.scaler.scale(loss).backward()
+                losses.append(loss.detach())
+                images_seen += images.shape[0]
+                if config.SAVE_BAD_BATCH:
+                    seen.append(batch)
+
+            setup.precision.scaler.unscale_(state.optimizer)
+            grad_norm = clip_gradients(parameters, config.TRAIN.GRAD_CLIP)
+            setup.precision.scaler.step(state.optimizer)
+            setup.precision.scaler.update()
+            state.optimizer.clear_grad(set_to_zero=False)
+            if state.ema is not None:
+                state.ema.update()
+            meter.add(update, paddle.add_n(losses), grad_norm, images_seen * get_world_size())
+            state.update = done = update + 1
+
+            ends_epoch = plan.ends_epoch(update)
+            reports = done % config.REPORT_FREQ == 0
+            save_due = setup.saver.steps_due(done)
+            if done % setup.check_every == 0 or reports or ends_epoch or save_due:
+                bad_update, signal_number, minutes_due = meter.read(
+                    setup.precision.scales, stop.number, setup.saver.minutes_due())
+                if bad_update is not None:
+                    stop_for_bad_loss(setup, bad_update, seen)
+                if reports:
+                    report(setup, state, learning_rate)
+                save_due = save_due or minutes_due or signal_number
+                if ends_epoch:
+                    watchdog.feed('validating and saving')
+                    finish_epoch(setup, state, learning_rate, save_due)
+                elif save_due:
+                    setup.saver.save(state, loss=meter.mean('epoch'), is_best=False)
+                if signal_number:
+                    raise Interrupted(signal_number)
+            setup.run_log.advance_bar(lr=f'{learning_rate:.1e}')
+    setup.run_log.close_bar()
+
+
+def finish_epoch(setup, state, learning_rate, save_due):
+    """After the last update of an epoch: its summary, validation, checkpoint."""
+    config, plan = setup.config, setup.plan
+    epoch = (state.update - 1) // plan.updates_per_epoch + 1        # epochs done, from 1
+    is_over = state.update == plan.total_updates
+    loss = state.meter.take_mean('epoch')
+    logger.info('Epoch %d/%d: train loss %.4f, lr %.1e, update %d/%d', epoch, plan.total_epochs,
+                loss, learning_rate, state.update, plan.total_updates)
+    setup.run_log.write_metrics('train_epoch', epoch=epoch, update=state.update, loss=loss,
+                                lr=learning_rate)
+    is_best = False
+    if epoch % config.VALIDATE_FREQ == 0 or is_over:
+        acc1 = setup.validate(state)
+        is_best = state.best is None or acc1 > state.best['value']
+        if is_best:
+            state.best = {'value': acc1, 'epoch': epoch}
+    if epoch % config.SAVE_FREQ == 0 or is_over or is_best or save_due:
+        setup.saver.save(state, loss=loss, is_best=is_best)
+    state.meter.start_clock()           # validation and saving are not training time
+
+
+def report(setup, state, learning_rate):
+    """Log the updates since the last report."""
+    plan, meter = setup.plan, state.meter
+    seconds = max(time.perf_counter() - meter.clock, 1e-9)
+    speed = meter.images / seconds
+    updates = max(1, meter.updates)
+    left = (plan.total_updates - state.update) * seconds / updates
+    loss = meter.take_mean('report')
+    epoch = (state.update - 1) // plan.updates_per_epoch + 1
+    logger.info('Epoch %d/%d, update %d/%d: loss %.4f, lr %.1e, gradient norm %.3g, '
+                '%.1f images/s, %s left', epoch, plan.total_epochs, state.update,
+                plan.total_updates, loss, learning_rate, meter.grad_norm, speed,
+                format_duration(left))
+    setup.run_log.write_metrics(
+        'train_step', update=state.update, epoch=epoch, loss=loss, lr=learning_rate,
+        grad_norm=meter.grad_norm, images_per_second=round(speed, 2),
+        overflows=meter.overflows)
+    meter.start_clock()
+
+
+def stop_for_bad_loss(setup, update, batches):
+    """Raise RunError for a loss or gradient norm that is not finite."""
+    saved = ''
+    if batches and setup.folder:
+        path = f'{setup.folder}/bad-batch-update-{update + 1}-rank-{get_rank()}.npz'
+        images, labels, indices = (np.concatenate(part) for part in zip(
+            *[[np.asarray(item) for item in batch] for batch in batches]))
+        np.savez_compressed(path, images=images, labels=labels, indices=indices)
+        saved = f' Its batch is in {path}.'
+    raise RunError(
+        f'The loss or gradient is not finite (NaN or infinite) at update {update + 1}, learning '
+        f'rate {setup.schedule(update):.1e}. Last good checkpoint: {setup.saver.last_good()}.'
+        f'{saved}\nA lower TRAIN.BASE_LR, a longer warmup or TRAIN.GRAD_CLIP 1.0 usually helps.')
+
+
+def seed_update(seed, update):
+    """Seed Paddle's generators for one update of this rank (dropout, stochastic depth).
+
+    Derived from (seed, rank, update), so that a resumed run needs no stored generator.
+    """
+    words = np.random.SeedSequence([seed, get_rank(), update]).generate_state(1)
+    paddle.seed(int(words[0]))
+
+
+def wrap_data_parallel(model):
+    """Return the model, averaging gradients over ranks where there are several."""
+    return paddle.DataParallel(model) if get_world_size() > 1 else model
+
+
+def sync_gradients(network, is_last):
+    """Average gradients over ranks on the last micro-batch of an update only."""
+    if is_last or not isinstance(network, paddle.DataParallel):
+        return contextlib.nullcontext()
+    return network.no_sync()

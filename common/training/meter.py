@@ -1,0 +1,83 @@
+"""Training figures: sums and counts in float64, read from the device as rarely as asked."""
+
+import math
+import time
+
+import numpy as np
+import paddle
+
+from common.distributed import gather_over_ranks
+
+
+class Meter:
+    """Losses of a run, of the current report and of the current epoch, over all ranks.
+
+    `add` keeps device tensors; `read` fetches them together, which waits for the device,
+    and agrees with the other ranks in one collective operation.
+    """
+
+    def __init__(self):
+        self.pending = []                       # (update, loss, gradient norm) on the device
+        self.sums = {'report': [0.0, 0], 'epoch': [0.0, 0]}     # [sum of losses, updates]
+        self.overflows = 0                      # updates that loss scaling skipped
+        self.grad_norm = math.nan               # of the last update read
+        self.start_clock()
+
+    def start_clock(self):
+        """Begin to measure throughput from here."""
+        self.clock = time.perf_counter()
+        self.images = self.updates = 0
+
+    def add(self, update, loss, grad_norm, images):
+        """Take in one update: loss (mean over its images) and gradient norm are scalars."""
+        self.pending.append((update, loss, grad_norm))
+        self.images += images
+        self.updates += 1
+
+    def read(self, scales, stop_signal=0, save_due=False):
+        """Fetch what is pending, and agree with the other ranks.
+
+        scales: gradients may overflow under loss scaling, which skips the update.
+        Returns (first update that is not finite or None, signal, save due); each is
+        that of any rank.
+        """
+        bad = math.inf
+        losses = np.zeros(0)
+        if self.pending:
+            losses = paddle.stack([loss for _, loss, _ in self.pending]).numpy().astype('float64')
+            norms = paddle.stack([norm for *_, norm in self.pending]).numpy().astype('float64')
+            is_bad = ~np.isfinite(losses)
+            if scales:
+                self.overflows += int((~np.isfinite(norms)).sum())
+            else:
+                is_bad |= ~np.isfinite(norms)
+            if is_bad.any():
+                bad = self.pending[int(is_bad.argmax())][0]
+            self.grad_norm = float(norms[-1])
+        ranks = gather_over_ranks([losses.sum(), bad, stop_signal, save_due])
+        for sums in self.sums.values():
+            sums[0] += float(ranks[:, 0].mean())
+            sums[1] += len(self.pending)
+        self.pending = []
+        bad = ranks[:, 1].min()
+        bad = None if math.isinf(bad) else int(bad)
+        return bad, int(ranks[:, 2].max()), bool(ranks[:, 3].any())
+
+    def mean(self, name):
+        """Return the mean loss of the "report" or "epoch" so far; NaN before its first update."""
+        total, count = self.sums[name]
+        return total / count if count else math.nan
+
+    def take_mean(self, name):
+        """Return the mean loss of the "report" or "epoch" and begin the next one."""
+        mean = self.mean(name)
+        self.sums[name] = [0.0, 0]
+        return mean
+
+    def state_dict(self):
+        return {'report': list(self.sums['report']), 'epoch': list(self.sums['epoch']),
+                'overflows': self.overflows}
+
+    def set_state_dict(self, state):
+        self.sums = {name: list(state[name]) for name in ('report', 'epoch')}
+        self.overflows = state['overflows']

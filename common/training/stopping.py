@@ -1,0 +1,85 @@
+"""Stopping early: signals that end a run after a checkpoint, and a watchdog for hangs."""
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+
+SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its state was saved: exit code 128 + signal number."""
+
+    def __init__(self, number):
+        super().__init__(f'Stopped by {signal.Signals(number).name}')
+        self.exit_code = 128 + number
+
+
+class StopRequest:
+    """Remember the first signal, so that the loop can end at the end of an update.
+
+    A second signal ends the process at once. Use as a context manager around the loop.
+    """
+
+    def __init__(self):
+        self.number = 0                     # of the signal; 0: none yet
+        self.previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for name in SIGNALS:
+                number = getattr(signal, name, None)        # Windows lacks some
+                if number is not None:
+                    self.previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+        # print is not safe in a signal handler; os.write is.
+        os.write(2, b'\nStopping after this update; a second signal stops at once.\n')
+
+
+class Watchdog:
+    """End the process when nothing has happened for `limit` seconds.
+
+    A rank that waits for a dead one in a collective operation cannot be interrupted
+    from Python; the process prints where it hangs and exits with code 1. limit 0: off.
+    """
+
+    def __init__(self, limit):
+        self.limit = limit
+        self.last = time.monotonic()
+        self.doing = 'starting'
+        self.closed = threading.Event()
+
+    def __enter__(self):
+        if self.limit:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.closed.set()
+
+    def feed(self, doing):
+        """Say that work goes on, and what is done next."""
+        self.last = time.monotonic()
+        self.doing = doing
+
+    def _watch(self):
+        while not self.closed.wait(min(1.0, self.limit / 4)):
+            idle = time.monotonic() - self.last
+            if idle > self.limit:
+                print(f'error: no progress for {idle:.0f} s while {self.doing}; giving up. '
+                      'Another process may have died, or WATCHDOG_SECONDS is too short.',
+                      file=sys.stderr, flush=True)
+                faulthandler.dump_traceback(file=sys.stderr)
+                os._exit(1)
