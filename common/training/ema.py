@@ -5,6 +5,7 @@ import contextlib
 import paddle
 
 from common.errors import UserError
+from common.training.optimizer_state import assign_array
 
 
 class ModelEma:
@@ -24,7 +25,7 @@ class ModelEma:
         self.updates = 0
         self.parameters = {name: parameter for name, parameter in self.model.named_parameters()
                            if not parameter.stop_gradient}
-        self.averages = {name: _to_float32(parameter)
+        self.averages = {name: _cast(parameter.detach().clone(), paddle.float32)
                          for name, parameter in self.parameters.items()}
 
     @paddle.no_grad()
@@ -36,7 +37,7 @@ class ModelEma:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         weight = paddle.to_tensor([1.0 - decay], dtype='float32')
         for name, parameter in self.parameters.items():
-            self.averages[name].lerp_(parameter.cast('float32'), weight)
+            self.averages[name].lerp_(_cast(parameter, paddle.float32), weight)
 
     def state_dict(self):
         """Return {name: tensor} with every key of the model's state dict; live tensors."""
@@ -44,7 +45,7 @@ class ModelEma:
 
     @paddle.no_grad()
     def set_state_dict(self, state, updates):
-        """Set the averages from {name: ndarray or tensor}, and the number of updates made.
+        """Set the averages from {name: ndarray}, and the number of updates made.
 
         Entries that are not averaged are ignored. Raises UserError if one is missing or has
         another shape.
@@ -57,7 +58,7 @@ class ModelEma:
                     f'The averaged weights (EMA) are of another model: {name} has shape '
                     f'{list(state[name].shape)}, expected {list(average.shape)}.')
         for name, average in self.averages.items():
-            average.set_value(paddle.to_tensor(state[name]).cast('float32'))
+            assign_array(average, state[name])
         self.updates = updates
 
     @contextlib.contextmanager
@@ -74,9 +75,9 @@ class ModelEma:
 
     def _assign(self, values):
         for name, parameter in self.parameters.items():
-            paddle.assign(values[name].cast(parameter.dtype), output=parameter)
+            paddle.assign(_cast(values[name], parameter.dtype), output=parameter)
 
 
-def _to_float32(parameter):
-    average = parameter.detach().cast('float32')
-    return average.clone() if parameter.dtype == paddle.float32 else average
+def _cast(tensor, dtype):
+    # Paddle copies even where the type is the same already, which costs more than the average.
+    return tensor if tensor.dtype == dtype else tensor.cast(dtype)
