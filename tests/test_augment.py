@@ -1,5 +1,6 @@
 """Each augmentation against timm on the same random numbers, and against NumPy by hand."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -61,8 +62,14 @@ def test_policies_equal_timm_on_the_same_random_numbers(spec, stored):
     assert changed >= len(stored[spec]) // 2
 
 
-def test_policies_equal_timm_covers_every_operation():
-    """The fixture's seeds reach each operation of the increasing set at least once."""
+@pytest.mark.parametrize('name', ['original', 'v0'])
+def test_tables_equal_timm(name):
+    expected = json.loads(FIXTURE.with_name('tables.json').read_text())[name]
+    policy = parse_spec(name, FILL, (BICUBIC,)).policy
+    assert [[[op.name, op.prob, op.magnitude] for op in pair] for pair in policy] == expected
+
+
+def test_the_seeds_of_the_comparison_reach_every_operation():
     seen = set()
     transform = parse_spec(SPECS[0], FILL, augment.RESAMPLING['random'])
     for seed in range(30):

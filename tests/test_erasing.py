@@ -56,6 +56,15 @@ def test_area_and_aspect_follow_their_laws():
     assert log_aspect.mean() == pytest.approx(0, abs=0.04)
 
 
+def test_no_rectangle_spans_a_side():
+    eraser = build_erasing()
+    drawn = [rectangle for seed in range(2000)
+             for rectangle in eraser.draw_rectangles(10, 40, np.random.default_rng(seed))]
+    _, _, rows, columns = np.array(drawn).T
+    assert rows.max() == 9 and columns.max() < 40
+    assert len(drawn) > 1990                                # ten attempts hardly ever all fail
+
+
 def test_probability_and_count():
     touched = (erase(build_erasing(PROB=0.25, MODE='const'), count=1500) == 0).any((1, 2, 3))
     assert touched.mean() == pytest.approx(0.25, abs=0.04)

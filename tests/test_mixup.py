@@ -121,13 +121,19 @@ def test_box_has_the_image_shape_and_is_clipped_at_the_borders():
     rows, columns = boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
     assert boxes.min() == 0 and boxes[:, 1].max() == height and boxes[:, 3].max() == width
     assert rows.max() == 20 and columns.max() == 50
-    # A centre uniform over the side is cut by a quarter of the box's side in the mean... of
-    # the half that lies within half a box of a border: 1/2 * 1/4 of it is lost.
+    # Half of the centres lie within half a box of a border; those lose a quarter in the mean.
     assert rows.mean() == pytest.approx(20 * 0.875, rel=0.02)
     assert columns.mean() == pytest.approx(50 * 0.875, rel=0.02)
-    centre = build_generator(0).integers(height, size=count)
-    np.testing.assert_array_equal(boxes[:, 0], np.maximum(centre - 10, 0))
-    np.testing.assert_array_equal(boxes[:, 1], np.minimum(centre + 10, height))
+
+
+def test_box_lies_around_its_centre():
+    boxes = mixup.draw_boxes(np.full(50, 0.75), 38, 100, build_generator(0))    # 19 x 50
+    generator = build_generator(0)
+    row, column = generator.integers(38, size=50), generator.integers(100, size=50)
+    np.testing.assert_array_equal(boxes[:, 0], np.maximum(row - 9, 0))
+    np.testing.assert_array_equal(boxes[:, 1], np.minimum(row + 10, 38))
+    np.testing.assert_array_equal(boxes[:, 2], np.maximum(column - 25, 0))
+    np.testing.assert_array_equal(boxes[:, 3], np.minimum(column + 25, 100))
 
 
 def test_minmax_box_stays_inside_with_sides_in_range():
