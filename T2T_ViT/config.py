@@ -1,18 +1,15 @@
 """T2T-ViT's options: the shared ones of common/config.py and the model's own."""
 
-import os
 import sys
+from pathlib import Path
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
-
-from common.environment import tune_cpu
-
-tune_cpu()      # before Paddle is imported; nothing here imports it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import ModelRules, build_default_config, load_config
+from common.environment import tune_cpu
 from common.errors import UserError
+
+tune_cpu()      # nothing above imports Paddle, which reads these settings once
 
 TOKEN_STRIDE = 16                           # pixels a side of one token, after three soft splits
 

@@ -127,10 +127,11 @@ class TokenTransformer(nn.Layer):
 class TokenPerformer(nn.Layer):
     """Token module of T2T-ViT: [B, N, in_dim] -> [B, N, C] in O(N).
 
-    Performer attention (Choromanski et al., 2020): exp(q k) is estimated by
-    phi(q) phi(k) with m = C / 2 positive random features, whose directions `w`
-    are orthogonal, of length sqrt(m), drawn once and never trained. The dropout
-    of 0.1 is fixed here, whatever the model's own rate, as in the official code.
+    Performer attention (Choromanski et al., 2020): phi(q) phi(k) stands for
+    softmax's exp(q k), with m = C / 2 positive random features phi. Their
+    directions `w` are orthogonal, of length sqrt(m), drawn once and never trained.
+    The dropout of 0.1 is fixed here, whatever the model's own rate. Length and
+    dropout are those of the official models/token_performer.py.
     """
 
     def __init__(self, in_dim, dim, dropout=0.1):
