@@ -23,11 +23,18 @@ def test_every_pixel_value_equals_the_definition(mean, std):
     pixels = np.stack([np.roll(np.arange(256, dtype='uint8'), shift) for shift in range(channels)])
     pixels = np.ascontiguousarray(pixels.T).reshape(2, 8, 16, channels)
     expected = ((pixels / 255 - mean) / std).transpose(0, 3, 1, 2)
-    for images in (pixels, paddle.to_tensor(pixels)):
-        result = Preprocess(config)(images)
+    preprocess = Preprocess(config)
+    results = [preprocess(pixels), preprocess(paddle.to_tensor(pixels))]
+    # The operators that a GPU runs, here on the CPU.
+    preprocess.on_cpu = False
+    preprocess.scale = paddle.to_tensor(preprocess.scale)
+    preprocess.shift = paddle.to_tensor(preprocess.shift)
+    results.append(preprocess(paddle.to_tensor(pixels)))
+    for result in results:
         assert result.dtype == paddle.float32 and result.stop_gradient
         assert result.shape == [2, channels, 8, 16]
         np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(result.numpy(), results[0].numpy())
 
 
 def test_only_uint8_pixels_are_taken():
