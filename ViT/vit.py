@@ -58,6 +58,26 @@ class StandardizedConv2D(nn.Conv2D):
         return F.conv2d(images, centered / (deviation + 1e-5), stride=self.strides, padding='SAME')
 
 
+class GroupNorm(nn.Layer):
+    """Group normalisation in 32 groups, epsilon 1e-6 (Wu and He, 2018).
+
+    Paddle's own layer never gives a gradient to a scale that is 0, as the last
+    one of each unit is at the start: its backward divides by the scale.
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = self.create_parameter([channels])
+        self.bias = self.create_parameter([channels], is_bias=True)
+
+    def forward(self, features):                                # [B, channels, h, w]
+        channels, height, width = features.shape[1:]
+        groups = features.reshape([-1, 32, channels // 32 * height * width])
+        groups = F.layer_norm(groups, groups.shape[2:], epsilon=1e-6)
+        normalized = groups.reshape([-1, channels, height, width])
+        return normalized * self.weight.reshape([-1, 1, 1]) + self.bias.reshape([-1, 1, 1])
+
+
 class ResNetUnit(nn.Layer):
     """Bottleneck of the hybrid's ResNet: 1x1, 3x3 (with the stride) and 1x1 convolution."""
 
@@ -65,15 +85,15 @@ class ResNetUnit(nn.Layer):
         super().__init__()
         out_channels = 4 * channels
         self.conv1 = StandardizedConv2D(in_channels, channels, 1)
-        self.gn1 = nn.GroupNorm(32, channels, epsilon=1e-6)
+        self.gn1 = GroupNorm(channels)
         self.conv2 = StandardizedConv2D(channels, channels, 3, stride)
-        self.gn2 = nn.GroupNorm(32, channels, epsilon=1e-6)
+        self.gn2 = GroupNorm(channels)
         self.conv3 = StandardizedConv2D(channels, out_channels, 1)
-        self.gn3 = nn.GroupNorm(32, out_channels, epsilon=1e-6)
+        self.gn3 = GroupNorm(out_channels)
         self.has_projection = in_channels != out_channels or stride != 1
         if self.has_projection:
             self.conv_proj = StandardizedConv2D(in_channels, out_channels, 1, stride)
-            self.gn_proj = nn.GroupNorm(32, out_channels, epsilon=1e-6)
+            self.gn_proj = GroupNorm(out_channels)
 
     def forward(self, features):
         branch = F.relu(self.gn1(self.conv1(features)))
@@ -99,7 +119,7 @@ class ResNetStem(nn.Layer):
         self.out_channels = 4 * width * 2 ** (len(layers) - 1)
         self.num_stages = len(layers)
         self.conv_root = StandardizedConv2D(in_channels, width, 7, stride=2)
-        self.gn_root = nn.GroupNorm(32, width, epsilon=1e-6)
+        self.gn_root = GroupNorm(width)
         in_channels = width
         for i, num_units in enumerate(layers):
             channels = width * 2 ** i
@@ -411,7 +431,7 @@ def initialize_weights(model, zero_head):
         elif isinstance(layer, nn.Conv2D):
             fan_in = math.prod(layer.weight.shape[1:])
             nn.initializer.Normal(std=fan_in ** -0.5)(layer.weight)
-        elif isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
+        elif isinstance(layer, (nn.LayerNorm, GroupNorm)):
             ones(layer.weight)
         if getattr(layer, 'bias', None) is not None:
             zeros(layer.bias)
