@@ -5,11 +5,14 @@ path, and Paddle starts with one thread. Both are decided by environment
 variables, so `tune_cpu()` runs before the first `import paddle`. Whatever the
 user has set stays as it is.
 
-This module imports nothing but the standard library.
+This module itself imports nothing but the standard library.
 """
 
+import contextlib
+import io
 import os
 import sys
+import warnings
 
 # Variables set here, for processes started from this one: they may set them anew.
 _MARKER = 'VIT_CPU_TUNED'
@@ -20,12 +23,25 @@ _AVX2 = {'avx2', 'fma'}
 
 
 def tune_cpu():
-    """Set threads and the MKL code path for this machine, unless the user did.
+    """Set threads and the MKL code path for this machine, unless the user did; import Paddle.
 
     Does nothing once Paddle is imported. describe_cpu() tells what was set.
     """
     if 'paddle' not in sys.modules:
         share_cores(int(os.environ.get('PADDLE_LOCAL_SIZE', 1)))
+        _import_paddle()
+
+
+def _import_paddle():
+    """Import Paddle without its remarks on OMP_NUM_THREADS and ccache, which do not apply."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), warnings.catch_warnings(), \
+            contextlib.suppress(ImportError):       # whoever needs it will say that it is missing
+        warnings.filterwarnings('ignore', message='No ccache found')
+        import paddle  # noqa: F401
+    for line in said.getvalue().splitlines():
+        if 'OMP_NUM_THREADS' not in line:
+            print(line, file=sys.stderr)
 
 
 def share_cores(processes):
