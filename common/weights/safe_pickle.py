@@ -44,7 +44,8 @@ def load(path, keep_names=False):
     try:
         with open(path, 'rb') as file:
             tree = Reader(file, os.fstat(file.fileno()).st_size, functions).read()
-        return _undo_paddle(tree, keep_names)
+        tree = join_large_arrays(tree)
+        return tree if keep_names else _drop_name_tables(tree)
     except OSError as error:
         raise UserError(f'Cannot read {path}: {error.strerror}.') from None
     except PickleError as error:
@@ -416,15 +417,19 @@ INSTRUCTIONS = {
 }
 
 
-def _undo_paddle(tree, keep_names):
-    """Drop the table of generated names; join the slices of arrays above 1 GiB."""
-    if not isinstance(tree, dict):
-        return tree
-    for branch in [tree, *(value for value in tree.values() if isinstance(value, dict))]:
-        if not keep_names:
+def join_large_arrays(tree):
+    """Join the slices into which paddle.save cuts arrays above 1 GiB."""
+    if isinstance(tree, dict):
+        for branch in [tree, *(value for value in tree.values() if isinstance(value, dict))]:
+            if SLICE_TABLE in branch:
+                _join_slices(branch)
+    return tree
+
+
+def _drop_name_tables(tree):
+    if isinstance(tree, dict):
+        for branch in [tree, *(value for value in tree.values() if isinstance(value, dict))]:
             branch.pop(NAME_TABLE, None)
-        if SLICE_TABLE in branch:
-            _join_slices(branch)
     return tree
 
 

@@ -1,0 +1,165 @@
+"""Opens a checkpoint file of any kind, told by its first bytes, as a tree of NumPy arrays."""
+
+import json
+import os
+import re
+import zipfile
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.errors import UserError
+from common.weights import mindspore_file, safe_pickle, safetensors_file, torch_file
+from common.weights.safe_pickle import PickleError, check_shape
+
+# What Hugging Face's save_pretrained names its files, the preferred one first.
+FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')
+
+
+@dataclass
+class Container:
+    """An opened file. tree: nested dicts with ndarrays. config: config.json, if any."""
+
+    path: str
+    kind: str               # paddle, torch, safetensors, npz or mindspore
+    tree: dict
+    config: dict = field(default_factory=dict)
+    metadata: dict = field(default_factory=dict)
+
+
+def open_container(path):
+    """Return the Container of a file, or of a Hugging Face folder.
+
+    Nothing in the file is run, and sizes are checked before memory is taken.
+    Raises UserError naming the path and the reason.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        path = _find_in_folder(path)
+    try:
+        with open(path, 'rb') as file:
+            kind, read = _recognize(file)
+            file.seek(0)
+            tree, metadata = read(file)
+    except OSError as error:
+        raise UserError(f'Cannot read {path}: {error.strerror or error}.') from None
+    except PickleError as error:
+        raise UserError(f'{path}: {error}') from None
+    except MemoryError:
+        raise UserError(f'{path}: too large for the memory of this machine.') from None
+    if not isinstance(tree, dict):
+        raise UserError(f'{path}: holds a {type(tree).__name__}, not a dictionary of tensors.')
+    return Container(path, kind, tree, _read_config(os.path.dirname(path)), metadata)
+
+
+def _find_in_folder(folder):
+    for name in FOLDER_FILES:
+        if os.path.isfile(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+        if os.path.isfile(os.path.join(folder, f'{name}.index.json')):
+            raise UserError(f'{folder}: the weights are split over several files, which is not '
+                            'supported; save them again with a larger max_shard_size.')
+    raise UserError(f'{folder} holds no weights: expected {" or ".join(FOLDER_FILES)}. '
+                    'Give the checkpoint file itself.')
+
+
+def _read_config(folder):
+    """Return the config.json beside a Hugging Face checkpoint, {} where there is none."""
+    path = os.path.join(folder, 'config.json')
+    if not os.path.isfile(path):
+        return {}
+    try:
+        with open(path, encoding='utf-8') as file:
+            config = json.loads(file.read(1 << 22))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f'{path} is not a readable config.json: {error}.') from None
+    return config if isinstance(config, dict) else {}
+
+
+def _recognize(file):
+    """Return (kind, reader) for the file's first bytes. Raises PickleError if none fits."""
+    start = file.read(64)
+    size = os.fstat(file.fileno()).st_size
+    if start.startswith(b'PK\x03\x04'):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+            raise PickleError(f'damaged or cut short ({error}).') from None
+        if any(name.endswith('data.pkl') for name in names):
+            return 'torch', torch_file.read_zip
+        if any(name.endswith('.npy') for name in names):
+            return 'npz', read_npz
+        raise PickleError('a zip archive without weights. If it was packed by hand, unpack it.')
+    if start.startswith(torch_file.LEGACY_MAGIC):
+        return 'torch', torch_file.read_legacy
+    if start.startswith(b'\x80'):
+        return 'paddle', _read_paddle
+    if safetensors_file.is_safetensors(start, size):
+        return 'safetensors', safetensors_file.read
+    if start.startswith(b'version https://git-lfs'):
+        raise PickleError('only a Git LFS pointer; fetch the file itself with "git lfs pull".')
+    if start.lstrip()[:1] == b'<':
+        raise PickleError('a web page, not a checkpoint; the download went wrong.')
+    if start.startswith(b'\n'):
+        return 'mindspore', mindspore_file.read
+    if size == 0:
+        raise PickleError('the file is empty.')
+    raise PickleError('not a checkpoint of a known kind (.pdparams, .npz, .safetensors, .pth, '
+                      '.bin, .ckpt), or damaged.')
+
+
+def _read_paddle(file):
+    """Read what paddle.save wrote; the table of names goes into the metadata."""
+    size = os.fstat(file.fileno()).st_size
+    reader = safe_pickle.Reader(file, size, safe_pickle.PADDLE_FUNCTIONS)
+    tree = safe_pickle.join_large_arrays(reader.read())
+    table = tree.pop(safe_pickle.NAME_TABLE, None) if isinstance(tree, dict) else None
+    return tree, table if isinstance(table, dict) else {}
+
+
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '[<|=]?(?P<dtype>[a-z]\d+)', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[\d, ]{0,99})\), \}\s*")
+
+
+def read_npz(file):
+    """Read the arrays of numbers in a NumPy archive: ({name: ndarray}, {}). Raises PickleError."""
+    # Weights hardly compress, but a head of zeros does.
+    limit = 8 * os.fstat(file.fileno()).st_size + (64 << 20)
+    arrays = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                limit -= info.file_size
+                if limit < 0:
+                    raise PickleError('unpacks to far more than its own size.')
+                if info.filename.endswith('.npy'):
+                    with archive.open(info) as member:
+                        arrays[info.filename[:-4]] = _read_npy(member, info.file_size)
+    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, ValueError, NotImplementedError,
+            RuntimeError, OverflowError, IndexError) as error:
+        raise PickleError(f'damaged or cut short ({error}).') from None
+    return arrays, {}
+
+
+def _read_npy(member, size):
+    start = member.read(8)
+    length_bytes = 2 if start[6:7] == b'\x01' else 4
+    if start[:6] != b'\x93NUMPY':
+        raise PickleError(f'{member.name} is not a NumPy array.')
+    header_size = int.from_bytes(member.read(length_bytes), 'little')
+    if header_size > 1 << 16:
+        raise PickleError(f'{member.name} is damaged.')
+    header = _NPY_HEADER.fullmatch(member.read(header_size))
+    dtype = header and header['dtype'].decode()
+    if dtype not in safe_pickle.DTYPES:
+        raise PickleError(f'{member.name} is not an array of numbers, or damaged.')
+    shape = tuple(int(number) for number in header['shape'].split(b',') if number.strip())
+    num_bytes = size - 8 - length_bytes - header_size
+    check_shape(shape, np.dtype(dtype), num_bytes)
+    data = member.read(num_bytes)
+    if len(data) != num_bytes:
+        raise PickleError('damaged or cut short.')
+    order = 'F' if header['fortran'] == b'True' else 'C'
+    return np.frombuffer(data, dtype).reshape(shape, order=order)

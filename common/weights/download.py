@@ -1,0 +1,235 @@
+"""Downloads a file whole or not at all, resuming what an earlier try left."""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from tqdm import tqdm
+
+from common.errors import RunError, UserError
+
+CHUNK = 1 << 20                 # bytes
+TIMEOUT = 30                    # seconds without a byte
+TRIES = 5                       # for each address
+PAUSE = 1.0                     # seconds before the second try; doubles with each
+
+logger = logging.getLogger('vit')
+
+
+class DownloadError(Exception):
+    """One address does not deliver the file. may_retry: another try could."""
+
+    def __init__(self, reason, may_retry):
+        super().__init__(reason)
+        self.may_retry = may_retry
+
+
+def download(targets, sha256='', check=None):
+    """Fetch a file from the first address that delivers it; return its path.
+
+    targets: [(address, path)]. The bytes go to `path`.part, which a later call
+    continues, and are renamed when complete: the length is the server's, the
+    hash equals `sha256` (hexadecimal, or its first digits) and the one that
+    Hugging Face announces, and check(path), if given, raises no UserError.
+    Several processes may ask for one file; one of them fetches it.
+    Raises RunError listing each address and why it failed, UserError where the
+    folder cannot be written.
+    """
+    failures = []
+    for url, path in targets:
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with _locked(f'{path}.lock'):
+                if not os.path.exists(path):
+                    _fetch_with_retries(url, path, sha256, check)
+                return path
+        except DownloadError as error:      # noqa: PERF203 (each address is its own try)
+            failures.append(f'{url}: {error}')
+            logger.info('Cannot download %s: %s.', url, error)
+        except OSError as error:
+            raise UserError(f'Cannot write {path}: {error.strerror or error}. VIT_CACHE names '
+                            'another folder for downloads.') from None
+    raise RunError('The download failed. ' + '; '.join(failures) + '.\nFetch the file by other '
+                   'means and give its path instead of the name.')
+
+
+def _fetch_with_retries(url, path, sha256, check):
+    for attempt in range(TRIES):
+        try:
+            announced = _fetch(url, f'{path}.part')
+            _verify(f'{path}.part', sha256, announced, check)
+            os.replace(f'{path}.part', path)
+            _remove(f'{path}.part.json')
+            return
+        except DownloadError as error:      # noqa: PERF203 (each address is its own try)
+            if not error.may_retry or attempt == TRIES - 1:
+                raise
+            logger.info('%s: %s; trying again.', url, error)
+            time.sleep(PAUSE * 2 ** attempt)
+
+
+def _fetch(url, part):
+    """Fill the file `part`; return the SHA-256 that the server announced, '' if none.
+
+    Raises DownloadError; what has arrived stays for the next try.
+    """
+    start = _resumable_size(url, part)
+    request = urllib.request.Request(url, headers={'User-Agent': 'vit-paddle',
+                                                   'Accept-Encoding': 'identity'})
+    if start:
+        request.add_header('Range', f'bytes={start}-')
+        request.add_header('If-Range', _read_note(part)['validator'])
+    redirects = _Redirects()
+    try:
+        opener = urllib.request.build_opener(redirects)
+        with opener.open(request, timeout=TIMEOUT) as response:
+            start, total = _read_range(response, start)
+            _write_note(part, url, response.headers)
+            announced = redirects.sha256 or _read_sha256(response.headers)
+            size = _save(response, part, start, total, url)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:                   # the part is as long as the file, or longer
+            _remove(part)
+        raise DownloadError(f'the server answers {error.code} {error.reason}',
+                            error.code in (408, 416, 429) or error.code >= 500) from None
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError,
+            ValueError) as error:
+        reason = getattr(error, 'reason', error)
+        raise DownloadError(f'the connection failed ({reason})', True) from None
+    if total is not None and size != total:
+        raise DownloadError(f'{size:,} of {total:,} bytes arrived', True)
+    return announced
+
+
+def _save(response, part, start, total, url):
+    """Write what the response holds behind the first `start` bytes; return the size then."""
+    name = urllib.parse.unquote(url.rsplit('/', 1)[-1])
+    with open(part, 'r+b' if start else 'wb') as file, tqdm(
+            desc=name, total=total, initial=start, unit='B', unit_scale=True, disable=None) as bar:
+        file.truncate(start)
+        file.seek(start)
+        while True:
+            try:
+                chunk = response.read(CHUNK)
+            except http.client.IncompleteRead as error:
+                file.write(error.partial)
+                return file.tell()
+            except (ConnectionError, TimeoutError):
+                return file.tell()
+            if not chunk:
+                return file.tell()
+            if total is not None and file.tell() + len(chunk) > total:
+                raise DownloadError('more bytes arrived than were announced', True)
+            file.write(chunk)
+            bar.update(len(chunk))
+
+
+def _read_range(response, start):
+    """Return (first byte that the response holds, size of the whole file or None)."""
+    length = response.headers.get('Content-Length')
+    if response.status == 206:
+        match = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)',
+                             response.headers.get('Content-Range', ''))
+        if not match or int(match[1]) != start:
+            raise DownloadError('the server sends another part than asked for', True)
+        return start, int(match[2]) if match[2] != '*' else None
+    return 0, int(length) if length and length.isdigit() else None
+
+
+def _verify(path, sha256, announced, check):
+    """Raise DownloadError, and remove the file, if it is not what it should be."""
+    expected = [digits for digits in (sha256, announced) if digits]
+    if expected:
+        actual = _hash(path)
+        for digits in expected:
+            if not actual.startswith(digits.lower()):
+                _remove(path)
+                raise DownloadError(f'its SHA-256 is {actual}, not {digits}', True)
+    if check is not None:
+        try:
+            check(path)
+        except UserError as error:
+            _remove(path)
+            raise DownloadError(str(error), False) from None
+
+
+def _hash(path):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects within the web only, and reads the hash that Hugging Face adds to its."""
+
+    sha256 = ''
+
+    def redirect_request(self, request, fp, code, message, headers, new_url):
+        old, new = request.full_url.split(':')[0], new_url.split(':')[0]
+        if new != 'https' and new != old:
+            raise DownloadError(f'it redirects to {new_url[:100]}', False)
+        self.sha256 = self.sha256 or _read_sha256(headers)
+        return super().redirect_request(request, fp, code, message, headers, new_url)
+
+
+def _read_sha256(headers):
+    tag = headers.get('X-Linked-ETag', '').strip('"')
+    return tag if re.fullmatch('[0-9a-f]{64}', tag) else ''
+
+
+def _resumable_size(url, part):
+    """Return how many bytes of `part` belong to this address; 0: start anew."""
+    note = _read_note(part)
+    if note.get('url') != url or not note.get('validator') or not os.path.exists(part):
+        return 0
+    return os.path.getsize(part)
+
+
+def _write_note(part, url, headers):
+    """Note what identifies the version of the file that is being fetched."""
+    validator = headers.get('ETag', '')
+    if not validator or validator.startswith('W/'):
+        validator = headers.get('Last-Modified', '')
+    with open(f'{part}.json', 'w', encoding='utf-8') as file:
+        json.dump({'url': url, 'validator': validator}, file)
+
+
+def _read_note(part):
+    try:
+        with open(f'{part}.json', encoding='utf-8') as file:
+            note = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _remove(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Let one process at a time through; the lock ends with the process that holds it."""
+    with open(path, 'a+b') as file:
+        if os.name == 'nt':
+            import msvcrt
+            file.seek(0)
+            while True:
+                with contextlib.suppress(OSError):
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

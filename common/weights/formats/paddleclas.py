@@ -1,0 +1,27 @@
+"""PaddleClas's .pdparams: timm's names, but Paddle's layout ([in, out])."""
+
+from common.errors import UserError
+from common.weights.formats import timm
+from common.weights.rules import LINEAR, PLAIN, Format
+
+
+def read_numerics(config, names):
+    """Refuse ViT_small, the one released file without a bias in qkv."""
+    if 'blocks.0.attn.qkv.bias' not in names:
+        raise UserError(
+            "PaddleClas's ViT_small_patch16_224 is another network (depth 8, attention scaled by "
+            'embed_dim ** -0.5), which no config here describes. Use '
+            'timm/vit_small_patch16_224 instead.')
+    return {}
+
+
+FORMAT = Format(
+    name='PaddleClas',
+    kinds=('paddle',),
+    signature=timm.FORMAT.signature,
+    rules=tuple(rule._replace(kind=PLAIN if rule.kind is LINEAR else rule.kind)
+                for rule in timm.FORMAT.rules),
+    numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6},
+    position_resize='timm',
+    read_numerics=read_numerics,
+)

@@ -1,0 +1,77 @@
+"""Reads and writes .safetensors: a JSON header with names and offsets, then raw numbers."""
+
+import json
+import math
+import os
+
+import numpy as np
+
+from common.weights.safe_pickle import PickleError
+from common.weights.torch_file import decode
+
+DTYPES = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': 'bf16', 'I64': 'i8', 'I32': 'i4',
+          'I16': 'i2', 'I8': 'i1', 'U64': 'u8', 'U32': 'u4', 'U16': 'u2', 'U8': 'u1', 'BOOL': 'b1'}
+MAX_HEADER = 100_000_000        # bytes; the limit of the reference implementation
+
+
+def is_safetensors(start, size):
+    """Tell from a file's first bytes and its size whether it is one."""
+    return size > 9 and 2 <= int.from_bytes(start[:8], 'little') <= size - 8 and start[8:9] == b'{'
+
+
+def read(file):
+    """Return ({name: ndarray}, metadata). Raises PickleError."""
+    size = os.fstat(file.fileno()).st_size
+    header_size = int.from_bytes(file.read(8), 'little')
+    if header_size > min(MAX_HEADER, size - 8):
+        raise PickleError('damaged or cut short: the header is longer than the file.')
+    try:
+        header = json.loads(file.read(header_size))
+        metadata = header.pop('__metadata__', {})
+        places = {name: (entry['dtype'], entry['shape'], *entry['data_offsets'])
+                  for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PickleError(f'damaged: the header is not that of a .safetensors ({error}).') from None
+    start = 8 + header_size
+    left = size - start
+    arrays = {}
+    for name, place in places.items():
+        dtype, shape, begin, end = _check_place(name, *place)
+        left -= end - begin
+        if start + end > size or left < 0:
+            raise PickleError(f'damaged or cut short: {name} lies outside the file.')
+        file.seek(start + begin)
+        data = file.read(end - begin)
+        if len(data) != end - begin:
+            raise PickleError('damaged or cut short.')
+        arrays[name] = decode(data, dtype).reshape(shape)
+    return arrays, metadata if isinstance(metadata, dict) else {}
+
+
+def _check_place(name, dtype, shape, begin, end):
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise PickleError(f'{name} has the type {str(dtype)[:20]!r}, which is not supported.')
+    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if len(numbers) > 10 or any(type(number) is not int or number < 0 for number in numbers):
+        raise PickleError(f'damaged: {name} has no proper shape or place.')
+    itemsize = 2 if dtype == 'BF16' else np.dtype(DTYPES[dtype]).itemsize
+    if end - begin != itemsize * math.prod(shape):
+        raise PickleError(f'damaged: {name} of shape {shape} does not fill its {end - begin:,} '
+                          'bytes.')
+    return DTYPES[dtype], shape, begin, end
+
+
+def write(path, arrays, metadata):
+    """Write {name: ndarray} and {text: text} to a .safetensors file."""
+    names = {code: name for name, code in DTYPES.items()}
+    header, offset = {'__metadata__': metadata}, 0
+    for name, array in arrays.items():
+        header[name] = {'dtype': names[array.dtype.str[1:]], 'shape': list(array.shape),
+                        'data_offsets': [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)             # the numbers start at a multiple of 8 bytes
+    with open(path, 'wb') as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).data)
