@@ -151,3 +151,12 @@ def test_wrong_class_weights_are_refused(weights, counts, message):
     with pytest.raises(UserError) as caught:
         build_criterion(build_config(weights=weights), counts)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize('label', [CLASSES, -1])
+def test_labels_out_of_range_raise(batch, label):
+    logits, labels, _ = batch
+    labels[1] = label
+    for compute in (build_criterion(build_config(0.1)), per_sample_cross_entropy):
+        with pytest.raises(ValueError):
+            compute(paddle.to_tensor(logits), paddle.to_tensor(labels))

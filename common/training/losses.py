@@ -9,6 +9,7 @@ beyond; the definition is short enough to write out.
 import math
 
 import paddle
+import paddle.nn.functional as F
 
 from common.errors import UserError
 
@@ -85,20 +86,13 @@ class CrossEntropy:
         """Return the mean loss. logits: [B, C]. labels: int64 [B], each below C."""
         with paddle.amp.auto_cast(enable=False):
             log_probs = compute_log_softmax(logits)
-            losses = _pick_losses(log_probs, labels)
+            one_hot = encode_labels(labels, log_probs.shape[-1])
+            targets = one_hot * (1 - self.smoothing) + self.smoothing / log_probs.shape[-1]
             if self.weights is None:
-                if self.smoothing:
-                    losses = self.smooth(losses, -log_probs.mean(axis=-1))
-                return losses.mean()
-            sample_weights = paddle.gather(self.weights, labels)
-            losses = losses * sample_weights
-            if self.smoothing:
-                losses = self.smooth(losses, -(log_probs * self.weights).mean(axis=-1))
+                return -(targets * log_probs).sum(axis=-1).mean()
             # A batch of classes that all weigh 0 counts for nothing, not for 0 / 0.
-            return losses.sum() / sample_weights.sum().clip(min=1e-12)
-
-    def smooth(self, losses, uniform_losses):
-        return (1 - self.smoothing) * losses + self.smoothing * uniform_losses
+            total_weight = (one_hot * self.weights).sum().clip(min=1e-12)
+            return -(targets * self.weights * log_probs).sum() / total_weight
 
 
 class SoftTargetCrossEntropy:
@@ -123,7 +117,8 @@ class SoftTargetCrossEntropy:
 def per_sample_cross_entropy(logits, labels):
     """Return -log p of each label, float32 [B]. logits: [B, C]. labels: int64 [B]."""
     with paddle.amp.auto_cast(enable=False):
-        return _pick_losses(compute_log_softmax(logits), labels)
+        log_probs = compute_log_softmax(logits)
+        return -(encode_labels(labels, log_probs.shape[-1]) * log_probs).sum(axis=-1)
 
 
 def compute_log_softmax(logits):
@@ -133,5 +128,10 @@ def compute_log_softmax(logits):
     return shifted - paddle.logsumexp(shifted, axis=-1, keepdim=True)
 
 
-def _pick_losses(log_probs, labels):
-    return -paddle.take_along_axis(log_probs, labels.unsqueeze(-1), axis=-1).squeeze(-1)
+def encode_labels(labels, num_classes):
+    """Return labels [B] as float32 [B, C], 1 at the label.
+
+    One-hot rather than take_along_axis, which on the CPU reads -1 as the last class
+    and, in Paddle 2.6, whatever lies in memory beyond it; one_hot raises ValueError.
+    """
+    return F.one_hot(labels, num_classes)
