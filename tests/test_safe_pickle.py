@@ -111,7 +111,8 @@ CALLABLES = [
     ('numpy.testing._private.utils', 'runstring'), ('numpy.f2py.crackfortran', 'getlincoef'),
     ('paddle', 'load'), ('torch', 'load'), ('torch.hub', 'load'), ('yaml', 'unsafe_load'),
     ('copyreg', '_reconstructor'), ('codecs', 'open'), ('_codecs', 'decode'),
-    ('zipfile', 'ZipFile'), ('tempfile', 'mktemp'), ('logging.config', 'listen'), ('distutils.core', 'run_setup'),
+    ('zipfile', 'ZipFile'), ('tempfile', 'mktemp'), ('logging.config', 'listen'),
+    ('distutils.core', 'run_setup'),
     ('pip', 'main'), ('site', 'main'), ('tkinter', 'Tk'), ('platform', 'popen'),
 ]
 
