@@ -148,6 +148,10 @@ def test_image_need_not_be_square(token_type):
     model.eval()
     assert model.grid_size == (2, 4)
     assert model.pos_embed.shape == [1, 9, 64]
+    # 128 and 32 tokens in the modules, 9 in the two blocks.
+    in_modules = {'performer': (128 + 32) * (4 * 64 * 32 + 32),
+                  'transformer': 2 * (128 ** 2 + 32 ** 2) * 64}[token_type]
+    assert model.attention_macs() == in_modules + 2 * 2 * 9 ** 2 * 64
     images = draw_images(2, 3, 32, 64)
     assert model.forward_features(images).shape == [2, 9, 64]
     logits = model(images).numpy()
@@ -260,6 +264,9 @@ def test_only_the_performer_has_dropout_of_its_own():
              for block in model.blocks]
     assert rates == [(0.2, 0.3, 0.3)] * 2
     assert model.pos_dropout.p == 0.3
+    model = build_tiny('transformer')
+    model.pos_dropout.p = 0.5
+    assert (model(images).numpy() != model(images).numpy()).any()
 
 
 def test_recompute_gives_the_same_gradients():
@@ -369,6 +376,7 @@ def test_set_numerics():
         fill_and_run(images, gelu='tanh'), tanh, 'the same as when built so')
     assert 1e-6 < np.abs(tanh - erf).max() < 1e-2
     model.set_numerics(gelu='erf', layer_norm_eps=1e-4)
+    assert 1e-6 < np.abs(model(images).numpy() - erf).max() < 1e-2
     np.testing.assert_array_equal(fill_and_run(images, layer_norm_eps=1e-4), model(images).numpy())
     model.set_numerics(layer_norm_eps=1e-5)
     np.testing.assert_array_equal(model(images).numpy(), erf)
