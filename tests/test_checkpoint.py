@@ -138,6 +138,17 @@ def test_frozen_parameters_have_no_state_and_can_be_freed_after_resuming(tmp_pat
     assert np.isfinite(resumed.model.fc1.weight.numpy()).all()
 
 
+def test_parameters_can_be_frozen_when_resuming(tmp_path):
+    run = build_run()
+    train(run, 0, 2)
+    checkpoint = read_checkpoint(save(tmp_path, run, 2))
+    resumed = build_run(frozen=('fc1.weight', 'fc1.bias'))
+    assert 'state of 2 parameters, now frozen, is not used' in restore(resumed, checkpoint)[-1]
+    train(resumed, 2, 4)
+    np.testing.assert_array_equal(resumed.model.fc1.weight.numpy(),
+                                  checkpoint['model']['fc1.weight'])
+
+
 def test_a_save_does_not_see_later_updates(tmp_path, monkeypatch):
     run = build_run()
     train(run, 0, 2)

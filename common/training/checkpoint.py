@@ -152,7 +152,12 @@ def restore(state, checkpoint, world_size=1):
     weights = checkpoint['model']
     _check_model(model, checkpoint)
     lines = [_describe_origin(checkpoint)]
-    write_optimizer(state.optimizer, model, checkpoint['optimizer'] or {}, weights)
+    optimizer_state = dict(checkpoint['optimizer'] or {})
+    frozen = [name for name, parameter in model.named_parameters()
+              if parameter.stop_gradient and optimizer_state.pop(name, None) is not None]
+    if frozen:
+        lines.append(f'The optimizer state of {len(frozen)} parameters, now frozen, is not used.')
+    write_optimizer(state.optimizer, model, optimizer_state, weights)
     for name, tensor in model.state_dict().items():
         assign_array(tensor, weights[name])             # parameters again, and buffers
     if checkpoint['optimizer'] is None:

@@ -78,6 +78,10 @@ class CheckpointStore:
         if self.error:
             raise CheckpointError(self.error)
 
+    @property
+    def is_writing(self):
+        return self._writer is not None and self._writer.is_alive()
+
     def adopt_best(self, folder):
         """Take over the best checkpoint of the run that is continued in this new folder."""
         source = os.path.join(folder, BEST)
