@@ -233,12 +233,28 @@ class Encoder(nn.Layer):
 
 
 def recompute_in_backward(layer, tokens):
-    """Run a layer without keeping its activations; backward computes them again."""
+    """Run a layer without keeping its activations; backward computes them again.
+
+    Without re-entrance, because the other form fails under DataParallel.
+    """
     from paddle.distributed.fleet.utils import recompute
-    # The form without re-entrance is the one that works under DataParallel; Paddle 2 lacks it on
-    # the CPU.
-    reentrant = paddle.__version__ < '3' and paddle.get_device() == 'cpu'
-    return recompute(layer, tokens, use_reentrant=reentrant)
+    if paddle.__version__ >= '3' or paddle.get_device() != 'cpu':
+        return recompute(layer, tokens, use_reentrant=False)
+
+    # Paddle 2 does not bring back the CPU's random state, so that dropout would differ.
+    state_before = paddle.get_rng_state()
+    calls = []
+
+    def run_layer(tokens):
+        calls.append(1)
+        state = paddle.get_rng_state()
+        paddle.set_rng_state(state_before)
+        output = layer(tokens)
+        if len(calls) > 1:
+            paddle.set_rng_state(state)
+        return output
+
+    return recompute(run_layer, tokens, use_reentrant=False, preserve_rng_state=False)
 
 
 class VisionTransformer(nn.Layer):
