@@ -59,9 +59,11 @@ def parse_command_line(project, argv, script):
     Raises UserError for an unknown flag, key or value.
     """
     parser = _build_parser(project, script)
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise UserError(_explain_unknown(unknown[0]))
+    _check_names(argv)      # argparse would take -batch for -batch_size
+    known, unexpected = parser.parse_known_args(argv)
+    if unexpected:
+        raise UserError(f'Unexpected argument {unexpected[0]!r}: values follow a flag, as in '
+                        '-cfg FILE.')
     given = vars(known)
     flags = {key: given[name] for name, key, *_ in VALUE_FLAGS if given[name] is not None}
     flags |= {key: True for name, key, _ in SWITCHES if given[name]}
@@ -100,9 +102,10 @@ def _add(parser, name, **options):
     parser.add_argument(f'-{name}', f'--{name}', dest=name, **options)
 
 
-def _explain_unknown(argument):
-    if not argument.startswith('-'):
-        return f'Unexpected argument {argument!r}: values follow a flag, as in -cfg FILE.'
-    name = argument.lstrip('-').split('=', 1)[0]
-    names = [flag[0] for flag in VALUE_FLAGS + SWITCHES] + ['cfg', 'opts', 'help']
-    return f'Unknown flag -{name}.{suggest(name, names)}'
+def _check_names(argv):
+    """Raise UserError for a flag that is not spelt out exactly."""
+    names = [flag[0] for flag in VALUE_FLAGS + SWITCHES] + ['cfg', 'opts', 'help', 'h']
+    for argument in argv:
+        name = argument.split('=', 1)[0].lstrip('-')
+        if argument.startswith('-') and name[:1].isalpha() and name not in names:
+            raise UserError(f'Unknown flag -{name}.{suggest(name, names)}')

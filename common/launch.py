@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,6 +101,7 @@ def choose_processes(config):
 def _spawn(project, argv, processes, backend):
     """Start the processes, pass signals on, and return the first failure's exit code."""
     share_cores(processes)                  # read by Paddle in the processes started below
+    os.environ.setdefault('GLOG_minloglevel', '1')      # how they found each other is no news
     with tempfile.TemporaryDirectory() as folder:
         os.environ[_ERROR_FILE] = os.path.join(folder, 'first_error')
         received = []
@@ -110,8 +112,10 @@ def _spawn(project, argv, processes, backend):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
-        context = dist.spawn(_work, args=(project, argv), nprocs=processes, join=False,
-                             backend=backend)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*CPUONLY mode')
+            context = dist.spawn(_work, args=(project, argv), nprocs=processes, join=False,
+                                 backend=backend)
         for name in SIGNALS:
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), forward)
@@ -191,6 +195,4 @@ def _print_first(text):
             return
         except OSError:
             pass                            # better twice than not at all
-    rank = os.environ.get('PADDLE_TRAINER_ID')
-    prefix = f'[rank {rank}] ' if is_launched() and rank is not None else ''
-    print(prefix + text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)

@@ -29,6 +29,7 @@ from common.training.losses import build_criterion
 from common.training.optimizer import build_optimizer
 from common.training.precision import Precision
 from common.training.schedule import Schedule, build_plan
+from common.weights import load_from_config
 
 
 def run(project, config):
@@ -92,10 +93,11 @@ class Job:
 
 
 def run_evaluation(job):
-    """Evaluate MODEL.PRETRAINED, or the weights of MODEL.RESUME, on the validation data."""
+    """Evaluate MODEL.PRETRAINED on the validation data."""
     config = job.config
-    if not (config.MODEL.PRETRAINED or config.MODEL.RESUME):
-        raise UserError('-eval needs weights: give -pretrained=FILE (or a run\'s checkpoint).')
+    if not config.MODEL.PRETRAINED:
+        raise UserError('-eval needs weights: give -pretrained=FILE. A checkpoint of a run will do, '
+                        'such as <run folder>/best.')
     load_from_config(job.model, config)
     run_log = RunLog(job.folder if get_rank() == 0 else None, config)
     job.validate(run_log)
