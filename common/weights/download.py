@@ -170,13 +170,12 @@ def _hash(path):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects within the web only, and reads the hash that Hugging Face adds to its."""
+    """Follows redirects, but not from https to http; reads the hash that Hugging Face adds."""
 
     sha256 = ''
 
     def redirect_request(self, request, fp, code, message, headers, new_url):
-        old, new = request.full_url.split(':')[0], new_url.split(':')[0]
-        if new != 'https' and new != old:
+        if request.full_url.startswith('https:') and not new_url.startswith('https:'):
             raise DownloadError(f'it redirects to {new_url[:100]}', False)
         self.sha256 = self.sha256 or _read_sha256(headers)
         return super().redirect_request(request, fp, code, message, headers, new_url)
