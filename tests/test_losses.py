@@ -160,3 +160,11 @@ def test_labels_out_of_range_raise(batch, label):
     for compute in (build_criterion(build_config(0.1)), per_sample_cross_entropy):
         with pytest.raises(ValueError):
             compute(paddle.to_tensor(logits), paddle.to_tensor(labels))
+
+
+def test_a_common_offset_costs_no_digits():
+    logits = np.array([[0, 1, 2, 3, 1, 0]], 'float32')
+    losses = [per_sample_cross_entropy(paddle.to_tensor(logits + offset), paddle.to_tensor([1]))
+              for offset in (0, 20000)]
+    assert float(losses[0]) == pytest.approx(-log_softmax(logits)[0, 1], rel=1e-6)
+    assert float(losses[1]) == float(losses[0])
