@@ -38,6 +38,9 @@ def _import_paddle():
     with contextlib.redirect_stderr(said), warnings.catch_warnings(), \
             contextlib.suppress(ImportError):       # whoever needs it will say that it is missing
         warnings.filterwarnings('ignore', message='No ccache found')
+        # Paddle 2.6 brings its own zlib, which Python's crashes on if it is loaded later.
+        import zlib  # noqa: F401
+
         import paddle  # noqa: F401
     for line in said.getvalue().splitlines():
         if 'OMP_NUM_THREADS' not in line:
