@@ -10,7 +10,7 @@ from common.config import ModelRules, build_default_config, load_config
 from common.environment import tune_cpu
 from common.errors import UserError
 
-tune_cpu()      # Paddle, which reads these settings, is not imported yet
+tune_cpu()      # before anything else imports Paddle, which reads these settings only once
 
 
 def build_vit_config():
@@ -37,7 +37,7 @@ def build_vit_config():
 
 
 def check_model(config):
-    """Raise UserError if the model's options do not fit together, before Paddle is imported."""
+    """Raise UserError, naming the keys, if the model's options do not fit together."""
     model, image_size = config.MODEL, config.DATA.IMAGE_SIZE
     if image_size % model.PATCH_SIZE:
         larger = (image_size // model.PATCH_SIZE + 1) * model.PATCH_SIZE

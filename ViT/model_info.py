@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from ViT.config import get_config  # first: it tunes the CPU before Paddle is imported
+from ViT.config import get_config  # first: it tunes the CPU
 
 # isort: split
 from common.model_info import main
