@@ -388,6 +388,17 @@ def test_files_that_are_no_checkpoints(tmp_path):
     refuse(pickle.dumps({'cls_token': np.ones((1, 1, 48), 'f4')}), 'no known format')
 
 
+@pytest.mark.parametrize('first_byte', [0x80, ord('P'), ord('\n'), ord('<')])
+def test_safetensors_whose_length_looks_like_another_format(tmp_path, first_byte):
+    from common.weights.containers import open_container
+    data = open(TIMM, 'rb').read()
+    length = int.from_bytes(data[:8], 'little')
+    padding = (first_byte - length) % 256
+    (tmp_path / 'a').write_bytes((length + padding).to_bytes(8, 'little')
+                                 + data[8:8 + length] + b' ' * padding + data[8 + length:])
+    assert open_container(tmp_path / 'a').kind == 'safetensors'
+
+
 def test_folders_and_names(tmp_path):
     with pytest.raises(UserError, match='holds no weights: expected model.safetensors'):
         load_pretrained(vit(), tmp_path)

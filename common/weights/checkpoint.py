@@ -53,6 +53,8 @@ def read_checkpoint(path, use_ema=True):
     recorded = _read_record(container)
     grid_size = recorded.pop('grid_size', None)
     numerics = {**form.numerics, **form.read_numerics(container.config, set(tensors)), **recorded}
+    if not any(name.startswith('pre_logits.') for name in converted):
+        numerics.pop('pre_logits_activation', None)
     _check_numerics(numerics, container.path)
     ignored = [name for name in leftover if form.is_ignored(name) or tensors[name].ndim == 0]
     return Checkpoint(

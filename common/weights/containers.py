@@ -80,6 +80,8 @@ def _recognize(file):
     """Return (kind, reader) for the file's first bytes. Raises PickleError if none fits."""
     start = file.read(64)
     size = os.fstat(file.fileno()).st_size
+    if safetensors_file.is_safetensors(start, size):    # first: its length may look like another
+        return 'safetensors', safetensors_file.read
     if start.startswith(b'PK\x03\x04'):
         try:
             with zipfile.ZipFile(file) as archive:
@@ -95,8 +97,6 @@ def _recognize(file):
         return 'torch', torch_file.read_legacy
     if start.startswith(b'\x80'):
         return 'paddle', _read_paddle
-    if safetensors_file.is_safetensors(start, size):
-        return 'safetensors', safetensors_file.read
     if start.startswith(b'version https://git-lfs'):
         raise PickleError('only a Git LFS pointer; fetch the file itself with "git lfs pull".')
     if start.lstrip()[:1] == b'<':
@@ -110,12 +110,13 @@ def _recognize(file):
 
 
 def _read_paddle(file):
-    """Read what paddle.save wrote; the table of names goes into the metadata."""
+    """Read what paddle.save wrote; a second pickle, of convert.py, goes into the metadata."""
     size = os.fstat(file.fileno()).st_size
-    reader = safe_pickle.Reader(file, size, safe_pickle.PADDLE_FUNCTIONS)
-    tree = safe_pickle.join_large_arrays(reader.read())
-    table = tree.pop(safe_pickle.NAME_TABLE, None) if isinstance(tree, dict) else None
-    return tree, table if isinstance(table, dict) else {}
+    tree = safe_pickle.Reader(file, size, safe_pickle.PADDLE_FUNCTIONS).read()
+    metadata = {}
+    if file.peek(1)[:1] == b'\x80':
+        metadata = safe_pickle.Reader(file, size - file.tell(), safe_pickle.PADDLE_FUNCTIONS).read()
+    return safe_pickle.join_large_arrays(tree), metadata if isinstance(metadata, dict) else {}
 
 
 _NPY_HEADER = re.compile(
