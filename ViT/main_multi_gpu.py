@@ -10,8 +10,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from ViT.main_single_gpu import PROJECT
 from common.launch import run_multi
+from ViT.main_single_gpu import PROJECT
 
 if __name__ == '__main__':
     sys.exit(run_multi(PROJECT))

@@ -10,10 +10,10 @@ import sys
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))
 
-from ViT.config import get_config       # tunes the CPU, so before what imports Paddle
+from common.launch import Project, run_single
+from ViT.config import get_config
 from ViT.datasets import get_dataset
 from ViT.vit import build_vit
-from common.launch import Project, run_single
 
 PROJECT = Project('ViT', FOLDER, get_config, get_dataset, build_vit,
                   example_configs=('vit_digits', 'vit_base_patch16_224'))

@@ -13,7 +13,7 @@ VALUE_FLAGS = (
     ('batch_size', 'DATA.BATCH_SIZE', int, 'images a process and micro-batch'),
     ('batch_size_eval', 'DATA.BATCH_SIZE_EVAL', int, 'images a process when evaluating'),
     ('image_size', 'DATA.IMAGE_SIZE', int, 'height and width of the model\'s input, in pixels'),
-    ('num_classes', 'MODEL.NUM_CLASSES', int, 'number of classes; a new head is made if it differs'),
+    ('num_classes', 'MODEL.NUM_CLASSES', int, 'number of classes; a head of another size is made anew'),
     ('accum_iter', 'TRAIN.ACCUM_ITER', int, 'micro-batches an optimizer update'),
     ('pretrained', 'MODEL.PRETRAINED', str,
      'weights: a file of any known format (.pdparams may be left off), a folder, or a name'),

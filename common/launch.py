@@ -16,12 +16,15 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from common.environment import count_cores, share_cores, tune_cpu
+
+tune_cpu()      # before Paddle is imported
+
 import paddle.distributed as dist
 
 from common.cli import parse_command_line
 from common.device import choose_device, count_gpus
 from common.distributed import is_launched
-from common.environment import count_cores, share_cores
 from common.errors import RunError, UserError
 from common.run import run
 from common.training.stopping import SIGNALS, Interrupted

@@ -96,8 +96,8 @@ def run_evaluation(job):
     """Evaluate MODEL.PRETRAINED on the validation data."""
     config = job.config
     if not config.MODEL.PRETRAINED:
-        raise UserError('-eval needs weights: give -pretrained=FILE. A checkpoint of a run will do, '
-                        'such as <run folder>/best.')
+        raise UserError('-eval needs weights: give -pretrained=FILE. A checkpoint of a run will '
+                        'do, such as <run folder>/best.')
     load_from_config(job.model, config)
     run_log = RunLog(job.folder if get_rank() == 0 else None, config)
     job.validate(run_log)

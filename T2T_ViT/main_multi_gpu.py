@@ -1,0 +1,17 @@
+"""Train or evaluate T2T-ViT in several processes: every visible GPU, or -nprocs on the CPU.
+
+    python main_multi_gpu.py -cfg=configs/t2t_vit_14.yaml -data_path=/dataset/imagenet
+    python main_multi_gpu.py -cfg=configs/t2t_vit_digits.yaml -device=cpu -nprocs=2
+    python -m paddle.distributed.launch main_multi_gpu.py -cfg=...
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from common.launch import run_multi
+from T2T_ViT.main_single_gpu import PROJECT
+
+if __name__ == '__main__':
+    sys.exit(run_multi(PROJECT))
