@@ -266,6 +266,8 @@ def test_paddlevits_scripts_read_it(tmp_path):
     assert {'model', 'optimizer', 'epoch', 'lr_scheduler', 'amp_grad_scaler',
             'model_ema'} <= set(state)
     assert state['epoch'] == 4
+    for entries in (state['model'], state['model_ema']):
+        assert isinstance(entries['fc1.weight'], paddle.Tensor)
     with paddle.utils.unique_name.guard():
         model = TinyModel()
         schedule = paddle.optimizer.lr.CosineAnnealingDecay(0.1, 300)

@@ -30,8 +30,10 @@ class TinyModel(nn.Layer):
         for name in reversed(parts) if reverse else parts:
             setattr(self, name, parts[name]())
         self.token = self.create_parameter([1, 6])
+        self.register_buffer('batches_seen', paddle.zeros([1]))
 
     def forward(self, images):
+        self.batches_seen.add_(paddle.ones([1]))
         return self.fc2(nn.functional.gelu(self.norm(self.fc1(images + self.token))))
 
 
@@ -40,7 +42,7 @@ def build_run(optimizer='AdamW', frozen=(), **options):
     paddle.seed(7)
     model = TinyModel(**options)
     for name, parameter in model.named_parameters():
-        parameter.stop_gradient = name in frozen
+        parameter.stop_gradient = parameter.stop_gradient or name in frozen
     trainable = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
     groups = [{'params': [p for p in trainable if p.ndim > 1], 'weight_decay': 0.05},
               {'params': [p for p in trainable if p.ndim == 1], 'weight_decay': 0.0}]

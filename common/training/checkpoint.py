@@ -158,8 +158,9 @@ def restore(state, checkpoint, world_size=1):
     if frozen:
         lines.append(f'The optimizer state of {len(frozen)} parameters, now frozen, is not used.')
     write_optimizer(state.optimizer, model, optimizer_state, weights)
-    for name, tensor in model.state_dict().items():
-        assign_array(tensor, weights[name])             # parameters again, and buffers
+    for name, buffer in model.named_buffers():
+        if name in weights:
+            assign_array(buffer, weights[name])
     if checkpoint['optimizer'] is None:
         lines.append(f'Optimizer state NOT restored: {checkpoint["optimizer_problem"]}. '
                      'It starts anew.')
