@@ -1,15 +1,14 @@
 """Looks over a data set before it is trained on, and writes list files.
 
 Reports classes, counts, missing and unreadable files, whether training and
-validation mean the same by a label, and how many images each class has. Paddle
-is not imported.
+validation mean the same by a label, and how many images each class has.
 """
 
 import argparse
 import os
 import sys
 from collections import Counter
-from multiprocessing import Pool
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 from PIL import Image
@@ -57,7 +56,7 @@ def main(get_config, argv=None):
 def check_data(config, fast=False, num_workers=1):
     """Print a report on both parts of the data set. Returns the problems found, as texts.
 
-    fast: open the files without decoding their pixels. num_workers: processes.
+    fast: open the files without decoding their pixels. num_workers: threads.
     Raises UserError if a part cannot be read at all.
     """
     datasets, problems = {}, []
@@ -101,7 +100,7 @@ def find_unreadable(dataset, fast, num_workers):
     paths = (table[index] for index in range(len(table)))
     look = _open_image if fast else _decode_image
     problems = []
-    with Pool(max(1, num_workers)) as pool:
+    with ThreadPool(max(1, num_workers)) as pool:      # Pillow decodes outside Python's lock
         results = pool.imap(look, paths, chunksize=16)
         bar = tqdm(results, total=len(table), desc=PARTS[dataset.is_train], unit='img',
                    disable=None)
@@ -215,7 +214,7 @@ def _parse_arguments(argv):
     _add(parser, 'data_path', metavar='DIR', help='root of the data set, or its train/ or val/')
     _add(parser, 'num_classes', type=int, metavar='N', help='labels must be below this')
     _add(parser, 'num_workers', type=int, metavar='N', default=os.cpu_count() or 1,
-         help='processes that read images (default: one a processor)')
+         help='threads that read images (default: one a processor)')
     _add(parser, 'fast', action='store_true', help='open the images without decoding them')
     _add(parser, 'write_lists', action='store_true',
          help='write train_list.txt, val_list.txt and labels.txt from the class folders first')

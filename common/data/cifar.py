@@ -3,12 +3,14 @@
 Nothing in the files is run: the pickles are read by common.weights.safe_pickle.
 """
 
+import gzip
 import hashlib
 import io
 import os
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -131,25 +133,30 @@ def _read_files(source, layout, names):
                 raise UserError(f'Cannot read {path}: {error.strerror}.') from None
         return contents
     try:
-        with tarfile.open(source, 'r:*') as archive:
-            return {
-                name: _read_member(archive, f'{layout.folder}/{name}', source) for name in names}
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        members = _read_archive(source, {f'{layout.folder}/{name}' for name in names})
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         reason = getattr(error, 'strerror', None) or error
-        raise UserError(f'{source} is not a whole tar archive: {reason}.') from None
-    except Exception as error:      # zlib.error and lzma.LZMAError have no common base
-        raise UserError(f'{source} is not a whole tar archive: {error}.') from None
+        raise UserError(f'{source} is not a whole .tar.gz archive: {reason}.') from None
+    contents = {}
+    for name in names:
+        content = members.get(f'{layout.folder}/{name}')
+        if content is None:
+            raise UserError(f'{source} does not hold {layout.folder}/{name}.')
+        contents[name] = _unpickle(io.BytesIO(content), len(content), f'{source}: {name}')
+    return contents
 
 
-def _read_member(archive, name, source):
-    try:
-        member = archive.getmember(name)
-    except KeyError:
-        raise UserError(f'{source} does not hold {name}.') from None
-    if not member.isfile() or member.size > MAX_FILE_BYTES:
-        raise UserError(f'{source}: {name} is not a file of a reasonable size.')
-    content = archive.extractfile(member).read()
-    return _unpickle(io.BytesIO(content), len(content), f'{source}: {name}')
+def _read_archive(source, names):
+    """Return {member's name: bytes} of those `names` that a .tar.gz holds."""
+    contents = {}
+    with gzip.open(source) as stream:
+        with tarfile.open(fileobj=stream, mode='r|') as archive:
+            for member in archive:
+                if member.name in names and member.isfile() and member.size <= MAX_FILE_BYTES:
+                    contents[member.name] = archive.extractfile(member).read()
+        while stream.read(1 << 20):     # the checksum stands at the very end
+            pass
+    return contents
 
 
 def _unpickle(file, size, where):

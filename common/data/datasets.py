@@ -11,7 +11,6 @@ import os
 import numpy as np
 from PIL import Image
 
-from common.data.cifar import load_cifar
 from common.data.digits import load_digits_rgb
 from common.data.images import ImageError, read_image, show_path, to_array
 from common.data.lists import (
@@ -49,7 +48,7 @@ def open_dataset(config, is_train):
         raise UserError(f'Unknown data set {name!r}.{suggest(name, DATASETS)}')
     dataset = DATASETS[name](config, is_train)
     if config.DATA.LABELS:
-        dataset.class_names = _read_class_names(config.DATA.LABELS)
+        dataset.class_names = _read_class_names(config.DATA.LABELS, dataset.num_classes)
     _check_classes(dataset, config)
     return dataset
 
@@ -220,6 +219,8 @@ def build_digits(config, is_train):
 
 def build_cifar(config, is_train):
     """CIFAR-10 or CIFAR-100, by config.DATA.DATASET."""
+    from common.data.cifar import load_cifar  # imports Paddle, which other data sets need not
+
     return ArrayDataset(
         config, is_train, *load_cifar(config.DATA.DATASET, config.DATA.DATA_PATH, is_train))
 
@@ -290,7 +291,7 @@ def _check_classes(dataset, config):
             f'Use -num_classes={dataset.num_classes}.')
 
 
-def _read_class_names(path):
+def _read_class_names(path, num_classes):
     try:
         with open(path, encoding='utf-8-sig') as file:
             names = [line.strip() for line in file if line.strip()]
@@ -298,4 +299,8 @@ def _read_class_names(path):
         raise UserError(f'Cannot read DATA.LABELS {path}: {error.strerror}.') from None
     except UnicodeDecodeError:
         raise UserError(f'DATA.LABELS {path} is not UTF-8 text.') from None
+    if len(names) < num_classes:
+        raise UserError(
+            f'DATA.LABELS {path} names {len(names)} classes, one a line; the labels need '
+            f'{num_classes} names.')
     return names

@@ -11,6 +11,7 @@ import mmap
 import os
 import signal
 import threading
+import time
 import traceback
 
 import numpy as np
@@ -143,6 +144,7 @@ class _SampleReader(paddle.io.Dataset):
         super().__init__()
         self.dataset = dataset
         self.worker = 0
+        self.parent = os.getpid()
         # Shared with the workers: [closing, then epoch and index for each worker].
         memory = mmap.mmap(-1, 8 * (1 + 2 * max(1, num_workers)))
         self.shared = np.frombuffer(memory, np.int64)
@@ -172,9 +174,12 @@ class _SampleReader(paddle.io.Dataset):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end_if_closing)
+        # Paddle's workers wait without a timeout, for ever if the training process was killed.
+        threading.Thread(target=self._end_with_parent, daemon=True).start()
 
     def keep_workers(self):
         self.shared[0] = 0
+        self.parent = os.getpid()
 
     def let_workers_end(self):
         self.shared[0] = 1
@@ -188,6 +193,11 @@ class _SampleReader(paddle.io.Dataset):
     def _end_if_closing(self, signum, frame):
         if self.shared[0]:
             os._exit(0)
+
+    def _end_with_parent(self):
+        while os.getppid() == self.parent:
+            time.sleep(1)
+        os._exit(1)
 
 
 def _collate(samples):

@@ -9,10 +9,10 @@ from common.environment import tune_cpu
 
 tune_cpu()      # the loader imports Paddle
 
-from common.data.datasets import build_dataset  # noqa: E402
-from common.data.loader import build_loader  # noqa: E402
-from common.data.sampler import EvalBatches, TrainBatches  # noqa: E402
-from common.data.transforms import build_eval_transform, build_train_transform  # noqa: E402
+from common.data.datasets import build_dataset
+from common.data.loader import build_loader
+from common.data.sampler import EvalBatches, TrainBatches
+from common.data.transforms import build_eval_transform, build_train_transform
 
 
 def get_train_transforms(config):
