@@ -214,14 +214,13 @@ class T2TModule(nn.Layer):
 class Block(nn.Layer):
     """Pre-norm transformer block: [B, N, D] -> [B, N, D]."""
 
-    def __init__(self, dim, num_heads, mlp_ratio=4.0, qkv_bias=False, qk_scale=None,
-                 dropout=0.0, attention_dropout=0.0, droppath=0.0):
+    def __init__(self, dim, attention, mlp, droppath):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, num_heads, qkv_bias, qk_scale, dropout, attention_dropout)
+        self.attn = attention
         self.drop_path = DropPath(droppath)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
+        self.mlp = mlp
 
     def forward(self, x):
         x = x + self.drop_path(self.attn(self.norm1(x)))
@@ -290,7 +289,9 @@ class T2TViT(nn.Layer):
             default_initializer=nn.initializer.Assign(sinusoid(num_tokens, embed_dim)))
         self.pos_dropout = nn.Dropout(dropout)
         self.blocks = nn.LayerList([
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale, dropout, attention_dropout,
+            Block(embed_dim,
+                  Attention(embed_dim, num_heads, qkv_bias, qk_scale, dropout, attention_dropout),
+                  Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout),
                   droppath * i / max(depth - 1, 1))
             for i in range(depth)])
         self.norm = nn.LayerNorm(embed_dim)
@@ -418,12 +419,29 @@ def init_weights(model, zero_head=False):
         zero(model.head.weight)
 
 
-def recompute_in_backward(block, x):
-    """Run a block without keeping its activations; backward computes them again."""
+def recompute_in_backward(layer, tokens):
+    """Run a layer without keeping its activations; backward computes them again.
+
+    Without re-entrance, because the other form fails under DataParallel.
+    """
     from paddle.distributed.fleet.utils import recompute
-    # DataParallel needs the variant that is not re-entrant, which Paddle 2 has on GPUs alone.
-    cpu_of_paddle_2 = paddle.__version__.startswith('2.') and paddle.get_device() == 'cpu'
-    return recompute(block, x, use_reentrant=cpu_of_paddle_2)
+    if paddle.__version__ >= '3' or paddle.get_device() != 'cpu':
+        return recompute(layer, tokens, use_reentrant=False)
+
+    # Paddle 2 does not bring back the CPU's random state, so that dropout would differ.
+    state_before = paddle.get_rng_state()
+    calls = []
+
+    def run_layer(tokens):
+        calls.append(1)
+        state = paddle.get_rng_state()
+        paddle.set_rng_state(state_before)
+        output = layer(tokens)
+        if len(calls) > 1:
+            paddle.set_rng_state(state)
+        return output
+
+    return recompute(run_layer, tokens, use_reentrant=False, preserve_rng_state=False)
 
 
 def _to_float32(x):

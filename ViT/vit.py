@@ -196,14 +196,12 @@ class Mlp(nn.Layer):
 class EncoderLayer(nn.Layer):
     """One transformer block (paper, Eq. 2 and 3): normalise, transform, add."""
 
-    def __init__(self, embed_dim, num_heads, head_size, mlp_ratio, qkv_bias, dropout,
-                 attention_dropout, droppath, gelu):
+    def __init__(self, embed_dim, attention, mlp, droppath):
         super().__init__()
         self.attn_norm = nn.LayerNorm(embed_dim)
-        self.attn = Attention(embed_dim, num_heads, head_size, qkv_bias, dropout,
-                              attention_dropout)
+        self.attn = attention
         self.mlp_norm = nn.LayerNorm(embed_dim)
-        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout, gelu)
+        self.mlp = mlp
         self.drop_path = DropPath(droppath)
 
     def forward(self, tokens):
@@ -212,13 +210,12 @@ class EncoderLayer(nn.Layer):
 
 
 class Encoder(nn.Layer):
-    """`depth` blocks and a last LayerNorm. Stochastic depth grows linearly to `droppath`."""
+    """The blocks and a last LayerNorm."""
 
-    def __init__(self, depth, droppath, recompute, **layer):
+    def __init__(self, layers, embed_dim, recompute):
         super().__init__()
-        rates = np.linspace(0, droppath, depth).tolist()
-        self.layers = nn.LayerList([EncoderLayer(droppath=rate, **layer) for rate in rates])
-        self.encoder_norm = nn.LayerNorm(layer['embed_dim'])
+        self.layers = nn.LayerList(layers)
+        self.encoder_norm = nn.LayerNorm(embed_dim)
         self.recompute = recompute
 
     def forward(self, tokens):
@@ -266,7 +263,7 @@ class VisionTransformer(nn.Layer):
     mlp_ratio: hidden width of the MLP over embed_dim.
     dropout: after the position embedding, the attention's projection and both
         layers of the MLP. attention_dropout: on the attention probabilities.
-    droppath: stochastic depth, rate of the last block.
+    droppath: stochastic depth, rate of the last block; it grows linearly from 0.
     representation_size: width of a hidden layer before the classifier (paper,
         Sec. 3.1: used in pre-training); None: none.
     gelu: "erf" (exact) or "tanh" (approximation).
@@ -307,9 +304,15 @@ class VisionTransformer(nn.Layer):
                  resnet_width=64):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        check_architecture((height, width), patch_size, embed_dim, num_heads, attn_head_size,
-                           gelu, pre_logits_activation, pool, class_token, position_embedding,
-                           resnet_layers)
+        check_choice('pool', pool, ('token', 'avg'))
+        check_choice('position_embedding', position_embedding, ('learned', 'sincos2d'))
+        if not class_token and pool == 'token':
+            raise ValueError('pool="token" needs class_token=True; without a class token use '
+                             'pool="avg"')
+        if attn_head_size is None and embed_dim % num_heads:
+            raise ValueError(f'embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; '
+                             'set attn_head_size, or change one of them')
+        check_patches((height, width), patch_size, resnet_layers)
         self.input_shape = [in_channels, height, width]
         self.grid_size = (height // patch_size, width // patch_size)
         self.num_prefix_tokens = int(class_token)
@@ -333,10 +336,13 @@ class VisionTransformer(nn.Layer):
             self.register_buffer('position_embedding', paddle.to_tensor(table))
         self.pos_dropout = nn.Dropout(dropout)
 
-        self.encoder = Encoder(
-            depth, droppath, recompute, embed_dim=embed_dim, num_heads=num_heads,
-            head_size=attn_head_size or embed_dim // num_heads, mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias, dropout=dropout, attention_dropout=attention_dropout, gelu=gelu)
+        head_size = attn_head_size or embed_dim // num_heads
+        layers = [EncoderLayer(
+            embed_dim,
+            Attention(embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout),
+            Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout, gelu),
+            droppath=rate) for rate in np.linspace(0, droppath, depth).tolist()]
+        self.encoder = Encoder(layers, embed_dim, recompute)
 
         self.pre_logits = None
         if representation_size:
@@ -415,8 +421,12 @@ def build_sincos_table(grid_size, embed_dim, num_prefix_tokens, temperature=1000
 
     Quarters of D: sine and cosine of the column, then of the row, at
     frequencies from 1 to 1 / temperature, as big_vision spaces them (MoCo v3
-    stops one step earlier). A class token gets zeros.
+    stops one step earlier). A class token gets zeros. Raises ValueError if D is not a
+    multiple of 4.
     """
+    if embed_dim % 4:
+        raise ValueError(f'position_embedding="sincos2d" needs an embed_dim that is a multiple '
+                         f'of 4, not {embed_dim}')
     frequencies = temperature ** -np.linspace(0, 1, embed_dim // 4)
     rows, cols = np.mgrid[:grid_size[0], :grid_size[1]]
     row_angles = rows.reshape(-1, 1) * frequencies
@@ -462,26 +472,11 @@ def initialize_weights(model, zero_head):
         zeros(model.classifier.weight)
 
 
-def check_architecture(image_size, patch_size, embed_dim, num_heads, attn_head_size, gelu,
-                       pre_logits_activation, pool, class_token, position_embedding,
-                       resnet_layers):
-    """Raise ValueError, naming the values, if the arguments of a model do not fit together."""
-    check_choice('gelu', gelu, ('erf', 'tanh'))
-    check_choice('pre_logits_activation', pre_logits_activation, PRE_LOGITS_ACTIVATIONS)
-    check_choice('pool', pool, ('token', 'avg'))
-    check_choice('position_embedding', position_embedding, ('learned', 'sincos2d'))
+def check_patches(image_size, patch_size, resnet_layers):
+    """Raise ValueError, naming the values, if patches or a hybrid's stem do not fit the image."""
     if any(size < patch_size or size % patch_size for size in image_size):
         raise ValueError(f'image size {image_size[0]} x {image_size[1]} is not a multiple of the '
                          f'patch size {patch_size}')
-    if attn_head_size is None and embed_dim % num_heads:
-        raise ValueError(f'embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; '
-                         'set attn_head_size, or change one of them')
-    if not class_token and pool == 'token':
-        raise ValueError('pool="token" needs class_token=True; without a class token use '
-                         'pool="avg"')
-    if position_embedding == 'sincos2d' and embed_dim % 4:
-        raise ValueError(f'position_embedding="sincos2d" needs an embed_dim that is a multiple '
-                         f'of 4, not {embed_dim}')
     if resnet_layers and patch_size % (4 * 2 ** (len(resnet_layers) - 1)):
         raise ValueError(f'a ResNet of {len(resnet_layers)} stages reduces images by '
                          f'{4 * 2 ** (len(resnet_layers) - 1)}, of which the patch size '
