@@ -152,7 +152,9 @@ def _write_file(path, payload, summary):
                          0o666)
     try:
         file = _ChecksummedFile(descriptor)
-        pickle.Pickler(file, protocol=4).dump(payload)
+        pickler = pickle.Pickler(file, protocol=4)
+        pickler.fast = True     # its memo would keep the bytes of every array: a second copy
+        pickler.dump(payload)
         pickle_size = file.size
         text = json.dumps(summary).encode()
         file.write(text)
