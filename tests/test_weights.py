@@ -382,7 +382,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
     refuse(b'<!DOCTYPE html><html>', 'a web page')
     refuse(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull')
     refuse(b'just text', 'not a checkpoint of a known kind')
-    refuse(pickle.dumps([1, 2]), 'holds a list, not a dictionary')
+    refuse(pickle.dumps([1, 2]), 'holds no dictionary of tensors, but a list')
     refuse(pickle.dumps({'epoch': 3}), 'holds no tensors. Entries in it: epoch')
     refuse(pickle.dumps({'layer.weight': np.ones(3, 'f4')}), 'no known format .*layer.weight')
     refuse(pickle.dumps({'cls_token': np.ones((1, 1, 48), 'f4')}), 'no known format')
@@ -391,7 +391,8 @@ def test_files_that_are_no_checkpoints(tmp_path):
 @pytest.mark.parametrize('first_byte', [0x80, ord('P'), ord('\n'), ord('<')])
 def test_safetensors_whose_length_looks_like_another_format(tmp_path, first_byte):
     from common.weights.containers import open_container
-    data = open(TIMM, 'rb').read()
+    with open(TIMM, 'rb') as file:
+        data = file.read()
     length = int.from_bytes(data[:8], 'little')
     padding = (first_byte - length) % 256
     (tmp_path / 'a').write_bytes((length + padding).to_bytes(8, 'little')
@@ -490,3 +491,11 @@ def test_a_path_may_contain_anything(tmp_path):
     path = tmp_path / 'größe 100% (1).bin'
     shutil.copy(TIMM, path)
     assert load_pretrained(vit(), path).format == 'timm'
+
+
+def test_paddleclas_small_is_refused(tmp_path):
+    tree = paddle.load(fixture('vit/paddleclas_pdparams', 'ViT_tiny_fixture_pretrained.pdparams'))
+    path = str(tmp_path / 'a.pdparams')
+    paddle.save({name: value for name, value in tree.items() if 'qkv.bias' not in name}, path)
+    with pytest.raises(UserError, match="a.pdparams: PaddleClas's ViT_small_patch16_224"):
+        load_pretrained(vit(qkv_bias=False), path)

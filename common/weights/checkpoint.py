@@ -52,7 +52,11 @@ def read_checkpoint(path, use_ema=True):
     converted, leftover = form.convert(tensors)
     recorded = _read_record(container)
     grid_size = recorded.pop('grid_size', None)
-    numerics = {**form.numerics, **form.read_numerics(container.config, set(tensors)), **recorded}
+    try:
+        special = form.read_numerics(container.config, set(tensors))
+    except UserError as error:
+        raise UserError(f'{container.path}: {error}') from None
+    numerics = {**form.numerics, **special, **recorded}
     if not any(name.startswith('pre_logits.') for name in converted):
         numerics.pop('pre_logits_activation', None)
     _check_numerics(numerics, container.path)

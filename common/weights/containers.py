@@ -48,7 +48,7 @@ def open_container(path):
     except MemoryError:
         raise UserError(f'{path}: too large for the memory of this machine.') from None
     if not isinstance(tree, dict):
-        raise UserError(f'{path}: holds a {type(tree).__name__}, not a dictionary of tensors.')
+        raise UserError(f'{path}: holds no dictionary of tensors, but a {type(tree).__name__}.')
     return Container(path, kind, tree, _read_config(os.path.dirname(path)), metadata)
 
 

@@ -297,16 +297,10 @@ def _describe(shapes):
 def _assign(parameter, array):
     """Copy an ndarray into a parameter, in the parameter's own type."""
     array = np.require(array, np.float32, ['C', 'A'])
-    if parameter.dtype != _float32():
+    if not str(parameter.dtype).endswith('float32'):
         import paddle
-        parameter.set_value(paddle.to_tensor(array).astype(parameter.dtype))
-    else:
-        parameter.set_value(array)
-
-
-def _float32():
-    import paddle
-    return paddle.float32
+        array = paddle.to_tensor(array).astype(parameter.dtype)
+    parameter.set_value(array)
 
 
 def _check_choice(name, value, choices):

@@ -7,7 +7,7 @@ from common.weights.rules import LINEAR, PLAIN, Format
 
 def read_numerics(config, names):
     """Refuse ViT_small, the one released file without a bias in qkv."""
-    if 'blocks.0.attn.qkv.bias' not in names:
+    if not any(name.endswith('.attn.qkv.bias') for name in names):
         raise UserError(
             "PaddleClas's ViT_small_patch16_224 is another network (depth 8, attention scaled by "
             'embed_dim ** -0.5), which no config here describes. Use '
