@@ -85,13 +85,13 @@ def test_no_batches_at_all(digits):
 def test_an_endless_loader_ends_its_workers_when_left(digits):
     dataset, config = digits
     loader = build_loader(dataset, TrainBatches(len(dataset), 16, seed=0), config, num_workers=2)
-    before = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
     for _ in range(200):        # more than two epochs
         next(batches)
     workers = list(loader._iterator._workers)
     assert all(worker.is_alive() for worker in workers)
-    assert signal.getsignal(signal.SIGCHLD) in (before, signal.SIG_DFL)
+    handler = signal.getsignal(signal.SIGCHLD)      # Paddle's would raise anywhere in the program
+    assert not getattr(handler, '__module__', '').startswith('paddle')
     start = time.monotonic()
     batches.close()
     assert not any(worker.is_alive() for worker in workers)

@@ -22,7 +22,7 @@ from common.data.datasets import (
     find_root,
     open_dataset,
 )
-from common.data.images import ImageError, check_size, read_image, show_path
+from common.data.images import ImageError, read_image, show_path
 from common.data.lists import write_list
 from common.errors import UserError
 
@@ -193,8 +193,8 @@ def _decode_image(path):
 
 def _open_image(path):
     try:
-        with Image.open(path) as image:
-            check_size(image.size)
+        with Image.open(path):
+            pass
     except Exception:       # for the reason in words, decode it after all
         return _decode_image(path)
     return None

@@ -79,7 +79,8 @@ class Dataset:
         readable one, whose index is returned.
         """
         epoch, index = key
-        rng = np.random.Generator(np.random.PCG64(self._seed_sample(epoch, index)))
+        seed = np.random.SeedSequence([self.seed, epoch, index])
+        rng = np.random.Generator(np.random.PCG64(seed))
         image, index = self._read_or_skip(index)
         try:
             array = to_array(self.transform(image, rng))
@@ -108,9 +109,6 @@ class Dataset:
         """Return one line for the log."""
         part = 'training' if self.is_train else 'validation'
         return f'{self.name}: {len(self):,} {part} images, {self.num_classes:,} classes'
-
-    def _seed_sample(self, epoch, index):
-        return np.random.SeedSequence([self.seed, epoch if self.is_train else 0, index])
 
     def _read_or_skip(self, index):
         for attempt in range(SKIP_ATTEMPTS if self.skip_corrupt else 1):

@@ -11,7 +11,7 @@ EXTENSIONS = (
     '.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm',
 )
 
-# Pixels that one image may have, as decoded or after a resize: Pillow's own limit for
+# Pixels that an image may have after a resize: Pillow's own limit for files, against
 # "decompression bombs". 179 million pixels are 0.7 GB in memory.
 MAX_PIXELS = 178_956_970
 
@@ -29,7 +29,6 @@ def read_image(path):
     """
     try:
         with Image.open(path) as image:
-            check_size(image.size)
             # convert('RGB') copies even an RGB image; loading it is enough.
             if image.mode == 'RGB':
                 image.load()
@@ -37,8 +36,6 @@ def read_image(path):
             return image.convert('RGB')
     except FileNotFoundError:
         raise ImageError(f'{show_path(path)}: no such image file.') from None
-    except ImageError as error:
-        raise ImageError(f'{show_path(path)}: {error}') from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds, EOFError to struct.error
         raise ImageError(f'{show_path(path)}: {_describe(path, error)}') from None
 
