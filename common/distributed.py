@@ -40,13 +40,13 @@ def sum_over_ranks(values):
     return gather_over_ranks(values).sum(axis=0)
 
 
-def broadcast_text(text):
-    """Return rank 0's text on every rank."""
+def broadcast_texts(texts):
+    """Return rank 0's list of texts on every rank."""
     if get_world_size() == 1:
-        return text
-    objects = [text]
-    dist.broadcast_object_list(objects, src=0)
-    return objects[0]
+        return texts
+    texts = list(texts)
+    dist.broadcast_object_list(texts, src=0)
+    return texts
 
 
 def agree_on(name, value):

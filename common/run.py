@@ -15,17 +15,20 @@ from common.data.device import Preprocess
 from common.data.loader import build_loader
 from common.data.sampler import EvalBatches, TrainBatches
 from common.device import choose_device, describe_device
-from common.distributed import agree_on, broadcast_text, get_rank, get_world_size
+from common.distributed import agree_on, broadcast_texts, get_rank, get_world_size
 from common.environment import describe_cpu
 from common.errors import RunError, UserError
 from common.run_log import RunLog, format_duration, logger, make_run_folder, start_logging
 from common.training.checkpoint import read_checkpoint, restore
 from common.training.checkpoint_file import CheckpointError
 from common.training.checkpoint_store import CheckpointStore, find_resume
+from common.training.confusion import Predictions, write_report
 from common.training.ema import ModelEma
 from common.training.evaluate import evaluate
+from common.training.finetune import freeze, log_frozen
 from common.training.loop import TrainSetup, TrainState, train
 from common.training.losses import build_criterion
+from common.training.memory import advise, is_out_of_memory
 from common.training.optimizer import build_optimizer
 from common.training.precision import Precision
 from common.training.schedule import Schedule, build_plan
@@ -39,14 +42,11 @@ def run(project, config):
     """
     device = choose_device(config.DEVICE, local_rank=int(os.environ.get('PADDLE_RANK_IN_NODE', 0)))
     paddle.set_device(device)
-    resume_path = None
-    if config.MODEL.RESUME and not config.EVAL:
-        resume_path = find_resume(config.MODEL.RESUME, config.SAVE, config.MODEL.NAME)
-    folder, continues = choose_folder(config, resume_path)
+    folder, resume_path = choose_folder(config)
     start_logging(folder if get_rank() == 0 else None, quiet=get_rank() > 0)
     log_start(project, config, device, folder)
     agree_on('the config', zlib.crc32(dump_config(config).encode()))
-    job = Job(project, config, device, folder, resume_path, continues)
+    job = Job(project, config, device, folder, resume_path)
     if config.EVAL:
         run_evaluation(job)
     else:
@@ -56,16 +56,18 @@ def run(project, config):
 class Job:
     """What training and evaluation are both built from."""
 
-    def __init__(self, project, config, device, folder, resume_path, continues):
+    def __init__(self, project, config, device, folder, resume_path):
         self.config = config
         self.device = device
         self.folder = folder
         self.resume_path = resume_path
-        self.continues = continues          # in the folder of the run that is resumed
+        # -resume=auto goes on in the folder of the run that was interrupted.
+        self.continues = resume_path is not None and config.MODEL.RESUME == 'auto'
         self.dataset_val = self._open_dataset(project, is_train=False)
         self.dataset_train = None if config.EVAL else self._open_dataset(project, is_train=True)
         paddle.seed(config.SEED)            # initial weights, the same on every rank
         self.model = project.build_model(config)
+        self.predictions = None             # of the last evaluation
         self.precision = Precision(config, device)
         self.preprocess = Preprocess(config)
 
@@ -81,7 +83,9 @@ class Job:
         batches = EvalBatches(len(self.dataset_val), batch_size, get_rank(), get_world_size())
         loader = build_loader(self.dataset_val, batches, self.config)
         run_log.start_bar(len(batches), unit='batch', text='Evaluating')
-        result = evaluate(self.model, loader, self.preprocess, self.precision, run_log.advance_bar)
+        self.predictions = Predictions()
+        result = evaluate(self.model, loader, self.preprocess, self.precision,
+                          run_log.advance_bar, self.predictions)
         run_log.close_bar()
         name = ' (averaged weights)' if weights == 'ema' else ''
         logger.info('Evaluation%s: loss %.4f, acc1 %.2f, acc5 %.2f, %d images in %s '
@@ -90,6 +94,12 @@ class Job:
         run_log.write_metrics('eval', epoch=epoch, update=update, weights=weights,
                               **result.as_metrics())
         return result
+
+    def report_mistakes(self):
+        """Write what the last evaluation got wrong to the run folder."""
+        samples = self.predictions.gather()
+        if get_rank() == 0:
+            write_report(self.folder, samples, self.dataset_val, self.config.MODEL.NUM_CLASSES)
 
 
 def run_evaluation(job):
@@ -101,6 +111,8 @@ def run_evaluation(job):
     load_from_config(job.model, config)
     run_log = RunLog(job.folder if get_rank() == 0 else None, config)
     job.validate(run_log)
+    job.report_mistakes()
+    run_log.close()
 
 
 def run_training(job):
@@ -109,6 +121,8 @@ def run_training(job):
     world_size = get_world_size()
     if config.MODEL.PRETRAINED and job.resume_path is None:
         load_from_config(job.model, config)
+    frozen = freeze(job.model, config.MODEL.FREEZE)
+    log_frozen(config, frozen, total=len(job.model.parameters()))
     optimizer = build_optimizer(config, job.model)
     job.model, optimizer = job.precision.decorate(job.model, optimizer)
     ema = None
@@ -150,11 +164,12 @@ def run_training(job):
     try:
         train(setup, state)
     finally:
-        run_log.close_bar()
+        run_log.close()
         saver.finish()
+    job.report_mistakes()
     best = f', best acc1 {state.best["value"]:.2f} (epoch {state.best["epoch"]})' \
         if state.best else ''
-    logger.info('Done: %d updates in %s%s. Run folder: %s', plan.total_updates,
+    logger.info('Done: %d updates in %s%s. Run folder: %s', state.update,
                 format_duration(time.perf_counter() - started), best, job.folder)
 
 
@@ -255,19 +270,24 @@ def describe_preprocessing(config):
             'std': list(data.IMAGENET_STD), 'channels': data.IMAGE_CHANNELS}
 
 
-def choose_folder(config, resume_path):
-    """Return (run folder, whether it is the resumed run's), agreed over ranks.
+def choose_folder(config):
+    """Return (run folder, checkpoint to resume from or None), as rank 0 finds them.
 
     -resume=auto continues in the folder of the run that was interrupted; -resume=PATH
     begins a new one.
     """
-    continues = config.MODEL.RESUME == 'auto' and resume_path is not None
-    folder = ''
-    if continues:
-        folder = os.path.dirname(os.path.abspath(resume_path))
-    elif get_rank() == 0:
-        folder = make_run_folder(config)
-    return broadcast_text(folder), continues
+    found = ['', '']
+    if get_rank() == 0:
+        resume_path = None
+        if config.MODEL.RESUME and not config.EVAL:
+            resume_path = find_resume(config.MODEL.RESUME, config.SAVE, config.MODEL.NAME)
+        if resume_path is not None and config.MODEL.RESUME == 'auto':
+            folder = os.path.dirname(os.path.abspath(resume_path))
+        else:
+            folder = make_run_folder(config)
+        found = [folder, resume_path or '']
+    folder, resume_path = broadcast_texts(found)
+    return folder, resume_path or None
 
 
 def log_start(project, config, device, folder):
@@ -280,6 +300,14 @@ def log_start(project, config, device, folder):
                 'es' if get_world_size() > 1 else '', config.SEED)
 
 
+def log_skipped(skipped):
+    """Log which unreadable images DATA.SKIP_CORRUPT replaced. skipped: {path: times}."""
+    if skipped:
+        logger.warning('%d unreadable images were skipped, %d times in all: %s%s', len(skipped),
+                       sum(skipped.values()), ', '.join(sorted(skipped)[:5]),
+                       ', ...' if len(skipped) > 5 else '')
+
+
 def log_plan(config, plan, schedule, effective_batch):
     """Log the lengths and rates that the run will have."""
     logger.info('Effective batch %d = %d images x %d processes x %d accumulated; %d updates an '
@@ -287,3 +315,23 @@ def log_plan(config, plan, schedule, effective_batch):
                 effective_batch, config.DATA.BATCH_SIZE, get_world_size(),
                 config.TRAIN.ACCUM_ITER, plan.updates_per_epoch, plan.total_updates,
                 plan.warmup_updates, schedule.peak, config.TRAIN.WEIGHT_DECAY)
+    train = config.TRAIN
+    recipe_batch = train.RECIPE_BATCH or train.LINEAR_SCALED_LR
+    if recipe_batch is None or recipe_batch == effective_batch:
+        return
+    rate = 'has not been changed (TRAIN.LINEAR_SCALED_LR scales it)'
+    if train.LINEAR_SCALED_LR:
+        rate = f'is scaled from {train.BASE_LR:.1e} to {schedule.peak:.1e}'
+    per_step = config.DATA.BATCH_SIZE * get_world_size()
+    remedy = ''
+    if recipe_batch % per_step == 0:
+        remedy = f' -accum_iter={recipe_batch // per_step} gives {recipe_batch}.'
+    logger.warning('The recipe is for %d images an update, this run has %d: the learning rate '
+                   '%s, and an epoch has %.3g times the updates.%s', recipe_batch,
+                   effective_batch, rate, recipe_batch / effective_batch, remedy)
+
+
+def last_line(error):
+    """Return the last line with text of an exception's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

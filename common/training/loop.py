@@ -47,7 +47,7 @@ class TrainSetup:
 
 
 def train(setup, state):
-    """Train from `state.update` to the end of the plan; the state ends there.
+    """Train from `state.update` to the end of the plan, or to TRAIN.EARLY_STOP_EPOCHS.
 
     Raises RunError when a loss or gradient is not finite, and Interrupted after a
     signal, when the state is saved.
@@ -60,7 +60,8 @@ def train(setup, state):
     setup.run_log.start_bar(plan.total_updates, state.update)
     meter.start_clock()
 
-    with StopRequest() as stop, Watchdog(config.WATCHDOG_SECONDS) as watchdog:
+    with StopRequest() as stop, Watchdog(
+            config.WATCHDOG_SECONDS, setup.batches.describe_workers) as watchdog:
         while state.update < plan.total_updates:
             update = state.update
             watchdog.feed(f'training update {update + 1}')
@@ -105,17 +106,22 @@ def train(setup, state):
                 save_due = save_due or minutes_due or signal_number
                 if ends_epoch:
                     watchdog.feed('validating and saving')
-                    finish_epoch(setup, state, learning_rate, save_due)
+                    stops_early = finish_epoch(setup, state, learning_rate, save_due)
                 elif save_due:
                     setup.saver.save(state, loss=meter.mean('epoch'), is_best=False)
                 if signal_number:
                     raise Interrupted(signal_number)
+                if ends_epoch and stops_early:
+                    break
             setup.run_log.advance_bar(lr=f'{learning_rate:.1e}')
     setup.run_log.close_bar()
 
 
 def finish_epoch(setup, state, learning_rate, save_due):
-    """After the last update of an epoch: its summary, validation, checkpoint."""
+    """After the last update of an epoch: its summary, validation, checkpoint.
+
+    Returns whether TRAIN.EARLY_STOP_EPOCHS validations have passed without a new best.
+    """
     config, plan = setup.config, setup.plan
     epoch = (state.update - 1) // plan.updates_per_epoch + 1        # epochs done, from 1
     is_over = state.update == plan.total_updates
@@ -124,15 +130,22 @@ def finish_epoch(setup, state, learning_rate, save_due):
                 loss, learning_rate, state.update, plan.total_updates)
     setup.run_log.write_metrics('train_epoch', epoch=epoch, update=state.update, loss=loss,
                                 lr=learning_rate)
-    is_best = False
+    is_best = stops_early = False
     if epoch % config.VALIDATE_FREQ == 0 or is_over:
         acc1 = setup.validate(state)
         is_best = state.best is None or acc1 > state.best['value']
         if is_best:
             state.best = {'value': acc1, 'epoch': epoch}
-    if epoch % config.SAVE_FREQ == 0 or is_over or is_best or save_due:
+        validations = (epoch - state.best['epoch']) // config.VALIDATE_FREQ
+        patience = config.TRAIN.EARLY_STOP_EPOCHS
+        stops_early = not is_over and patience is not None and validations >= patience
+    if stops_early:
+        logger.info('Stopping early: no better than epoch %d (acc1 %.2f) in %d validations.',
+                    state.best['epoch'], state.best['value'], validations)
+    if epoch % config.SAVE_FREQ == 0 or is_over or is_best or save_due or stops_early:
         setup.saver.save(state, loss=loss, is_best=is_best)
     state.meter.start_clock()           # validation and saving are not training time
+    return stops_early
 
 
 def report(setup, state, learning_rate):
@@ -162,7 +175,7 @@ def stop_for_bad_loss(setup, update, batches):
         path = f'{setup.folder}/bad-batch-update-{update + 1}-rank-{get_rank()}.npz'
         images, labels, indices = (np.concatenate(part) for part in zip(
             *[[np.asarray(item) for item in batch] for batch in batches]))
-        np.savez_compressed(path, images=images, labels=labels, indices=indices)
+        np.savez(path, images=images, labels=labels, indices=indices)
         saved = f' Its batch is in {path}.'
     raise RunError(
         f'The loss or gradient is not finite (NaN or infinite) at update {update + 1}, learning '

@@ -55,8 +55,9 @@ class Watchdog:
     from Python; the process prints where it hangs and exits with code 1. limit 0: off.
     """
 
-    def __init__(self, limit):
+    def __init__(self, limit, describe=lambda: ''):
         self.limit = limit
+        self.describe = describe            # returns details for the message
         self.last = time.monotonic()
         self.doing = 'starting'
         self.closed = threading.Event()
@@ -79,7 +80,8 @@ class Watchdog:
             idle = time.monotonic() - self.last
             if idle > self.limit:
                 print(f'error: no progress for {idle:.0f} s while {self.doing}; giving up. '
-                      'Another process may have died, or WATCHDOG_SECONDS is too short.',
+                      'Another process may have died, or WATCHDOG_SECONDS is too short.\n'
+                      f'{self.describe()}',
                       file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(file=sys.stderr)
                 os._exit(1)
