@@ -16,6 +16,8 @@ import warnings
 
 # Variables set here, for processes started from this one: they may set them anew.
 _MARKER = 'VIT_CPU_TUNED'
+# How many processes share the cores, for those that share_cores() was called for.
+_SHARED_BY = 'VIT_CPU_SHARED_BY'
 
 # MKL's AVX-512 code needs all of these; its AVX2 code needs the second set.
 _AVX512 = {'avx512f', 'avx512cd', 'avx512dq', 'avx512bw', 'avx512vl'}
@@ -28,7 +30,8 @@ def tune_cpu():
     Does nothing once Paddle is imported. describe_cpu() tells what was set.
     """
     if 'paddle' not in sys.modules:
-        share_cores(int(os.environ.get('PADDLE_LOCAL_SIZE', 1)))
+        launched = os.environ.get('PADDLE_LOCAL_SIZE')      # by paddle.distributed.launch
+        share_cores(int(launched or os.environ.get(_SHARED_BY, 1)))
         _import_paddle()
 
 
@@ -55,6 +58,7 @@ def share_cores(processes):
     chosen = choose_settings(vendor, flags, count_cores() // processes, users)
     os.environ.update(chosen)
     os.environ[_MARKER] = ','.join(chosen)
+    os.environ[_SHARED_BY] = str(processes)
 
 
 def describe_cpu():

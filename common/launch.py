@@ -4,6 +4,7 @@ Every way ends in an exit code: 0 done, 1 a failure, 2 wrong input, 128 + N sign
 """
 
 import contextlib
+import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -31,6 +32,7 @@ from common.training.stopping import SIGNALS, Interrupted
 
 GRACE_SECONDS = 10          # for the other processes to end, after one has failed
 _ERROR_FILE = 'VIT_FIRST_ERROR_FILE'
+_DEFAULT_START_METHOD = multiprocessing.get_all_start_methods()[0]
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ def _work(project, argv):
     """Be one of the spawned processes."""
     with contextlib.suppress(AttributeError, OSError):
         os.setpgid(0, 0)        # Ctrl-C reaches the parent only, which passes it on once
+    # A spawned process would spawn its loader workers too, each importing Paddle for seconds.
+    multiprocessing.set_start_method(_DEFAULT_START_METHOD, force=True)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def join_and_run(project, argv):
