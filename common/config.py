@@ -25,6 +25,7 @@ OPTIONAL = {
     'TRAIN.WARMUP_STEPS': int,
     'TRAIN.GRAD_CLIP': float,
     'TRAIN.LINEAR_SCALED_LR': int,
+    'TRAIN.RECIPE_BATCH': int,
     'TRAIN.CUTMIX_MINMAX': list,
     'TRAIN.EARLY_STOP_EPOCHS': int,
     'TRAIN.CLASS_WEIGHTS': list,
@@ -54,7 +55,7 @@ POSITIVE = (
     'DATA.CROP_PCT', 'MODEL.NUM_CLASSES', 'MODEL.LAYER_NORM_EPS', 'TRAIN.NUM_EPOCHS',
     'TRAIN.NUM_STEPS', 'TRAIN.ACCUM_ITER', 'TRAIN.GRAD_CLIP', 'TRAIN.LINEAR_SCALED_LR',
     'REPORT_FREQ', 'VALIDATE_FREQ', 'SAVE_FREQ', 'SAVE_STEPS', 'SAVE_MINUTES', 'NPROCS',
-    'TRAIN.EARLY_STOP_EPOCHS',
+    'TRAIN.EARLY_STOP_EPOCHS', 'TRAIN.RECIPE_BATCH', 'TRAIN.LAYER_DECAY', 'TRAIN.HEAD_LR_SCALE',
 )
 
 NOT_NEGATIVE = (
@@ -67,7 +68,7 @@ NOT_NEGATIVE = (
 PROBABILITIES = (
     'DATA.VAL_FRACTION', 'MODEL.DROPOUT', 'MODEL.ATTENTION_DROPOUT', 'MODEL.DROPPATH',
     'TRAIN.SMOOTHING', 'TRAIN.HFLIP', 'TRAIN.MIXUP_PROB', 'TRAIN.MIXUP_SWITCH_PROB',
-    'TRAIN.RANDOM_ERASE_PROB', 'TRAIN.MODEL_EMA_DECAY',
+    'TRAIN.RANDOM_ERASE_PROB', 'TRAIN.MODEL_EMA_DECAY', 'TRAIN.LAYER_DECAY',
 )
 
 
@@ -137,6 +138,7 @@ def build_default_config():
     train.WARMUP_START_LR = 0.0
     train.END_LR = 0.0
     train.LINEAR_SCALED_LR = None           # batch size BASE_LR belongs to; None: no scaling
+    train.RECIPE_BATCH = None               # images an update the recipe is for: warn of another
     train.WEIGHT_DECAY = 0.05
     train.NO_WEIGHT_DECAY = []              # parameter names beside biases, norms and tokens
     train.LAYER_DECAY = 1.0                 # learning-rate factor a block towards the input

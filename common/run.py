@@ -46,11 +46,16 @@ def run(project, config):
     start_logging(folder if get_rank() == 0 else None, quiet=get_rank() > 0)
     log_start(project, config, device, folder)
     agree_on('the config', zlib.crc32(dump_config(config).encode()))
-    job = Job(project, config, device, folder, resume_path)
-    if config.EVAL:
-        run_evaluation(job)
-    else:
-        run_training(job)
+    try:
+        job = Job(project, config, device, folder, resume_path)
+        if config.EVAL:
+            run_evaluation(job)
+        else:
+            run_training(job)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise RunError(advise(config, device)) from error
+        raise
 
 
 class Job:
@@ -315,23 +320,21 @@ def log_plan(config, plan, schedule, effective_batch):
                 effective_batch, config.DATA.BATCH_SIZE, get_world_size(),
                 config.TRAIN.ACCUM_ITER, plan.updates_per_epoch, plan.total_updates,
                 plan.warmup_updates, schedule.peak, config.TRAIN.WEIGHT_DECAY)
+    warn_of_other_batch(config, schedule, effective_batch)
+
+
+def warn_of_other_batch(config, schedule, effective_batch):
+    """Warn where an update takes another number of images than in the recipe."""
     train = config.TRAIN
     recipe_batch = train.RECIPE_BATCH or train.LINEAR_SCALED_LR
-    if recipe_batch is None or recipe_batch == effective_batch:
+    if recipe_batch in (None, effective_batch):
         return
-    rate = 'has not been changed (TRAIN.LINEAR_SCALED_LR scales it)'
+    rate = 'stays the same (TRAIN.LINEAR_SCALED_LR would scale it)'
     if train.LINEAR_SCALED_LR:
         rate = f'is scaled from {train.BASE_LR:.1e} to {schedule.peak:.1e}'
-    per_step = config.DATA.BATCH_SIZE * get_world_size()
-    remedy = ''
-    if recipe_batch % per_step == 0:
-        remedy = f' -accum_iter={recipe_batch // per_step} gives {recipe_batch}.'
-    logger.warning('The recipe is for %d images an update, this run has %d: the learning rate '
-                   '%s, and an epoch has %.3g times the updates.%s', recipe_batch,
-                   effective_batch, rate, recipe_batch / effective_batch, remedy)
-
-
-def last_line(error):
-    """Return the last line with text of an exception's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    images = config.DATA.BATCH_SIZE * get_world_size()
+    remedy = '' if recipe_batch % images else \
+        f' Use -accum_iter={recipe_batch // images} for {recipe_batch}.'
+    logger.warning('The recipe has %d images an update, this run %d: the learning rate %s, and '
+                   'an epoch has %.3g times the updates.%s', recipe_batch, effective_batch, rate,
+                   recipe_batch / effective_batch, remedy)

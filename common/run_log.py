@@ -69,8 +69,11 @@ class RunLog:
     def __init__(self, folder, config, continue_from=None):
         self.folder = folder
         self.bar = None
+        self.scalars = None
         if folder is None:
             return
+        if config.VISUALDL:
+            self.scalars = _open_visualdl(os.path.join(folder, 'visualdl'))
         self.metrics_path = os.path.join(folder, 'metrics.jsonl')
         if continue_from is not None:
             self._drop_metrics_after(continue_from)
@@ -78,10 +81,16 @@ class RunLog:
             file.write(dump_config(config))
 
     def write_metrics(self, event, **values):
-        """Append one JSON object to metrics.jsonl."""
-        if self.folder is not None:
-            with open(self.metrics_path, 'a', encoding='utf-8') as file:
-                file.write(json.dumps({'event': event, **values}) + '\n')
+        """Append one JSON object to metrics.jsonl; numbers go to VisualDL as well."""
+        if self.folder is None:
+            return
+        with open(self.metrics_path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps({'event': event, **values}) + '\n')
+        if self.scalars is not None:
+            name = f'{event}_ema' if values.get('weights') == 'ema' else event
+            for key, value in values.items():
+                if key not in ('update', 'epoch') and isinstance(value, (int, float)):
+                    self.scalars.add_scalar(f'{name}/{key}', value, values.get('update', 0))
 
     def start_bar(self, total, initial=0, unit='update', text=''):
         """Show a progress bar where the output is a terminal."""
@@ -101,6 +110,12 @@ class RunLog:
             self.bar.close()
             self.bar = None
 
+    def close(self):
+        """Take the bar away and write out what VisualDL holds back."""
+        self.close_bar()
+        if self.scalars is not None:
+            self.scalars.close()
+
     def _drop_metrics_after(self, update):
         if not os.path.exists(self.metrics_path):
             return
@@ -117,6 +132,16 @@ class RunLog:
         with open(temporary, 'w', encoding='utf-8') as file:
             file.writelines(kept)
         os.replace(temporary, self.metrics_path)
+
+
+def _open_visualdl(folder):
+    """Return VisualDL's writer. Raises UserError if the package is not there."""
+    try:
+        from visualdl import LogWriter
+    except ImportError as error:
+        raise UserError(f'-visualdl needs the package visualdl ({error}): pip install visualdl'
+                        ) from None
+    return LogWriter(logdir=folder)
 
 
 def format_duration(seconds):

@@ -26,23 +26,26 @@ class EvalResult:
 
 
 @paddle.no_grad()
-def evaluate(model, batches, preprocess, precision, on_batch=None):
+def evaluate(model, batches, preprocess, precision, on_batch=None, predictions=None):
     """Return the EvalResult of a model over the batches of all processes.
 
     batches: this process's share, uint8 images [B, H, W, 3] and int64 labels [B].
-    acc5 counts the top min(5, classes). on_batch: called after every batch.
-    The model is left in the mode (train or eval) it came in.
+    acc5 counts the top min(5, classes). on_batch: called after every batch. predictions:
+    confusion.Predictions that takes in every sample, or None. The model is left in the mode
+    (train or eval) it came in.
     """
     was_training = model.training
     model.eval()
     started = time.perf_counter()
     losses, hits = [], []
-    for images, labels, _ in batches:
+    for images, labels, indices in batches:
         with precision.autocast():
             logits = model(preprocess(images))
         logits = logits.astype('float32')
         losses.append(per_sample_cross_entropy(logits, labels))
         hits.append(find_hits(logits, labels))
+        if predictions is not None:
+            predictions.add(logits, labels, indices)
         if on_batch is not None:
             on_batch()
     if was_training:

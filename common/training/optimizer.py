@@ -3,6 +3,7 @@
 import paddle
 
 from common.errors import UserError
+from common.training.finetune import scale_learning_rates
 
 
 def build_optimizer(config, model):
@@ -19,18 +20,36 @@ def build_optimizer(config, model):
     betas = {'beta1': options.BETAS[0], 'beta2': options.BETAS[1], 'epsilon': options.EPS}
     if options.NAME == 'AdamW':
         return paddle.optimizer.AdamW(**common, **betas)
-    if options.NAME == 'Adam':
+    if options.NAME == 'Adam':          # weight decay is an L2 term of the gradient here
         return paddle.optimizer.Adam(**common, **betas)
+    if options.NAME == 'Lamb':
+        return build_lamb(config, groups, betas)
+    if options.NAME == 'Lars':
+        raise UserError('TRAIN.OPTIMIZER.NAME Lars: Paddle has it for static graphs only. '
+                        'For large batches use Lamb.')
     return paddle.optimizer.Momentum(
         **common, momentum=options.MOMENTUM, use_nesterov=options.NESTEROV)
+
+
+def build_lamb(config, groups, betas):
+    """Return Lamb over the groups; it takes weight decay as a function of the parameter."""
+    kept_whole = {parameter.name for group in groups if not group['weight_decay']
+                  for parameter in group['params']}
+    groups = [{'params': group['params'], 'learning_rate': group['learning_rate']}
+              for group in groups]
+    return paddle.optimizer.Lamb(
+        learning_rate=config.TRAIN.BASE_LR, parameters=groups,
+        lamb_weight_decay=config.TRAIN.WEIGHT_DECAY,
+        exclude_from_weight_decay_fn=lambda parameter: parameter.name in kept_whole, **betas)
 
 
 def group_parameters(config, model):
     """Return optimizer groups: dicts with params, learning_rate (a factor) and weight_decay.
 
     No decay on biases, norm scales and what the model names in `no_weight_decay()`
-    (class token, position embedding), nor on TRAIN.NO_WEIGHT_DECAY. Every trainable
-    parameter is in exactly one group, in the model's order.
+    (class token, position embedding), nor on TRAIN.NO_WEIGHT_DECAY. The factors are those
+    of TRAIN.LAYER_DECAY and HEAD_LR_SCALE. Every trainable parameter is in exactly one
+    group, in the model's order. Raises UserError if nothing is left to train.
     """
     train = config.TRAIN
     kept_whole = set(model.no_weight_decay()) | set(train.NO_WEIGHT_DECAY)
@@ -38,14 +57,16 @@ def group_parameters(config, model):
     if unknown:
         raise UserError(f'TRAIN.NO_WEIGHT_DECAY names {sorted(unknown)[0]!r}, '
                         'which the model does not have.')
+    factors = scale_learning_rates(config, model)
     groups = {}
     for name, parameter in model.named_parameters():
         if parameter.stop_gradient:
             continue
         decays = parameter.ndim > 1 and name not in kept_whole
         weight_decay = train.WEIGHT_DECAY if decays else 0.0
-        factor = 1.0
-        groups.setdefault((factor, weight_decay), []).append(parameter)
+        groups.setdefault((factors[name], weight_decay), []).append(parameter)
+    if not groups:
+        raise UserError('Every parameter is frozen (MODEL.FREEZE): nothing would be learnt.')
     return [{'params': parameters, 'learning_rate': factor, 'weight_decay': weight_decay}
             for (factor, weight_decay), parameters in groups.items()]
 
