@@ -1,0 +1,128 @@
+"""Curves of one or several runs in one picture: loss, accuracy, learning rate, throughput."""
+
+import argparse
+import json
+import os
+import sys
+
+from common.errors import UserError
+
+METRICS = 'metrics.jsonl'
+
+
+def main(argv=None):
+    """Run the script: plot.py RUN [RUN ...] [-o FILE]; return the exit code.
+
+    argv: arguments without the script's name; None: those of the command line.
+    """
+    parser = argparse.ArgumentParser(
+        prog='plot.py', description='Draw the curves of runs over each other as one PNG.')
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='run folder, or its metrics.jsonl')
+    parser.add_argument('-o', '-output', '--output', default='curves.png', metavar='FILE',
+                        help='picture to write (default: curves.png)')
+    arguments = parser.parse_args(argv)
+    try:
+        runs = [read_metrics(path) for path in arguments.runs]
+        draw_curves(runs, name_runs(arguments.runs), arguments.output)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(f'Wrote {arguments.output}')
+    return 0
+
+
+def read_metrics(path):
+    """Return the events of a run, a list of dicts. Raises UserError if there are none."""
+    if os.path.isdir(path):
+        path = os.path.join(path, METRICS)
+    events = []
+    try:
+        with open(path, encoding='utf-8') as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    if line.endswith('\n'):
+                        raise UserError(f'{path}, line {number}: not JSON.') from None
+                    continue            # a line that the run is writing at this moment
+                if isinstance(event, dict):
+                    events.append(event)
+    except OSError as error:
+        raise UserError(f'Cannot read {path}: {error.strerror}. Give a run folder, with '
+                        f'{METRICS} in it.') from None
+    except UnicodeDecodeError:
+        raise UserError(f'{path} is not a {METRICS}.') from None
+    if not any('update' in event for event in events):
+        raise UserError(f'{path} has no event yet: the run has neither reported nor validated.')
+    return events
+
+
+def name_runs(paths):
+    """Return a short name for each run, by which they differ."""
+    folders = [os.path.dirname(os.path.abspath(path)) if os.path.isfile(path)
+               else os.path.abspath(path) for path in paths]
+    names = [os.path.basename(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        names = [os.path.join(*folder.split(os.sep)[-2:]) for folder in folders]
+    return names if len(set(names)) == len(names) else list(paths)
+
+
+def select(events, event, key, weights=None):
+    """Return (updates, values) of one curve. weights: "model" or "ema", for evaluations."""
+    chosen = [line for line in events if line.get('event') == event and key in line
+              and (weights is None or line.get('weights', 'model') == weights)]
+    return [line['update'] for line in chosen], [line[key] for line in chosen]
+
+
+def draw_curves(runs, names, path):
+    """Draw runs (lists of events) over each other and write a PNG.
+
+    Raises UserError if matplotlib is missing or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure  # no display, no global state
+    except ImportError:
+        raise UserError('plot.py needs the package matplotlib: pip install matplotlib') from None
+    figure = Figure(figsize=(11, 7.5), layout='constrained')
+    (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
+    for number, (events, name) in enumerate(zip(runs, names)):
+        color = f'C{number % 10}'
+        # Short runs have no report between two epochs.
+        often = 'train_step' if len(select(events, 'train_step', 'loss')[0]) > 1 else 'train_epoch'
+        alone = len(runs) == 1
+        for axes, event, key, weights, style, label in (
+                (loss, often, 'loss', None, '-', 'training'),
+                (loss, 'eval', 'loss', 'model', '--', 'validation'),
+                (loss, 'eval', 'loss', 'ema', ':', 'validation, averaged weights'),
+                (accuracy, 'eval', 'acc1', 'model', '-', 'top-1'),
+                (accuracy, 'eval', 'acc1', 'ema', ':', 'top-1, averaged weights'),
+                (rate, often, 'lr', None, '-', name),
+                (speed, 'train_step', 'images_per_second', None, '-', name)):
+            updates, values = select(events, event, key, weights)
+            if updates:
+                label = label if alone or style == '-' and axes in (rate, speed) else \
+                    f'{name}: {label}'
+                axes.plot(updates, values, style, color=color, label=label, linewidth=1.3,
+                          marker='.' if len(updates) < 40 else None, markersize=4)
+    for axes, title, unit in ((loss, 'Loss', 'cross entropy'),
+                              (accuracy, 'Validation accuracy', 'percent'),
+                              (rate, 'Learning rate', 'rate'),
+                              (speed, 'Training throughput', 'images per second')):
+        axes.set_title(title)
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize='small')
+        else:
+            axes.text(0.5, 0.5, 'not recorded', transform=axes.transAxes, ha='center')
+    for axes in (rate, speed):
+        axes.set_xlabel('optimizer update')
+    speed.set_ylim(bottom=0)
+    rate.ticklabel_format(axis='y', style='sci', scilimits=(-2, 2))
+    if len(runs) == 1:
+        figure.suptitle(names[0])
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'Cannot write {path}: {reason}.') from None
