@@ -18,6 +18,7 @@ import numpy as np
 import paddle
 
 from common.data.images import ImageError
+from common.errors import RunError
 
 SHARED_MEMORY = '/dev/shm'
 PREFETCH = 2                # batches under way for each worker
@@ -25,7 +26,7 @@ PREFETCH = 2                # batches under way for each worker
 logger = logging.getLogger(__name__)
 
 
-class LoaderError(RuntimeError):
+class LoaderError(RunError):
     """A worker process died, or failed otherwise than at an unreadable image."""
 
 
