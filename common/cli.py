@@ -46,8 +46,19 @@ can be set with -opts KEY VALUE; flags win over the yaml file, -opts over flags.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raise UserError where argparse would print its usage and exit."""
+class FlagParser(argparse.ArgumentParser):
+    """Flags with one or two dashes, spelt out; raises UserError where argparse would exit."""
+
+    def add_flag(self, name, **options):
+        self.add_argument(f'-{name}', f'--{name}', dest=name, **options)
+
+    def check_names(self, argv):
+        """Raise UserError for a flag that is not spelt out exactly."""
+        names = [name.lstrip('-') for name in self._option_string_actions]
+        for argument in argv:           # argparse would take -batch for -batch_size
+            name = argument.split('=', 1)[0].lstrip('-')
+            if argument.startswith('-') and name[:1].isalpha() and name not in names:
+                raise UserError(f'Unknown flag -{name}.{suggest(name, set(names))}')
 
     def error(self, message):
         raise UserError(f'{message[0].upper()}{message[1:]}. -h lists every flag.')
@@ -60,7 +71,7 @@ def parse_command_line(project, argv, script):
     Raises UserError for an unknown flag, key or value.
     """
     parser = _build_parser(project, script)
-    _check_names(argv)      # argparse would take -batch for -batch_size
+    parser.check_names(argv)
     known, unexpected = parser.parse_known_args(argv)
     if unexpected:
         raise UserError(f'Unexpected argument {unexpected[0]!r}: values follow a flag, as in '
@@ -84,29 +95,16 @@ def find_config(path, folder):
 
 def _build_parser(project, script):
     digits_config, model = project.example_configs
-    parser = _Parser(
+    parser = FlagParser(
         prog=script, description=f'Train or evaluate {project.name}.', allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES.format(script=script, digits_config=digits_config, model=model))
-    _add(parser, 'cfg', metavar='FILE', help='yaml file of the model and its recipe')
+    parser.add_flag('cfg', metavar='FILE', help='yaml file of the model and its recipe')
     for name, key, kind, text in VALUE_FLAGS:
         metavar = 'N' if kind is int else 'X'
-        _add(parser, name, type=kind, metavar=metavar, help=f'{text} [{key}]')
+        parser.add_flag(name, type=kind, metavar=metavar, help=f'{text} [{key}]')
     for name, key, text in SWITCHES:
-        _add(parser, name, action='store_true', help=f'{text} [{key}]')
-    _add(parser, 'opts', nargs='*', default=[], metavar='KEY VALUE',
-         help='any options of config.py, for example TRAIN.BASE_LR 3e-4')
+        parser.add_flag(name, action='store_true', help=f'{text} [{key}]')
+    parser.add_flag('opts', nargs='*', default=[], metavar='KEY VALUE',
+                    help='any options of config.py, for example TRAIN.BASE_LR 3e-4')
     return parser
-
-
-def _add(parser, name, **options):
-    parser.add_argument(f'-{name}', f'--{name}', dest=name, **options)
-
-
-def _check_names(argv):
-    """Raise UserError for a flag that is not spelt out exactly."""
-    names = [flag[0] for flag in VALUE_FLAGS + SWITCHES] + ['cfg', 'opts', 'help', 'h']
-    for argument in argv:
-        name = argument.split('=', 1)[0].lstrip('-')
-        if argument.startswith('-') and name[:1].isalpha() and name not in names:
-            raise UserError(f'Unknown flag -{name}.{suggest(name, names)}')

@@ -52,7 +52,7 @@ def run_single(project, argv=None):
 
     argv: arguments without the script's name; None: those of the command line.
     """
-    return _report(_run_single, project, sys.argv[1:] if argv is None else argv)
+    return report_errors(_run_single, project, sys.argv[1:] if argv is None else argv)
 
 
 def run_multi(project, argv=None):
@@ -61,7 +61,7 @@ def run_multi(project, argv=None):
     Joins the job where paddle.distributed.launch started this process; otherwise starts
     one process for each visible GPU, or NPROCS processes.
     """
-    return _report(_run_multi, project, sys.argv[1:] if argv is None else argv)
+    return report_errors(_run_multi, project, sys.argv[1:] if argv is None else argv)
 
 
 def _run_single(project, argv):
@@ -162,7 +162,7 @@ def _work(project, argv):
         dist.init_parallel_env()
         run(project, parse_command_line(project, argv, 'main_multi_gpu.py'))
 
-    sys.exit(_report(join_and_run, project, argv))
+    sys.exit(report_errors(join_and_run, project, argv))
 
 
 def _end_with_parent(parent):
@@ -172,7 +172,7 @@ def _end_with_parent(parent):
     os._exit(1)
 
 
-def _report(function, *arguments):
+def report_errors(function, *arguments):
     """Call the function and return an exit code, with the error on stderr."""
     try:
         return function(*arguments) or 0
