@@ -8,6 +8,7 @@ import sys
 from common.errors import UserError
 
 METRICS = 'metrics.jsonl'
+STYLES = {'-': 'training', '--': 'validation', ':': 'validation, averaged weights'}
 
 
 def main(argv=None):
@@ -81,46 +82,46 @@ def draw_curves(runs, names, path):
     """
     try:
         from matplotlib.figure import Figure  # no display, no global state
+        from matplotlib.lines import Line2D
     except ImportError:
         raise UserError('plot.py needs the package matplotlib: pip install matplotlib') from None
     figure = Figure(figsize=(11, 7.5), layout='constrained')
     (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
-    for number, (events, name) in enumerate(zip(runs, names)):
-        color = f'C{number % 10}'
+    styles = {loss: set(), accuracy: set()}         # of the lines that a panel has
+    for number, events in enumerate(runs):
         # Short runs have no report between two epochs.
         often = 'train_step' if len(select(events, 'train_step', 'loss')[0]) > 1 else 'train_epoch'
-        alone = len(runs) == 1
-        for axes, event, key, weights, style, label in (
-                (loss, often, 'loss', None, '-', 'training'),
-                (loss, 'eval', 'loss', 'model', '--', 'validation'),
-                (loss, 'eval', 'loss', 'ema', ':', 'validation, averaged weights'),
-                (accuracy, 'eval', 'acc1', 'model', '-', 'top-1'),
-                (accuracy, 'eval', 'acc1', 'ema', ':', 'top-1, averaged weights'),
-                (rate, often, 'lr', None, '-', name),
-                (speed, 'train_step', 'images_per_second', None, '-', name)):
+        for axes, event, key, weights, style in (
+                (loss, often, 'loss', None, '-'), (loss, 'eval', 'loss', 'model', '--'),
+                (loss, 'eval', 'loss', 'ema', ':'), (accuracy, 'eval', 'acc1', 'model', '--'),
+                (accuracy, 'eval', 'acc1', 'ema', ':'), (rate, often, 'lr', None, '-'),
+                (speed, 'train_step', 'images_per_second', None, '-')):
             updates, values = select(events, event, key, weights)
             if updates:
-                label = label if alone or style == '-' and axes in (rate, speed) else \
-                    f'{name}: {label}'
-                axes.plot(updates, values, style, color=color, label=label, linewidth=1.3,
+                axes.plot(updates, values, style, color=f'C{number % 10}', linewidth=1.3,
                           marker='.' if len(updates) < 40 else None, markersize=4)
+                styles.get(axes, set()).add(style)
     for axes, title, unit in ((loss, 'Loss', 'cross entropy'),
-                              (accuracy, 'Validation accuracy', 'percent'),
+                              (accuracy, 'Validation accuracy', 'top-1, percent'),
                               (rate, 'Learning rate', 'rate'),
                               (speed, 'Training throughput', 'images per second')):
         axes.set_title(title)
         axes.set_ylabel(unit)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize='small')
-        else:
+        if not axes.lines:
             axes.text(0.5, 0.5, 'not recorded', transform=axes.transAxes, ha='center')
+    for axes, present in styles.items():
+        lines = [Line2D([], [], color='black', linestyle=style, label=label)
+                 for style, label in STYLES.items() if style in present]
+        if lines:
+            axes.legend(handles=lines, fontsize='small')
     for axes in (rate, speed):
         axes.set_xlabel('optimizer update')
     speed.set_ylim(bottom=0)
     rate.ticklabel_format(axis='y', style='sci', scilimits=(-2, 2))
-    if len(runs) == 1:
-        figure.suptitle(names[0])
+    figure.legend(handles=[Line2D([], [], color=f'C{number % 10}', label=name)
+                           for number, name in enumerate(names)],
+                  loc='outside upper center', ncols=min(len(names), 3))
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
