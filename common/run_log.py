@@ -14,6 +14,9 @@ from common.errors import UserError
 LOGGER_NAME = 'common'          # every module's logger is below it
 logger = logging.getLogger(LOGGER_NAME)
 
+_BAR_FORMAT = ('{{desc}} {{percentage:3.0f}}%|{{bar}}| {unit} {{n_fmt}}/{{total_fmt}}, '
+               '{{remaining}} left{{postfix}}')
+
 
 class _TqdmHandler(logging.StreamHandler):
     """Print through tqdm, so that lines do not cut a progress bar in two."""
@@ -96,10 +99,11 @@ class RunLog:
         """Show a progress bar where the output is a terminal."""
         self.close_bar()
         if self.folder is not None and sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=initial, unit=unit, desc=text, leave=False,
-                            dynamic_ncols=True)
+            self.bar = tqdm(total=total, initial=initial, desc=text, leave=False,
+                            dynamic_ncols=True, bar_format=_BAR_FORMAT.format(unit=unit))
 
     def advance_bar(self, **values):
+        """Move the bar on by one, and show the values behind it."""
         if self.bar is not None:
             if values:
                 self.bar.set_postfix(values, refresh=False)

@@ -1,7 +1,6 @@
 """The training loop: one flat function over optimizer updates."""
 
 import contextlib
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,6 +58,7 @@ def train(setup, state):
     state.model.train()
     setup.run_log.start_bar(plan.total_updates, state.update)
     meter.start_clock()
+    figures = {}                        # on the bar: as the losses were last looked at
 
     with StopRequest() as stop, Watchdog(
             config.WATCHDOG_SECONDS, setup.batches.describe_workers) as watchdog:
@@ -101,19 +101,22 @@ def train(setup, state):
                     setup.precision.scales, stop.number, setup.saver.minutes_due())
                 if bad_update is not None:
                     stop_for_bad_loss(setup, bad_update, seen)
+                figures = {'loss': f'{meter.last_loss:.4f}',
+                           'images/s': f'{meter.images_per_second:.1f}'}
                 if reports:
                     report(setup, state, learning_rate)
                 save_due = save_due or minutes_due or signal_number
                 if ends_epoch:
                     watchdog.feed('validating and saving')
                     stops_early = finish_epoch(setup, state, learning_rate, save_due)
+                    setup.run_log.start_bar(plan.total_updates, update)     # validation had its own
                 elif save_due:
                     setup.saver.save(state, loss=meter.mean('epoch'), is_best=False)
                 if signal_number:
                     raise Interrupted(signal_number)
                 if ends_epoch and stops_early:
                     break
-            setup.run_log.advance_bar(lr=f'{learning_rate:.1e}')
+            setup.run_log.advance_bar(lr=f'{learning_rate:.1e}', **figures)
     setup.run_log.close_bar()
 
 
@@ -151,10 +154,8 @@ def finish_epoch(setup, state, learning_rate, save_due):
 def report(setup, state, learning_rate):
     """Log the updates since the last report."""
     plan, meter = setup.plan, state.meter
-    seconds = max(time.perf_counter() - meter.clock, 1e-9)
-    speed = meter.images / seconds
-    updates = max(1, meter.updates)
-    left = (plan.total_updates - state.update) * seconds / updates
+    speed = meter.images_per_second
+    left = (plan.total_updates - state.update) * meter.seconds / max(1, meter.updates)
     loss = meter.take_mean('report')
     epoch = (state.update - 1) // plan.updates_per_epoch + 1
     logger.info('Epoch %d/%d, update %d/%d: loss %.4f, lr %.1e, gradient norm %.3g, '

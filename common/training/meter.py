@@ -21,12 +21,23 @@ class Meter:
         self.sums = {'report': [0.0, 0], 'epoch': [0.0, 0]}     # [sum of losses, updates]
         self.overflows = 0                      # updates that loss scaling skipped
         self.grad_norm = math.nan               # of the last update read
+        self.last_loss = math.nan               # mean of the updates in the last read
         self.start_clock()
 
     def start_clock(self):
         """Begin to measure throughput from here."""
         self.clock = time.perf_counter()
         self.images = self.updates = 0
+
+    @property
+    def seconds(self):
+        """Time since the clock was started."""
+        return max(time.perf_counter() - self.clock, 1e-9)
+
+    @property
+    def images_per_second(self):
+        """Throughput of all ranks since the clock was started."""
+        return self.images / self.seconds
 
     def add(self, update, loss, grad_norm, images):
         """Take in one update: loss (mean over its images) and gradient norm are scalars."""
@@ -55,9 +66,11 @@ class Meter:
                 bad = self.pending[int(is_bad.argmax())][0]
             self.grad_norm = float(norms[-1])
         ranks = gather_over_ranks([losses.sum(), bad, stop_signal, save_due])
+        loss_sum = float(ranks[:, 0].mean())
         for sums in self.sums.values():
-            sums[0] += float(ranks[:, 0].mean())
+            sums[0] += loss_sum
             sums[1] += len(self.pending)
+        self.last_loss = loss_sum / max(1, len(self.pending))
         self.pending = []
         bad = ranks[:, 1].min()
         bad = None if math.isinf(bad) else int(bad)
