@@ -18,7 +18,14 @@ from common.device import choose_device, describe_device
 from common.distributed import agree_on, broadcast_texts, get_rank, get_world_size
 from common.environment import describe_cpu
 from common.errors import RunError, UserError
-from common.run_log import RunLog, format_duration, logger, make_run_folder, start_logging
+from common.run_log import (
+    RunLog,
+    discard_run_folder,
+    format_duration,
+    logger,
+    make_run_folder,
+    start_logging,
+)
 from common.training.checkpoint import read_checkpoint, restore
 from common.training.checkpoint_file import CheckpointError
 from common.training.checkpoint_store import CheckpointStore, find_resume
@@ -52,6 +59,10 @@ def run(project, config):
             run_evaluation(job)
         else:
             run_training(job)
+    except UserError:
+        if get_rank() == 0:
+            discard_run_folder(folder)
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise RunError(advise(config, device)) from error
@@ -170,6 +181,7 @@ def run_training(job):
         train(setup, state)
     finally:
         run_log.close()
+        log_skipped(setup.batches.skipped)
         saver.finish()
     job.report_mistakes()
     best = f', best acc1 {state.best["value"]:.2f} (epoch {state.best["epoch"]})' \

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 
@@ -60,6 +61,13 @@ def make_run_folder(config):
             raise UserError(f'Cannot write to the output folder {config.SAVE}: '
                             f'{error.strerror}. Choose another with -output.') from None
     raise UserError(f'Cannot make a run folder {name} in {config.SAVE}.')
+
+
+def discard_run_folder(folder):
+    """Remove the folder of a run that ended before it had results: a log and a config only."""
+    if set(os.listdir(folder)) <= {'log.txt', 'config.yaml'}:
+        start_logging()                     # closes log.txt
+        shutil.rmtree(folder)
 
 
 class RunLog:
