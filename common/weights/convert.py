@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.weights import safetensors_file
 from common.weights.checkpoint import list_first, read_checkpoint
 from common.weights.formats import t2t, timm
+from common.weights.load import make_contiguous
 from common.weights.registry import resolve
 from common.weights.safe_pickle import NAME_TABLE
 
@@ -61,7 +62,7 @@ def read_arrays(source, target='paddle', use_ema=True):
     if checkpoint.leftover:
         raise UserError(f'{checkpoint.path} ({checkpoint.format}) holds tensors that no model '
                         f'here has: {list_first(checkpoint.leftover)}.')
-    arrays = {name: np.require(tensor.get(), np.float32, ['C', 'A'])
+    arrays = {name: make_contiguous(tensor.get())
               for name, tensor in checkpoint.tensors.items()}
     if TARGETS[target] is None:
         return checkpoint, arrays

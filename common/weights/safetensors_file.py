@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 import os
 
 import numpy as np
@@ -20,7 +21,10 @@ def is_safetensors(start, size):
 
 
 def read(file):
-    """Return ({name: ndarray}, metadata). Raises PickleError."""
+    """Return ({name: ndarray}, metadata). Raises PickleError.
+
+    The arrays are views of the file, which is mapped, not read.
+    """
     size = os.fstat(file.fileno()).st_size
     header_size = int.from_bytes(file.read(8), 'little')
     if header_size > min(MAX_HEADER, size - 8):
@@ -32,6 +36,7 @@ def read(file):
                   for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PickleError(f'damaged: the header is not that of a .safetensors ({error}).') from None
+    content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     start = 8 + header_size
     left = size - start
     arrays = {}
@@ -40,11 +45,7 @@ def read(file):
         left -= end - begin
         if start + end > size or left < 0:
             raise PickleError(f'damaged or cut short: {name} lies outside the file.')
-        file.seek(start + begin)
-        data = file.read(end - begin)
-        if len(data) != end - begin:
-            raise PickleError('damaged or cut short.')
-        arrays[name] = decode(data, dtype).reshape(shape)
+        arrays[name] = decode(content[start + begin:start + end], dtype).reshape(shape)
     return arrays, metadata if isinstance(metadata, dict) else {}
 
 
