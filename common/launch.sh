@@ -1,0 +1,22 @@
+#!/bin/sh
+# launch.sh SCRIPT CONFIG BATCH_SIZE [argument ...]: run a main script on ImageNet.
+#
+# The run_*.sh of the model directories call it. From the environment: DATA_PATH, CFG,
+# BATCH_SIZE, PYTHON. On several machines, start the same run_*_multi.sh on each:
+#   MASTER=10.0.0.1:6170 NNODES=2 RANK=0 sh run_train_multi.sh      # on 10.0.0.1
+#   MASTER=10.0.0.1:6170 NNODES=2 RANK=1 sh run_train_multi.sh      # on the other
+script=$1 config=$2 batch_size=$3
+shift 3
+launch=
+if [ "${NNODES:-1}" -gt 1 ]; then
+    : "${MASTER:?is the address and a free port of the first machine, such as 10.0.0.1:6170}"
+    : "${RANK:?is the number of this machine, from 0 to NNODES - 1}"
+    launch="-m paddle.distributed.launch --master=$MASTER --nnodes=$NNODES --rank=$RANK"
+fi
+# $launch is meant to be split into words.
+exec "${PYTHON:-python}" $launch "$script" \
+    -cfg="${CFG:-$config}" \
+    -dataset=imagenet2012 \
+    -data_path="${DATA_PATH:-/dataset/imagenet}" \
+    -batch_size="${BATCH_SIZE:-$batch_size}" \
+    "$@"
