@@ -1,6 +1,7 @@
 """load_pretrained: every format gives its source's logits; what does not fit is named."""
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -437,8 +438,9 @@ def make_config(**changes):
     return Node(MODEL=Node({**model, **changes}), SEED=0, EVAL=evaluate)
 
 
-def test_load_from_config_logs_and_guards_evaluation(caplog):
-    with caplog.at_level('INFO', 'vit'):
+def test_load_from_config_logs_and_guards_evaluation(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('common'), 'propagate', True)     # a run turns it off
+    with caplog.at_level('INFO', 'common.weights.load'):
         report = load_from_config(vit(), make_config(EVAL=True))
     assert isinstance(report, LoadReport) and 'loaded 44 of 44 tensors' in caplog.text
     other_classes = vit(num_classes=9)

@@ -21,7 +21,7 @@ TIMEOUT = 30                    # seconds without a byte
 TRIES = 5                       # for each address
 PAUSE = 1.0                     # seconds before the second try; doubles with each
 
-logger = logging.getLogger('vit')
+logger = logging.getLogger(__name__)
 
 
 class DownloadError(Exception):

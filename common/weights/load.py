@@ -124,7 +124,7 @@ def load_from_config(model, config):
     report = load_pretrained(
         model, options.PRETRAINED, options.NUMERICS, options.PRETRAINED_EMA,
         options.POSITION_RESIZE, options.HEAD_INIT, config.SEED, options.ALLOW_MISSING)
-    logger = logging.getLogger('vit')
+    logger = logging.getLogger(__name__)
     for line in report.summary():
         logger.info(line)
     if config.EVAL and not report.complete and not options.ALLOW_MISSING:
