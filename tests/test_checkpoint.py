@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
+from faulty_os import FaultyOs
 from tiny_run import TinyModel, build_run, collect, train
 
 from common.errors import RunError, UserError
@@ -408,32 +409,6 @@ def test_no_mutation_is_accepted(tmp_path):
             read_checkpoint(path)
     path.write_bytes(good)
     read_checkpoint(path)
-
-
-class FaultyOs:
-    """`os` for checkpoint_file, in which call number `at` of `function` fails."""
-
-    def __init__(self, function, at, error):
-        self.function, self.at, self.error = function, at, error
-        self.calls = 0
-
-    def __getattr__(self, name):
-        real = getattr(os, name)
-        if name != self.function:
-            return real
-
-        def call(*arguments, **keywords):
-            self.calls += 1
-            if self.calls != self.at:
-                return real(*arguments, **keywords)
-            if self.error == 'short':
-                return real(arguments[0], arguments[1][:len(arguments[1]) // 2])
-            if self.error == 'nothing':
-                return 0
-            if self.error == 'lost':                # the disk says yes and stores nonsense
-                return real(arguments[0], bytes(len(arguments[1])))
-            raise OSError(self.error, os.strerror(self.error))
-        return call
 
 
 @pytest.fixture(scope='module')
