@@ -1,6 +1,7 @@
 """A disk that fails: `os` for common.training.checkpoint_file, with a fault at a chosen call."""
 
 import errno
+import mmap
 import os
 import signal
 import time
@@ -31,12 +32,12 @@ class FaultyOs:
             self.calls += 1
             if self.at not in (0, self.calls):
                 return real(*arguments, **keywords)
-            if self.error == 'short':
-                return real(arguments[0], arguments[1][:len(arguments[1]) // 2])
+            if self.error == 'short':           # at a block's end, as with O_DIRECT
+                return real(arguments[0], arguments[1][:len(arguments[1]) // 8192 * 4096 or 1])
             if self.error == 'nothing':
                 return 0
             if self.error == 'lost':
-                return real(arguments[0], bytes(len(arguments[1])))
+                return real(arguments[0], mmap.mmap(-1, len(arguments[1])))
             if self.error == 'kill':
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.error == 'slow':

@@ -413,7 +413,7 @@ def test_no_mutation_is_accepted(tmp_path):
 
 @pytest.fixture(scope='module')
 def trained_run():
-    run = build_run(width=6000)                 # arrays large enough for a write of their own
+    run = build_run(width=6000)
     train(run, 0, 3)
     return run
 
@@ -427,6 +427,7 @@ def save_with_fault(monkeypatch, folder, run, function, at, error):
     store.wait()
     fault = FaultyOs(function, at, error)
     monkeypatch.setattr(checkpoint_file, 'os', fault)
+    monkeypatch.setattr(checkpoint_file, 'CHUNK', 1 << 15)         # many writes
     store.save(run, make_progress(2))
     store.join()
     monkeypatch.setattr(checkpoint_file, 'os', os)

@@ -7,13 +7,21 @@ A file is a pickle that `paddle.load` reads, then a trailer that it ignores:
 The CRC catches every truncation and every run of up to 32 damaged bits, and
 misses any other damage once in 4e9. The summary holds what choosing among
 files needs, so that listing a folder does not unpickle gigabytes.
+
+Bytes go to the disk and come back past the system's page cache where it allows
+that (O_DIRECT). Filling the cache with gigabytes that nobody reads costs more
+processor time than all the rest, and what is verified must be what the disk has.
 """
 
+import errno
 import json
+import mmap
 import os
 import pickle
 import struct
 import zlib
+
+import numpy as np
 
 from common.errors import RunError
 
@@ -21,8 +29,10 @@ MAGIC = b'\x00ViTckpt'
 FOOTER = struct.Struct('<8sQII')
 CRC = struct.Struct('<I')
 MAX_SUMMARY = 1 << 20
-CHUNK = 4 << 20                     # bytes read at once
+CHUNK = 4 << 20                     # bytes written or read at once
 TEMPORARY = '.writing'              # ending of a file that is not complete
+
+_EMPTY = np.zeros(0)
 
 
 class CheckpointError(RunError):
@@ -37,7 +47,21 @@ class NamedArray:
         self.array = array
 
     def __reduce__(self):
-        return tuple, ((self.name, self.array),)
+        return tuple, ((self.name, _UncopiedArray(self.array)),)
+
+
+class _UncopiedArray:
+    """Pickles as its array does, without copying its bytes first."""
+
+    def __init__(self, array):
+        self.array = np.ascontiguousarray(array).reshape(array.shape)
+
+    def __reduce__(self):
+        rebuild, arguments, (version, *_) = _EMPTY.__reduce__()
+        view = self.array.view()
+        view.flags.writeable = False        # a buffer that can change would pickle as bytearray
+        return rebuild, arguments, (
+            version, view.shape, view.dtype, False, pickle.PickleBuffer(view))
 
 
 def write_checkpoint(path, payload, summary):
@@ -85,18 +109,18 @@ def verify_checkpoint(path):
 
     Raises CheckpointError saying what is wrong, and OSError if it cannot be read.
     """
-    with open(path, 'rb', buffering=0) as file:
-        summary, stored_crc, size = _read_trailer(file)
-        _drop_cached_pages(file)
-        file.seek(0)
+    with _open_uncached(path, os.O_RDONLY) as file:
+        summary, stored_crc, size = _read_trailer(path)
         crc = 0
         left = size - CRC.size
+        buffer = mmap.mmap(-1, CHUNK)       # aligned as the disk needs it
         while left:
-            chunk = file.read(min(CHUNK, left))
-            if not chunk:
+            count = file.read_into(buffer)
+            if not count:
                 raise CheckpointError('shrank while it was read')
-            crc = zlib.crc32(chunk, crc)
-            left -= len(chunk)
+            with memoryview(buffer) as view, view[:min(count, left)] as chunk:
+                crc = zlib.crc32(chunk, crc)
+                left -= len(chunk)
     if crc != stored_crc:
         raise CheckpointError('its checksum does not match: the file is damaged')
     return summary
@@ -104,8 +128,7 @@ def verify_checkpoint(path):
 
 def read_summary(path):
     """Return the summary of a file, reading the trailer alone. Raises as verify_checkpoint."""
-    with open(path, 'rb', buffering=0) as file:
-        return _read_trailer(file)[0]
+    return _read_trailer(path)[0]
 
 
 def remove_temporary_files(folder):
@@ -129,67 +152,140 @@ def sync_folder(folder):
 
 
 class _ChecksummedFile:
-    """The `write` that pickle needs: no buffer, and a checksum kept of what went by."""
+    """The `write` that pickle needs, in whole chunks, and a checksum kept of what went by."""
 
-    def __init__(self, descriptor):
-        self.descriptor = descriptor
+    def __init__(self, file):
+        self.file = file
         self.crc = 0
         self.size = 0
+        self.buffer = mmap.mmap(-1, CHUNK)  # aligned as the disk needs it
+        self.filled = 0
+
+    def write(self, data):
+        data = memoryview(data).cast('B')
+        self.crc = zlib.crc32(data, self.crc)
+        self.size += len(data)
+        while data:
+            part = data[:CHUNK - self.filled]
+            self.buffer[self.filled:self.filled + len(part)] = part
+            self.filled += len(part)
+            data = data[len(part):]
+            if self.filled == CHUNK:
+                self.flush()
+
+    def flush(self):
+        with memoryview(self.buffer) as view, view[:self.filled] as chunk:
+            self.file.write(chunk)
+        self.filled = 0
+
+
+class _UncachedFile:
+    """A file read or written from front to back, past the page cache for as long as that works.
+
+    The system takes only whole, aligned blocks then: what is left over, or left by a write
+    that was cut short, goes the usual way.
+    """
+
+    def __init__(self, descriptor, is_direct):
+        self.descriptor = descriptor
+        self.is_direct = is_direct
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        os.close(self.descriptor)
 
     def write(self, chunk):
-        chunk = memoryview(chunk).cast('B')
-        self.crc = zlib.crc32(chunk, self.crc)
-        self.size += len(chunk)
         while chunk:
-            written = os.write(self.descriptor, chunk)
+            if self.is_direct and len(chunk) % mmap.PAGESIZE:
+                self._leave_direct()
+            written = self._try(os.write, chunk)
             if written == 0:
                 raise CheckpointError('the disk takes no more bytes')
-            chunk = chunk[written:]     # a nearly full disk takes a part
+            chunk = chunk[written:]         # a nearly full disk takes a part
+            if chunk:
+                self._leave_direct()
+
+    def read_into(self, buffer):
+        """Fill the buffer from where the last call ended; return the number of bytes."""
+        return self._try(os.readv, [buffer]) if hasattr(os, 'readv') else \
+            self._read_and_copy(buffer)
+
+    def _read_and_copy(self, buffer):
+        data = os.read(self.descriptor, len(buffer))
+        buffer[:len(data)] = data
+        return len(data)
+
+    def _try(self, function, argument):
+        try:
+            return function(self.descriptor, argument)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self.is_direct:
+                raise
+        self._leave_direct()                # the file system promised more than it keeps
+        return function(self.descriptor, argument)
+
+    def _leave_direct(self):
+        if self.is_direct:
+            import fcntl
+            flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
+            fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+            self.is_direct = False
+
+
+def _open_uncached(path, flags):
+    flags |= getattr(os, 'O_BINARY', 0)
+    if hasattr(os, 'O_DIRECT'):
+        try:
+            return _UncachedFile(os.open(path, flags | os.O_DIRECT, 0o666), is_direct=True)
+        except OSError as error:
+            if error.errno != errno.EINVAL:         # not every file system can
+                raise
+    descriptor = os.open(path, flags, 0o666)
+    if hasattr(os, 'posix_fadvise'):                # then at least forget what it has cached
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return _UncachedFile(descriptor, is_direct=False)
 
 
 def _write_file(path, payload, summary):
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, 'O_BINARY', 0),
-                         0o666)
-    try:
-        file = _ChecksummedFile(descriptor)
-        pickler = pickle.Pickler(file, protocol=4)
-        pickler.fast = True     # its memo would keep the bytes of every array: a second copy
+    with _open_uncached(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+        checksummed = _ChecksummedFile(file)
+        # Protocol 5 writes arrays without a copy of each.
+        pickler = pickle.Pickler(checksummed, protocol=5)
+        pickler.fast = True     # its memo would keep every object for as long as it works
         pickler.dump(payload)
-        pickle_size = file.size
+        pickle_size = checksummed.size
         text = json.dumps(summary).encode()
-        file.write(text)
-        file.write(FOOTER.pack(MAGIC, pickle_size, len(text), 0)[:-CRC.size])
-        file.write(CRC.pack(file.crc))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        checksummed.write(text)
+        checksummed.write(FOOTER.pack(MAGIC, pickle_size, len(text), 0)[:-CRC.size])
+        checksummed.write(CRC.pack(checksummed.crc))
+        checksummed.flush()
+        os.fsync(file.descriptor)
 
 
-def _read_trailer(file):
+def _read_trailer(path):
     """Return (summary, CRC, file size). Raises CheckpointError if there is no whole trailer."""
-    size = file.seek(0, os.SEEK_END)
-    if size < FOOTER.size:
-        raise CheckpointError(f'cut short: it has {size} bytes')
-    file.seek(size - FOOTER.size)
-    magic, pickle_size, text_size, crc = FOOTER.unpack(file.read(FOOTER.size))
-    if magic != MAGIC:
-        raise CheckpointError('has no checksum at its end: cut short, or not written by this code')
-    if text_size > MAX_SUMMARY or pickle_size + text_size + FOOTER.size != size:
-        raise CheckpointError('its length is not the one recorded in it')
-    file.seek(pickle_size)
+    with open(path, 'rb', buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < FOOTER.size:
+            raise CheckpointError(f'cut short: it has {size} bytes')
+        file.seek(size - FOOTER.size)
+        magic, pickle_size, text_size, crc = FOOTER.unpack(file.read(FOOTER.size))
+        if magic != MAGIC:
+            raise CheckpointError(
+                'has no checksum at its end: cut short, or not written by this code')
+        if text_size > MAX_SUMMARY or pickle_size + text_size + FOOTER.size != size:
+            raise CheckpointError('its length is not the one recorded in it')
+        file.seek(pickle_size)
+        text = file.read(text_size)
     try:
-        summary = json.loads(file.read(text_size))
+        summary = json.loads(text)
     except ValueError:
         summary = None
     if not isinstance(summary, dict):
         raise CheckpointError('its summary is damaged')
     return summary, crc, size
-
-
-def _drop_cached_pages(file):
-    """Have the next read come from the disk, not from memory, where the system allows it."""
-    if hasattr(os, 'posix_fadvise'):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _copy_file(source, path):
