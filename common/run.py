@@ -39,7 +39,7 @@ from common.training.memory import advise, is_out_of_memory
 from common.training.optimizer import build_optimizer
 from common.training.precision import Precision
 from common.training.schedule import Schedule, build_plan
-from common.weights import load_from_config
+from common.weights import describe_numerics, load_from_config
 
 
 def run(project, config):
@@ -153,7 +153,8 @@ def run_training(job):
     if job.resume_path is not None:
         resume(state, job.resume_path, plan)
     if state.update >= plan.total_updates:
-        logger.info('Nothing to do: update %d of %d is done.', state.update, plan.total_updates)
+        logger.info('Nothing to do: update %d of %d is done. To train anew, leave -resume out; to '
+                    'go on, raise TRAIN.NUM_EPOCHS.', state.update, plan.total_updates)
         return
     order = TrainBatches(num_samples, config.DATA.BATCH_SIZE, config.SEED, get_rank(), world_size,
                          start=plan.count_batches_before(state.update),
@@ -205,6 +206,9 @@ def resume(state, path, plan):
     checkpoint = read_checkpoint(path)
     for line in restore(state, checkpoint, get_world_size()):
         logger.info('%s', line)
+    saved_numerics = checkpoint['numerics'] or {}
+    state.model.set_numerics(**{name: saved_numerics[name] for name in state.model.get_numerics()
+                                if name in saved_numerics})
     state.best = checkpoint['best']
     if checkpoint['meter']:
         state.meter.set_state_dict(checkpoint['meter'])
@@ -258,7 +262,8 @@ class Saver:
             'meter': state.meter.state_dict(), 'model_name': config.MODEL.NAME,
             'seed': config.SEED, 'world_size': get_world_size(), 'config': dump_config(config),
             'class_names': self.job.dataset_train.class_names,
-            'numerics': state.model.get_numerics(), 'preprocessing': describe_preprocessing(config),
+            'numerics': describe_numerics(state.model),
+            'preprocessing': describe_preprocessing(config),
         }, is_best)
         logger.info('Saving %s%s', path, ' (best so far)' if is_best else '')
 

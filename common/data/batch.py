@@ -19,8 +19,11 @@ class TrainBatch:
         self.seed = config.SEED
         self.batches_per_epoch = batches_per_epoch
         self.preprocess = Preprocess(config)
-        self.erase = erasing.RandomErasing(config) if erasing.is_active(config) else None
-        self.mix = mixup.Mixup(config, config.MODEL.NUM_CLASSES) if mixup.is_active(config) else None
+        self.erase = self.mix = None
+        if erasing.is_active(config):
+            self.erase = erasing.RandomErasing(config)
+        if mixup.is_active(config):
+            self.mix = mixup.Mixup(config, config.MODEL.NUM_CLASSES)
 
     def __call__(self, batch, number):
         """Return (images float32 [B, 3, H, W], targets) of micro-batch `number` of the run.

@@ -12,6 +12,8 @@ from common.weights.checkpoint import list_first, read_checkpoint
 from common.weights.registry import resolve
 from common.weights.resize import resize_positions
 
+logger = logging.getLogger(__name__)
+
 POSITION_NAMES = ('position_embedding', 'pos_embed')
 HEADS = ('classifier.', 'head.')
 PRE_LOGITS = 'pre_logits.'
@@ -124,7 +126,6 @@ def load_from_config(model, config):
     report = load_pretrained(
         model, options.PRETRAINED, options.NUMERICS, options.PRETRAINED_EMA,
         options.POSITION_RESIZE, options.HEAD_INIT, config.SEED, options.ALLOW_MISSING)
-    logger = logging.getLogger(__name__)
     for line in report.summary():
         logger.info(line)
     if config.EVAL and not report.complete and not options.ALLOW_MISSING:
@@ -142,15 +143,8 @@ def describe_numerics(model):
     Keys: gelu, layer_norm_eps, pre_logits_activation (None: no such layer) and
     grid_size, the rows and columns of the position embedding.
     """
-    pre_logits = getattr(model, 'pre_logits', None)
-    return {
-        'gelu': model.gelu if hasattr(model, 'gelu') else model.blocks[0].mlp.gelu,
-        'layer_norm_eps': next(layer._epsilon for layer in model.sublayers()
-                               if type(layer).__name__ == 'LayerNorm'),
-        'pre_logits_activation':
-            None if pre_logits is None else type(pre_logits[1]).__name__.lower(),
-        'grid_size': list(model.grid_size),
-    }
+    return {'pre_logits_activation': None, **model.get_numerics(),
+            'grid_size': list(model.grid_size)}
 
 
 def _set_numerics(model, numerics):
