@@ -33,6 +33,7 @@ def build_vit_config():
     model.POSITION_EMBEDDING = 'learned'    # or sincos2d: a fixed table
     model.ZERO_HEAD = False                 # start the classifier at zero
     model.HYBRID = []                       # units in each ResNet stage; [3, 4, 9] for R50+ViT
+    model.HYBRID_WIDTH = 64                 # channels of the ResNet's root
     return config
 
 
@@ -69,7 +70,8 @@ RULES = ModelRules(
         'MODEL.POSITION_EMBEDDING': ('learned', 'sincos2d'),
     },
     positive=('MODEL.PATCH_SIZE', 'MODEL.EMBED_DIM', 'MODEL.DEPTH', 'MODEL.NUM_HEADS',
-              'MODEL.ATTN_HEAD_SIZE', 'MODEL.MLP_RATIO', 'MODEL.REPRESENTATION_SIZE'),
+              'MODEL.ATTN_HEAD_SIZE', 'MODEL.MLP_RATIO', 'MODEL.REPRESENTATION_SIZE',
+              'MODEL.HYBRID_WIDTH'),
     check=check_model,
 )
 

@@ -516,6 +516,7 @@ def get_model_arguments(config):
         'zero_head': model.ZERO_HEAD,
         'recompute': model.RECOMPUTE,
         'resnet_layers': model.HYBRID,
+        'resnet_width': model.HYBRID_WIDTH,
     }
 
 
