@@ -1,17 +1,20 @@
 """Attention weights and rollout against NumPy, and the figure that shows them."""
 
-import json
-
 import numpy as np
 import paddle
 import pytest
 from PIL import Image
 
 from common.data.digits import load_digits_rgb
+from common.deploy import visualize
 from common.deploy.attention import make_map, record_attention, roll_out
+from common.deploy.drawing import overlay
+from common.deploy.visualize import View
+from common.errors import UserError
 from T2T_ViT.t2t_vit import T2TViT
 from T2T_ViT.token_attention import list_token_modules
 from tests.recipe import fill_by_recipe, recipe_images
+from tests.trained_digits import fixture_path, load_fixture
 from ViT.vit import VisionTransformer
 
 VIT = {'image_size': (32, 48), 'patch_size': 8, 'num_classes': 5, 'embed_dim': 24, 'depth': 3,
@@ -171,3 +174,89 @@ def test_map_leaves_out_the_class_token_and_goes_row_by_row():
     np.testing.assert_array_equal(make_map(weights, [0], 1, (2, 3))[0], [[1, 2, 3], [4, 5, 6]])
     np.testing.assert_array_equal(
         make_map(weights[:, :6, :6], [0, 2], 0, (3, 2))[0], [[7, 8], [9, 10], [11, 12]])
+
+
+def record_vit():
+    return record_attention(make_vit(), images_of(VIT)[:1])
+
+
+def test_view_shows_the_layer_and_the_token_that_were_asked_for():
+    attention = record_vit()
+    view = View(attention, layer=2, token='1,4')
+    row = 1 + 1 * 6 + 4
+    np.testing.assert_array_equal(
+        view.map_heads(), attention.layers[1, 0, :, row, 1:].reshape(3, 4, 6))
+    np.testing.assert_array_equal(
+        view.map_rollout()[-1], roll_out(attention.layers)[-1, 0, row, 1:].reshape(4, 6))
+    assert View(attention).layer == View(attention, layer=3).layer == 3
+    np.testing.assert_array_equal(
+        View(attention).map_heads(), attention.layers[2, 0, :, 0, 1:].reshape(3, 4, 6))
+
+
+@pytest.mark.parametrize('layer, token, message', [
+    (4, None, 'layers 1 to 3'), (0, None, 'layers 1 to 3'), (-4, None, 'layers 1 to 3'),
+    (1, '4,0', 'from 0,0 to 3,5'), (1, '1', 'ROW,COLUMN'), (1, '-1,2', 'ROW,COLUMN')])
+def test_view_refuses_what_the_model_has_not(layer, token, message):
+    with pytest.raises(UserError, match=message):
+        View(record_vit(), layer, token)
+
+
+def test_token_modules_are_shown_for_the_tokens_inside_the_chosen_one():
+    model = make_t2t()
+    attention = record_attention(model, images_of(T2T)[:1], list_token_modules(model))
+    weights = attention.stem['token module 1'][0][0].reshape(8, 12, 8, 12)
+    view = View(attention, token='1,2')             # a token is 4 x 4 of the first module's
+    np.testing.assert_allclose(
+        view.map_stem()['token module 1'], weights[4:8, 8:12].mean(axis=(0, 1)), atol=1e-7)
+    np.testing.assert_allclose(
+        View(attention).map_stem()['token module 1'], weights.mean(axis=(0, 1)), atol=1e-7)
+
+
+def test_overlay_is_lightest_where_the_map_is_highest():
+    gray = Image.new('RGB', (40, 60), (128, 128, 128))
+    weights = np.zeros((3, 2))
+    weights[2, 1] = 0.01                            # scaled by its maximum
+    brightness = np.asarray(overlay(gray, weights)).astype(int).sum(axis=2)
+    assert brightness.shape == (60, 40)
+    assert np.unravel_index(brightness.argmax(), brightness.shape) >= (45, 25)
+    assert brightness[-1, -1] > 450 > 200 > brightness[0, 0]
+
+
+def test_rollout_of_a_trained_model_falls_on_the_ink():
+    project, trained = load_fixture('vit')
+    images, labels = load_digits_rgb()
+    density, hits = [], 0
+    for image, label in zip(images[:60], labels[:60]):
+        crop = trained.preprocessing.crop(Image.fromarray(image))
+        attention = record_attention(trained.model, trained.preprocessing.normalize([crop]))
+        hits += attention.logits[0].argmax() == label
+        ink = image[:, :, 0] > 0                    # 8 x 8, as the model's tokens
+        rollout = View(attention).map_rollout()[-1]
+        density.append(rollout[ink].mean() / rollout[~ink].mean())
+    assert hits >= 51
+    assert np.mean(density) > 1.1 and np.mean(np.array(density) > 1) > 0.9
+
+
+@pytest.mark.parametrize('name, token_modules', [('vit', None), ('t2t', list_token_modules)])
+def test_script_writes_a_figure_and_arrays(name, token_modules, tmp_path, capsys):
+    picture = tmp_path / '图片.png'
+    Image.fromarray(load_digits_rgb()[0][3]).save(picture)
+    project, trained = load_fixture(name)
+    code = visualize.main(project, token_modules, [
+        str(picture), f'-pretrained={fixture_path(name)}', f'-output={tmp_path}', '-save_arrays',
+        '--layer=1'])
+    assert code == 0, capsys.readouterr().err
+    with Image.open(tmp_path / '图片.attention.png') as figure:
+        assert figure.width > 700 and figure.height > 500
+    with np.load(tmp_path / '图片.attention.npz') as arrays:
+        assert arrays['layer'] == 1 and arrays['attention'].shape[0] == len(trained.model.blocks)
+        np.testing.assert_allclose(arrays['attention'].sum(axis=-1), 1, atol=1e-5)
+        assert ('token_module_2' in arrays) == (name == 't2t')
+    assert visualize.main(project, token_modules, [str(picture), '-pretrained=x', '-layers=1']) == 2
+    assert 'Unknown flag -layers. Did you mean layer?' in capsys.readouterr().err
+
+
+def test_another_models_checkpoint_is_refused(capsys):
+    assert visualize.main(load_fixture('vit')[0], None, [
+        'x.png', f'-pretrained={fixture_path("t2t")}']) == 2
+    assert 'is a checkpoint of T2T-ViT, and this script is for ViT' in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""Which pictures the arguments name, and where what is made of them is written."""
+
+import glob
+import os
+from typing import NamedTuple
+
+from common.data.images import is_image_name, show_path
+from common.errors import UserError
+
+
+class Picture(NamedTuple):
+    """A picture's path, and its path below the folder that was asked for."""
+
+    path: str
+    name: str
+
+
+def find_pictures(arguments, lines):
+    """Yield the Picture of every argument, in order; nothing is read ahead.
+
+    arguments: files, folders (searched through), globs, and "-" for `lines`, an iterable
+    of paths, one a line. Raises UserError for a pattern or a folder without pictures.
+    """
+    for argument in arguments:
+        if argument == '-':
+            yield from (Picture(path, os.path.basename(path))
+                        for path in (line.rstrip('\r\n') for line in lines) if path)
+        elif os.path.isdir(argument):
+            yield from _search(argument)
+        elif glob.has_magic(argument) and not os.path.exists(argument):
+            yield from _match(argument)
+        else:
+            yield Picture(argument, os.path.basename(argument))
+
+
+class OutputNames:
+    """Paths in an output folder, no two the same."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.taken = set()
+
+    def make(self, name, extension):
+        """Return <folder>/<name><extension>, numbered if it is taken; its folder is made."""
+        name = os.path.join(*(part for part in name.split(os.sep) if part not in ('', '.', '..')))
+        path = os.path.join(self.folder, name + extension)
+        number = 2
+        while path in self.taken:
+            path = os.path.join(self.folder, f'{name}-{number}{extension}')
+            number += 1
+        self.taken.add(path)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except OSError as error:
+            raise UserError(f'Cannot write to {show_path(self.folder)}: '
+                            f'{error.strerror}.') from None
+        return path
+
+
+def _search(folder):
+    found = False
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if is_image_name(name):
+                found = True
+                path = os.path.join(parent, name)
+                yield Picture(path, os.path.relpath(path, folder))
+    if not found:
+        raise UserError(f'{show_path(folder)}: no pictures in this folder.')
+
+
+def _match(pattern):
+    found = False
+    for path in sorted(glob.iglob(pattern, recursive=True)):
+        if os.path.isfile(path):
+            found = True
+            yield Picture(path, os.path.basename(path))
+    if not found:
+        raise UserError(f'{show_path(pattern)}: no file matches.')
