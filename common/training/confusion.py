@@ -97,7 +97,8 @@ def draw_confusion(confusion, names):
     confusion: int [C, C]. names: C texts. Counts stand in the cells; errors are red.
     """
     num_classes = len(names)
-    labels = [name if len(name) <= 20 else f'{name[:19]}.' for name in names]
+    labels = [' '.join(name.split()) for name in names]
+    labels = [name if len(name) <= 20 else f'{name[:19]}.' for name in labels]
     draw = ImageDraw.Draw(Image.new('RGB', (1, 1)))
     text_width = max(int(draw.textlength(label)) for label in labels)
     cell = max(CELL, int(draw.textlength(str(confusion.max()))) + 6)
