@@ -9,6 +9,8 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
+from common.errors import RunError
+
 
 def get_rank():
     """Return this process's rank, 0 to world size - 1."""
@@ -50,7 +52,7 @@ def broadcast_texts(texts):
 
 
 def agree_on(name, value):
-    """Raise RuntimeError on every rank unless the number `value` is the same on all.
+    """Raise RunError on every rank unless the number `value` is the same on all.
 
     name: what the value stands for, for the message.
     """
@@ -58,8 +60,8 @@ def agree_on(name, value):
         return
     values = [int(rank[0]) for rank in gather_over_ranks([value])]
     if len(set(values)) > 1:
-        raise RuntimeError(f'The processes disagree on {name}: {values} on ranks 0 to '
-                           f'{len(values) - 1}. Give every process the same files and options.')
+        raise RunError(f'The processes disagree on {name}: {values} on ranks 0 to '
+                       f'{len(values) - 1}. Give every process the same files and options.')
 
 
 def wait_for_all():

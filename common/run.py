@@ -39,6 +39,7 @@ from common.training.memory import advise, is_out_of_memory
 from common.training.optimizer import build_optimizer
 from common.training.precision import Precision
 from common.training.schedule import Schedule, build_plan
+from common.training.stopping import Watchdog
 from common.weights import describe_numerics, load_from_config
 
 
@@ -86,11 +87,12 @@ class Job:
         self.predictions = None             # of the last evaluation
         self.precision = Precision(config, device)
         self.preprocess = Preprocess(config)
+        self.watchdog = Watchdog(config.WATCHDOG_SECONDS)
 
     def _open_dataset(self, project, is_train):
         dataset = project.get_dataset(self.config, is_train)
         logger.info('Data: %s', dataset.describe())
-        agree_on('the data set', zlib.crc32(np.ascontiguousarray(dataset.labels).tobytes()))
+        agree_on('the data set', dataset.checksum())
         return dataset
 
     def validate(self, run_log, epoch=0, update=0, weights='model'):
@@ -100,8 +102,13 @@ class Job:
         loader = build_loader(self.dataset_val, batches, self.config)
         run_log.start_bar(len(batches), unit='batch', text='Evaluating')
         self.predictions = Predictions()
-        result = evaluate(self.model, loader, self.preprocess, self.precision,
-                          run_log.advance_bar, self.predictions)
+
+        def on_batch():
+            run_log.advance_bar()
+            self.watchdog.feed('evaluating', loader.describe_workers)
+
+        result = evaluate(self.model, loader, self.preprocess, self.precision, on_batch,
+                          self.predictions)
         run_log.close_bar()
         name = ' (averaged weights)' if weights == 'ema' else ''
         logger.info('Evaluation%s: loss %.4f, acc1 %.2f, acc5 %.2f, %d images in %s '
@@ -126,7 +133,8 @@ def run_evaluation(job):
                         'do, such as <run folder>/best.')
     load_from_config(job.model, config)
     run_log = RunLog(job.folder if get_rank() == 0 else None, config)
-    job.validate(run_log)
+    with job.watchdog:
+        job.validate(run_log)
     job.report_mistakes()
     run_log.close()
 
@@ -173,7 +181,7 @@ def run_training(job):
         prepare=TrainBatch(config, order.batches_per_epoch),
         batches=build_loader(job.dataset_train, order, config),
         validate=lambda state: validate_state(job, state, plan, run_log),
-        saver=saver, run_log=run_log, folder=job.folder,
+        saver=saver, run_log=run_log, watchdog=job.watchdog, folder=job.folder,
         # A GPU is not waited for between reports; on a CPU looking costs nothing.
         check_every=1 if job.device == 'cpu' or config.SAVE_BAD_BATCH else
         min(config.REPORT_FREQ, 10))

@@ -7,6 +7,7 @@ DATASETS.
 """
 
 import os
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -94,6 +95,10 @@ class Dataset:
             return len(self.class_names)
         return int(self.labels.max()) + 1
 
+    def checksum(self):
+        """Return a number that differs between processes with other samples."""
+        return zlib.crc32(np.ascontiguousarray(self.labels))
+
     def read(self, index):
         """Return the PIL image (RGB) of a sample, untransformed."""
         raise NotImplementedError
@@ -128,6 +133,9 @@ class FileDataset(Dataset):
     def __init__(self, config, is_train, table, class_names=None):
         super().__init__(config, is_train, table.labels, class_names)
         self.table = table
+
+    def checksum(self):
+        return self.table.checksum()
 
     def read(self, index):
         path = self.table[index]

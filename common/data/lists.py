@@ -58,6 +58,10 @@ class PathTable:
         """Memory in use, in bytes."""
         return sum(memoryview(part).nbytes for part in (self._paths, self._ends, self._labels))
 
+    def checksum(self):
+        """Return the CRC-32 of paths and labels."""
+        return zlib.crc32(self._labels, zlib.crc32(self._paths))
+
     def select(self, indices):
         """Return a new table with the samples of `indices`, in that order."""
         assert self.source is None, 'the line numbers of a list would not fit'

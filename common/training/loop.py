@@ -43,6 +43,7 @@ class TrainSetup:
     run_log: object
     check_every: int                # updates between two looks at the losses
     folder: str | None = None       # run folder, for the batch that made a loss not finite
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(limit=0))
 
 
 def train(setup, state):
@@ -60,11 +61,10 @@ def train(setup, state):
     meter.start_clock()
     figures = {}                        # on the bar: as the losses were last looked at
 
-    with StopRequest() as stop, Watchdog(
-            config.WATCHDOG_SECONDS, setup.batches.describe_workers) as watchdog:
+    with StopRequest() as stop, setup.watchdog as watchdog:
         while state.update < plan.total_updates:
             update = state.update
-            watchdog.feed(f'training update {update + 1}')
+            watchdog.feed(f'training update {update + 1}', setup.batches.describe_workers)
             seed_update(config.SEED, update)
             learning_rate = setup.schedule(update)
             state.optimizer.set_lr(learning_rate)
@@ -107,7 +107,7 @@ def train(setup, state):
                     report(setup, state, learning_rate)
                 save_due = save_due or minutes_due or signal_number
                 if ends_epoch:
-                    watchdog.feed('validating and saving')
+                    watchdog.feed('ending an epoch')
                     stops_early = finish_epoch(setup, state, learning_rate, save_due)
                     setup.run_log.start_bar(plan.total_updates, update)     # validation had its own
                 elif save_due:

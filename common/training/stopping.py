@@ -7,7 +7,10 @@ import sys
 import threading
 import time
 
+from common.distributed import is_launched
+
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
+LAUNCHER_REPEATS_SECONDS = 2    # paddle.distributed.launch sends SIGTERM three times, 0.2 s apart
 
 
 class Interrupted(Exception):
@@ -21,11 +24,13 @@ class Interrupted(Exception):
 class StopRequest:
     """Remember the first signal, so that the loop can end at the end of an update.
 
-    A second signal ends the process at once. Use as a context manager around the loop.
+    A second signal ends the process at once, other than the launcher's own repetitions of
+    the first. Use as a context manager around the loop.
     """
 
     def __init__(self):
         self.number = 0                     # of the signal; 0: none yet
+        self.received = 0.0                 # when
         self.previous = {}
 
     def __enter__(self):
@@ -41,9 +46,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
+        now = time.monotonic()
+        if self.number and is_launched() and now - self.received < LAUNCHER_REPEATS_SECONDS:
+            return
         if self.number:
             os._exit(128 + number)
-        self.number = number
+        self.number, self.received = number, now
         # print is not safe in a signal handler; os.write is.
         os.write(2, b'\nStopping after this update; a second signal stops at once.\n')
 
@@ -55,14 +63,15 @@ class Watchdog:
     from Python; the process prints where it hangs and exits with code 1. limit 0: off.
     """
 
-    def __init__(self, limit, describe=lambda: ''):
+    def __init__(self, limit):
         self.limit = limit
-        self.describe = describe            # returns details for the message
+        self.describe = None                # returns details for the message
         self.last = time.monotonic()
         self.doing = 'starting'
         self.closed = threading.Event()
 
     def __enter__(self):
+        self.feed(self.doing)
         if self.limit:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
@@ -70,10 +79,11 @@ class Watchdog:
     def __exit__(self, *exception):
         self.closed.set()
 
-    def feed(self, doing):
-        """Say that work goes on, and what is done next."""
+    def feed(self, doing, describe=None):
+        """Say that work goes on, and what is done next. describe: () -> details of it."""
         self.last = time.monotonic()
         self.doing = doing
+        self.describe = describe
 
     def _watch(self):
         while not self.closed.wait(min(1.0, self.limit / 4)):
@@ -81,7 +91,7 @@ class Watchdog:
             if idle > self.limit:
                 print(f'error: no progress for {idle:.0f} s while {self.doing}; giving up. '
                       'Another process may have died, or WATCHDOG_SECONDS is too short.\n'
-                      f'{self.describe()}',
+                      f'{self.describe() if self.describe else ""}',
                       file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(file=sys.stderr)
                 os._exit(1)
