@@ -88,7 +88,7 @@ def draw_labels(image, lines):
 
 def write_line(draw, position, text, size, width):
     """Draw a line of text, cut off with "..." where it is wider than `width` pixels."""
-    font, text = choose_font(text, size)
+    font, text = choose_font(' '.join(text.split()), size)
     if draw.textlength(text, font=font) > width:
         while text and draw.textlength(text + '...', font=font) > width:
             text = text[:-1]

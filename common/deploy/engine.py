@@ -1,0 +1,333 @@
+"""Engines that run an exported model on the CPU: Paddle's own, oneDNN, OpenVINO, ONNX Runtime.
+
+Each is tried in a process of its own first, where a crash of native code can be told
+from an answer: it must give the logits that the export recorded. "auto" takes the
+fastest of those that do, on this machine, and remembers which.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common.environment import count_cores, read_cpu, tune_cpu
+from common.errors import RunError, UserError
+
+ENGINES = ('plain', 'onednn', 'openvino', 'onnxruntime')
+PRECISIONS = ('float32', 'bfloat16')
+
+MODEL_NAME = 'model'                # model.json or model.pdmodel, model.pdiparams, model.onnx
+CHECK_FILE = 'check.npz'            # what the dynamic model gave for make_check_images
+CHECK_IMAGES = 4
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}      # of max |logit|
+TRIAL_TIMEOUT = 600                 # seconds
+TRIAL_BATCH = 8
+CHOICES_FILE = 'engines.json'       # what "auto" has found, beside the model
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+class Engine:
+    """Calls like a model: images float32 [B, 3, S, S] -> logits float32 [B, classes]."""
+
+    def __init__(self, name, precision, run, num_classes):
+        self.name = name
+        self.precision = precision
+        self.num_classes = num_classes
+        self._run = run
+
+    def __call__(self, images):
+        return self._run(np.ascontiguousarray(images, dtype=np.float32))
+
+    def describe(self):
+        """Return one line for the log."""
+        return f'Engine: {self.name}, {self.precision}, {count_cores()} threads'
+
+
+class Trial(NamedTuple):
+    """How an engine did: images a second, or None and the reason."""
+
+    images_per_second: Any
+    problem: str
+
+
+def load_engine(folder, engine='auto', precision='float32'):
+    """Return the Engine that runs the exported model in a folder.
+
+    engine: one of ENGINES, or "auto", the fastest here. precision: of the arithmetic;
+    bfloat16 needs the onednn engine and a processor that has it. Raises UserError for an
+    engine that the folder, this Paddle or this machine has not, RunError for one that
+    crashes or computes other logits than the model that was exported.
+    """
+    if engine != 'auto' and engine not in ENGINES:
+        raise UserError(f'-engine must be auto or one of {", ".join(ENGINES)}, not {engine!r}.')
+    if precision not in PRECISIONS:
+        raise UserError(f'-precision must be one of {", ".join(PRECISIONS)}, not {precision!r}.')
+    num_classes = len(read_check(folder)[0])
+    if engine == 'auto':
+        engine = choose_engine(folder, precision)
+    else:
+        problem = find_obstacle(folder, engine, precision)
+        if problem:
+            raise UserError(f'-engine={engine}: {problem}')
+        if engine != 'plain':               # runs as Paddle itself does
+            trial = try_engine(folder, engine, precision)
+            if trial.problem:
+                raise RunError(f'The engine {engine} cannot be used: {trial.problem}')
+    return Engine(engine, precision, OPENERS[engine](folder, precision), num_classes)
+
+
+def choose_engine(folder, precision):
+    """Return the name of the fastest engine that computes the right logits on this machine."""
+    path = os.path.join(folder, CHOICES_FILE)
+    key = f'{describe_machine()}, {precision}'
+    choices = _read_choices(path)
+    if choices.get(key) in list_engines(folder, precision):
+        return choices[key]
+    trials = {name: try_engine(folder, name, precision)
+              for name in list_engines(folder, precision)}
+    good = {name: trial.images_per_second for name, trial in trials.items() if not trial.problem}
+    if not good:
+        tried = '\n'.join(f'  {name}: {trial.problem}' for name, trial in trials.items())
+        raise RunError(f'No engine can run {folder} in {precision} here.\n{tried}'.rstrip())
+    choices[key] = max(good, key=good.get)
+    try:
+        with open(path, 'w', encoding='utf-8') as file:
+            json.dump(choices, file, indent=1)
+    except OSError:
+        pass                                # a folder that is read-only is measured each time
+    return choices[key]
+
+
+def list_engines(folder, precision):
+    """Return the names of the engines that could run the folder's model here."""
+    return [name for name in ENGINES if not find_obstacle(folder, name, precision)]
+
+
+def find_obstacle(folder, engine, precision):
+    """Return why an engine cannot run the folder's model, '' if nothing is in the way."""
+    if precision == 'bfloat16':
+        if engine != 'onednn':
+            return 'bfloat16 is computed by -engine=onednn alone.'
+        if not _has_cpu_flag('avx512_bf16', 'avx512bw'):
+            return 'this processor has no AVX-512, which bfloat16 needs.'
+    if engine == 'onnxruntime':
+        if not os.path.isfile(_path(folder, '.onnx')):
+            return f'{folder} has no {MODEL_NAME}.onnx; export it with -formats=paddle,onnx.'
+        if not is_installed('onnxruntime'):
+            return 'ONNX Runtime is not installed: pip install onnxruntime'
+        return ''
+    if find_program(folder) is None:
+        return f'{folder} has no Paddle model that this Paddle can read; it was exported by a ' \
+               'newer one, or for ONNX only.'
+    if engine == 'openvino':
+        tune_cpu()
+        from paddle import inference
+        if not hasattr(inference.Config, 'enable_openvino_engine'):
+            return 'this Paddle has no OpenVINO engine (3.x has).'
+    return ''
+
+
+def try_engine(folder, engine, precision, batch_size=TRIAL_BATCH):
+    """Run an engine in a process of its own; return the Trial."""
+    with tempfile.TemporaryDirectory() as scratch:
+        result = os.path.join(scratch, 'result.json')
+        command = [sys.executable, '-m', 'common.deploy.engine', os.path.abspath(folder), engine,
+                   precision, str(batch_size), result]
+        environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(
+            filter(None, [ROOT, os.environ.get('PYTHONPATH')]))}
+        try:
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True,
+                                   errors='replace', timeout=TRIAL_TIMEOUT, cwd=scratch)
+        except subprocess.TimeoutExpired:
+            return Trial(None, f'it took more than {TRIAL_TIMEOUT} seconds.')
+        try:
+            with open(result, encoding='utf-8') as file:
+                return Trial(**json.load(file))
+        except (OSError, ValueError):
+            lines = ended.stderr.strip().splitlines()
+            how = f'signal {-ended.returncode}' if ended.returncode < 0 else \
+                f'exit code {ended.returncode}'
+            return Trial(None, f'it crashed ({how}). {lines[-1][:300] if lines else ""}'.rstrip())
+
+
+def run_trial(folder, engine, precision, batch_size):
+    """Run an engine in this process; return the Trial. This is what try_engine's process does."""
+    expected, image_size = read_check(folder)
+    images = make_check_images(image_size)
+    run = OPENERS[engine](folder, precision)
+    problem = compare_logits(run(images), expected, TOLERANCE[precision])
+    if problem:
+        return Trial(None, problem)
+    batch = np.resize(images, (batch_size, *images.shape[1:]))
+    run(batch)                              # the first run of a shape prepares buffers
+    times = []
+    while len(times) < 3 or sum(times) < 0.5 and len(times) < 50:
+        started = time.perf_counter()
+        run(batch)
+        times.append(time.perf_counter() - started)
+    return Trial(batch_size / min(times), '')
+
+
+def compare_logits(logits, expected, tolerance):
+    """Return what is wrong with logits, '' if they are within tolerance * max |logit|."""
+    if logits.shape != expected.shape:
+        return f'it gave the shape {list(logits.shape)}, not {list(expected.shape)}.'
+    error = np.abs(logits - expected).max() / np.abs(expected).max()
+    if not error <= tolerance:              # a NaN is not
+        return f'its logits differ by {error:.1e} of the largest; at most {tolerance:.0e} is right.'
+    return ''
+
+
+def make_check_images(image_size):
+    """Return the images whose logits the export records: float32 [4, 3, S, S], normal."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    return generator.standard_normal((CHECK_IMAGES, 3, image_size, image_size), dtype=np.float32)
+
+
+def write_check(folder, logits, image_size):
+    """Record the dynamic model's logits for make_check_images."""
+    np.savez(os.path.join(folder, CHECK_FILE), logits=logits, image_size=image_size)
+
+
+def read_check(folder):
+    """Return (logits [4, classes], image_size) as write_check recorded them."""
+    path = os.path.join(folder, CHECK_FILE)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays['logits'], int(arrays['image_size'])
+    except FileNotFoundError:
+        raise UserError(f'{folder} is no exported model: it has no {CHECK_FILE}. '
+                        'Make one with export_model.py.') from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f'{path} is damaged ({error}); export the model again.') from None
+
+
+def find_program(folder):
+    """Return the path of the Paddle program that the installed Paddle reads, None if none is."""
+    tune_cpu()
+    import paddle
+    endings = ('.pdmodel',) if paddle.__version__.startswith('2.') else ('.json', '.pdmodel')
+    return next((_path(folder, ending) for ending in endings
+                 if os.path.isfile(_path(folder, ending))), None)
+
+
+def open_paddle(folder, precision, prepare):
+    """Return run(images) -> logits of paddle.inference. prepare: given the Config."""
+    tune_cpu()
+    from paddle import inference
+    config = inference.Config(find_program(folder), _path(folder, '.pdiparams'))
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(count_cores())
+    prepare(config, precision)
+    predictor = inference.create_predictor(config)
+    source = predictor.get_input_handle(predictor.get_input_names()[0])
+    target = predictor.get_output_handle(predictor.get_output_names()[0])
+
+    def run(images):
+        source.copy_from_cpu(images)
+        predictor.run()
+        return target.copy_to_cpu()
+    return run
+
+
+def use_plain(config, precision):
+    config.disable_mkldnn()
+
+
+def use_onednn(config, precision):
+    config.enable_mkldnn()
+    config.set_mkldnn_cache_capacity(16)    # batch sizes that it is prepared for
+    # Paddle 3.3.1 overwrites a tensor that is still read (a scaled one used twice, as in
+    # T2T-ViT's performer): wrong logits, without a message.
+    config.delete_pass('inplace_pass')
+    if precision == 'bfloat16':
+        config.enable_mkldnn_bfloat16()
+
+
+def use_openvino(config, precision):
+    from paddle import inference
+    use_onednn(config, precision)           # for what OpenVINO leaves to Paddle
+    config.enable_openvino_engine(inference.PrecisionType.Float32)
+
+
+def open_onnx(folder, precision):
+    """Return run(images) -> logits of ONNX Runtime."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = count_cores()
+    options.log_severity_level = 3          # errors
+    session = onnxruntime.InferenceSession(
+        _path(folder, '.onnx'), options, providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+OPENERS = {
+    'plain': lambda folder, precision: open_paddle(folder, precision, use_plain),
+    'onednn': lambda folder, precision: open_paddle(folder, precision, use_onednn),
+    'openvino': lambda folder, precision: open_paddle(folder, precision, use_openvino),
+    'onnxruntime': open_onnx,
+}
+
+
+def is_installed(module):
+    """Tell whether a module can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def describe_machine():
+    """Return what the choice of an engine depends on beside the model, as text."""
+    tune_cpu()
+    import paddle
+    return f'{read_cpu_name()}, {count_cores()} cores, Paddle {paddle.__version__}'
+
+
+def read_cpu_name():
+    """Return the processor's name."""
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
+            names = [line.partition(':')[2].strip() for line in file if line.startswith('model n')]
+        return names[-1] if names else platform.processor()
+    except OSError:
+        return platform.processor()
+
+
+def _has_cpu_flag(*names):
+    return bool(read_cpu()[1] & set(names))
+
+
+def _read_choices(path):
+    try:
+        with open(path, encoding='utf-8') as file:
+            choices = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return choices if isinstance(choices, dict) else {}
+
+
+def _path(folder, ending):
+    return os.path.join(folder, MODEL_NAME + ending)
+
+
+def main():
+    folder, engine, precision, batch_size, result = sys.argv[1:]
+    try:
+        trial = run_trial(folder, engine, precision, int(batch_size))
+    except Exception as error:              # of many kinds, and native code's among them
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        trial = Trial(None, f'{type(error).__name__}: {lines[0][:300] if lines else ""}')
+    with open(result, 'w', encoding='utf-8') as file:
+        json.dump(trial._asdict(), file)
+
+
+if __name__ == '__main__':
+    main()

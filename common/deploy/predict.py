@@ -1,0 +1,290 @@
+"""predict.py: the classes of pictures, as a table, JSON lines or CSV.
+
+Pictures are read ahead by threads, a batch at a time, so that memory does not grow
+with their number. One that cannot be read is named, and the rest are done.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import logging
+import os
+import signal
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import paddle
+from tqdm import tqdm
+
+from common.cli import FlagParser
+from common.data.images import ImageError, read_image, show_path
+from common.deploy import engine as engines
+from common.deploy.drawing import draw_labels
+from common.deploy.pictures import OutputNames, Picture, find_pictures
+from common.deploy.preprocessing import check_class_names, read_folder, read_labels
+from common.deploy.ranking import format_share, rank_classes
+from common.deploy.trained import FLAGS, add_model_flags, load_trained
+from common.environment import count_cores
+from common.errors import RunError, UserError
+from common.launch import report_errors
+
+EXAMPLES = """examples:
+  python predict.py cat.jpg -pretrained=./output/train-20260101-10-00-00/best
+  python predict.py pictures/ -cfg=configs/{model}.yaml \\
+      -pretrained=./{model}.pdparams -labels=labels.txt -topk=1 -format=csv > classes.csv
+  python predict.py 'pictures/**/*.jpg' -model=exported/ -engine=auto -save_dir=labelled
+  find / -name '*.jpg' | python predict.py - -model=exported/ -format=jsonl
+"""
+
+logger = logging.getLogger('common')
+
+
+class Reading(NamedTuple):
+    """A picture that was read: `crop` for the model (PIL), or None and the error."""
+
+    picture: Picture
+    crop: Any
+    error: Any
+
+
+def main(project, argv=None):
+    """Predict the classes of pictures; return the exit code, 1 if some could not be read.
+
+    project: common.launch.Project. argv: arguments without the script's name; None: sys.argv's.
+    """
+    return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
+
+
+def _run(project, argv):
+    arguments = _parse(project, argv)
+    logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    total = None
+    if '-' not in arguments.images:         # also finds a wrong pattern before the model is built
+        total = sum(1 for _ in find_pictures(arguments.images, ()))
+    preprocessing, predict = load_predictor(project, arguments)
+    pictures = find_pictures(arguments.images, sys.stdin)
+    try:
+        with open_output(arguments.output) as file:
+            failed, count = write_predictions(
+                pictures, preprocessing, predict, file, arguments, total)
+            file.flush()
+    except BrokenPipeError:                 # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    if failed:
+        raise RunError(f'{failed:,} of {count:,} pictures could not be read; they are named above.')
+    return 0
+
+
+def load_predictor(project, arguments):
+    """Return (Preprocessing, callable: float32 [B, 3, S, S] -> logits [B, classes])."""
+    if not arguments.model:
+        for name, default in (('engine', 'auto'), ('precision', 'float32')):
+            if getattr(arguments, name) != default:
+                raise UserError(f'-{name} is for an exported model (-model=DIR); make one with '
+                                'export_model.py.')
+        trained = load_trained(project, arguments)
+        return trained.preprocessing, make_dynamic_predictor(trained.model)
+    for name in ('cfg', *(flag[0] for flag in FLAGS), 'opts'):
+        if getattr(arguments, name):
+            raise UserError(f'-{name} does not go with -model: an exported model has its own '
+                            'options and preprocessing.')
+    preprocessing = read_folder(arguments.model)
+    predict = engines.load_engine(arguments.model, arguments.engine, arguments.precision)
+    logger.info('%s', predict.describe())
+    if arguments.labels:
+        names = read_labels(arguments.labels)
+        check_class_names(names, predict.num_classes, arguments.labels)
+        preprocessing = preprocessing.replace_names(names)
+    return preprocessing, predict
+
+
+def make_dynamic_predictor(model):
+    """Return a callable, images float32 [B, 3, S, S] -> logits [B, classes], of a Paddle model."""
+    @paddle.no_grad()
+    def predict(images):
+        return model(paddle.to_tensor(images)).astype('float32').numpy()
+    return predict
+
+
+def write_predictions(pictures, preprocessing, predict, file, arguments, total=None):
+    """Predict all pictures and write each one's classes; return (failures, pictures)."""
+    writer = WRITERS[arguments.format](file, preprocessing)
+    names = OutputNames(arguments.save_dir) if arguments.save_dir else None
+    show_bar = sys.stderr.isatty() and not file.isatty()
+    failed = count = 0
+    readings = read_ahead(pictures, preprocessing, arguments.batch_size)
+    with tqdm(total=total, unit='picture', disable=not show_bar, dynamic_ncols=True) as bar:
+        while batch := list(itertools.islice(readings, arguments.batch_size)):
+            crops = [reading.crop for reading in batch if reading.error is None]
+            ranked = iter(())
+            if crops:
+                logits = predict(preprocessing.normalize(crops))
+                ranked = iter(rank_classes(logits, arguments.topk))
+            for reading in batch:
+                if reading.error is not None:
+                    failed += 1
+                    tqdm.write(f'error: {reading.error}', file=sys.stderr)
+                    writer.write_error(reading)
+                    continue
+                classes = next(ranked)
+                writer.write(reading, classes)
+                if names is not None:
+                    save_labelled(reading.picture, classes, preprocessing, names)
+            count += len(batch)
+            bar.update(len(batch))
+    return failed, count
+
+
+def read_ahead(pictures, preprocessing, batch_size):
+    """Yield the Reading of each picture, in order; threads are at most two batches ahead."""
+    def read(picture):
+        try:
+            return Reading(picture, preprocessing.crop(read_image(picture.path)), None)
+        except ImageError as error:
+            text, path = str(error), show_path(picture.path)
+            return Reading(picture, None, text if text.startswith(path) else f'{path}: {text}')
+
+    with ThreadPoolExecutor(count_cores()) as pool:
+        waiting = deque()
+        for picture in pictures:
+            waiting.append(pool.submit(read, picture))
+            if len(waiting) > 2 * batch_size:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def save_labelled(picture, classes, preprocessing, names):
+    """Write a picture with its classes below it, as JPEG."""
+    lines = [f'{format_share(share)}  {preprocessing.name_class(index)}'
+             for index, share in classes]
+    name, extension = os.path.splitext(picture.name)
+    if extension.lower() not in ('.jpg', '.jpeg'):
+        name += extension                   # a.png and a.jpg become a.png.jpg and a.jpg
+    path = names.make(name, '.jpg')
+    try:
+        draw_labels(read_image(picture.path), lines).save(path, quality=90)
+    except OSError as error:
+        raise RunError(f'Cannot write {show_path(path)}: {error.strerror or error}.') from None
+
+
+class TableWriter:
+    """One line a class, aligned; the path stands last, on a picture's first line."""
+
+    def __init__(self, file, preprocessing):
+        self.file = file
+        self.name_class = preprocessing.name_class
+        names = ['class', *(preprocessing.class_names or ())]
+        self.width = min(max(len(name) for name in names), 40)
+        self.file.write(f'rank  probability  {"class":{self.width}}  picture\n')
+
+    def write(self, reading, classes):
+        path = show_path(reading.picture.path)
+        for rank, (index, share) in enumerate(classes, 1):
+            name = self.name_class(index)
+            line = f'{rank:4}  {format_share(share):>11}  {name:{self.width}}  {path}'
+            self.file.write(line.rstrip() + '\n')
+            path = ''
+
+    def write_error(self, reading):
+        self.file.write(f'   -            -  {"(unreadable)":{self.width}}  '
+                        f'{show_path(reading.picture.path)}\n')
+
+
+class JsonWriter:
+    """One JSON object a picture: image, predictions [{class, name, probability}], or error."""
+
+    def __init__(self, file, preprocessing):
+        self.file = file
+        self.name_class = preprocessing.name_class
+
+    def write(self, reading, classes):
+        self._write(image=reading.picture.path, predictions=[
+            {'class': index, 'name': self.name_class(index), 'probability': round(share, 6)}
+            for index, share in classes])
+
+    def write_error(self, reading):
+        self._write(image=reading.picture.path, error=reading.error)
+
+    def _write(self, **values):
+        self.file.write(json.dumps(values, ensure_ascii=False) + '\n')
+
+
+class CsvWriter:
+    """One row a class: image, rank, class, name, probability. Unreadable pictures have none."""
+
+    def __init__(self, file, preprocessing):
+        self.writer = csv.writer(file, lineterminator='\n')
+        self.name_class = preprocessing.name_class
+        self.writer.writerow(['image', 'rank', 'class', 'name', 'probability'])
+
+    def write(self, reading, classes):
+        self.writer.writerows(
+            [reading.picture.path, rank, index, self.name_class(index), f'{share:.6f}']
+            for rank, (index, share) in enumerate(classes, 1))
+
+    def write_error(self, reading):
+        pass
+
+
+WRITERS = {'table': TableWriter, 'jsonl': JsonWriter, 'csv': CsvWriter}
+
+
+def open_output(path):
+    """Open the output, a file or the standard output; file names of any bytes can be written."""
+    if path is None:
+        errors = 'surrogateescape' if sys.stdout.encoding.lower() == 'utf-8' else 'backslashreplace'
+        if hasattr(sys.stdout, 'reconfigure'):
+            sys.stdout.reconfigure(errors=errors)
+        return _KeptOpen(sys.stdout)
+    try:
+        return open(path, 'w', encoding='utf-8', errors='surrogateescape')
+    except OSError as error:
+        raise UserError(f'Cannot write {path}: {error.strerror}.') from None
+
+
+class _KeptOpen:
+    """A file that `with` does not close."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self.file
+
+    def __exit__(self, *error):
+        return False
+
+
+def _parse(project, argv):
+    parser = FlagParser(
+        prog='predict.py', allow_abbrev=False,
+        description=f'Predict the classes of pictures with {project.name}.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES.format(model=project.example_configs[1]))
+    parser.add_argument('images', nargs='+', metavar='IMAGE',
+                        help='picture, folder, glob, or "-" for paths from the standard input')
+    add_model_flags(parser)
+    parser.add_flag('model', metavar='DIR', help='exported model, instead of weights and a yaml')
+    parser.add_flag('engine', choices=('auto', *engines.ENGINES), default='auto',
+                    help='what runs an exported model (default: auto, the fastest here)')
+    parser.add_flag('precision', choices=engines.PRECISIONS, default='float32',
+                    help='of an exported model\'s arithmetic (default: float32)')
+    parser.add_flag('topk', type=int, default=5, metavar='N', help='classes a picture (default: 5)')
+    parser.add_flag('format', choices=tuple(WRITERS), default='table',
+                    help='of the output (default: table)')
+    parser.add_flag('output', metavar='FILE', help='default: the standard output')
+    parser.add_flag('save_dir', metavar='DIR', help='write each picture, with its labels, here')
+    parser.add_flag('batch_size', type=int, default=16, metavar='N',
+                    help='pictures computed at once (default: 16)')
+    parser.check_names(argv)
+    arguments = parser.parse_args(argv)
+    for name in ('topk', 'batch_size'):
+        if getattr(arguments, name) < 1:
+            raise UserError(f'-{name} must be 1 or more, not {getattr(arguments, name)}.')
+    return arguments
