@@ -164,9 +164,8 @@ def run_training(job):
         logger.info('Nothing to do: update %d of %d is done. To train anew, leave -resume out; to '
                     'go on, raise TRAIN.NUM_EPOCHS.', state.update, plan.total_updates)
         return
-    order = TrainBatches(num_samples, config.DATA.BATCH_SIZE, config.SEED, get_rank(), world_size,
-                         start=plan.count_batches_before(state.update),
-                         stop=plan.count_batches_before(plan.total_updates))
+    order = order.slice(plan.count_batches_before(state.update),
+                        plan.count_batches_before(plan.total_updates))
     effective_batch = config.DATA.BATCH_SIZE * world_size * config.TRAIN.ACCUM_ITER
     schedule = Schedule(config, plan, effective_batch)
     log_plan(config, plan, schedule, effective_batch)

@@ -40,7 +40,7 @@ def digits():
 
 def test_batches_hold_the_samples_of_the_sampler(digits):
     dataset, config = digits
-    batches = TrainBatches(len(dataset), 16, seed=0, start=80, stop=90)     # 84 an epoch
+    batches = TrainBatches(len(dataset), 16, seed=0).slice(80, 90)     # 84 an epoch
     keys = list(batches)
     loaded = list(build_loader(dataset, batches, config, num_workers=2))
     assert len(loaded) == len(keys) == 10 and keys[3][0][0] == 0 and keys[4][0][0] == 1
@@ -58,7 +58,7 @@ def test_batches_hold_the_samples_of_the_sampler(digits):
 def test_workers_change_nothing(digits, num_workers, use_shared_memory):
     dataset, _ = digits
     config = make_config(DATA__DATASET='digits', DATA__USE_SHARED_MEMORY=use_shared_memory)
-    batches = TrainBatches(len(dataset), 16, seed=0, start=80, stop=92)
+    batches = TrainBatches(len(dataset), 16, seed=0).slice(80, 92)
     expected = collect(build_loader(dataset, batches, config, num_workers=0))
     loaded = collect(build_loader(dataset, batches, config, num_workers=num_workers))
     assert len(loaded) == len(expected) == 12
@@ -123,7 +123,7 @@ def test_corrupt_images_are_skipped_and_counted(tmp_path, num_workers):
     dataset, config = build_train(make_folders(tmp_path), DATA__SKIP_CORRUPT=True)
     for number in (1, 2):
         os.truncate(tmp_path / 'train' / 'dog' / f'{number}.jpg', 200)
-    loader = build_loader(dataset, TrainBatches(12, 4, seed=0, stop=6), config, num_workers)
+    loader = build_loader(dataset, TrainBatches(12, 4, seed=0).slice(0, 6), config, num_workers)
     batches = collect(loader)
     indices = np.concatenate([batch[2] for batch in batches])
     assert len(indices) == 24 and not {5, 6} & set(indices.tolist())
@@ -201,7 +201,7 @@ def test_little_shared_memory_falls_back_to_pipes(digits, monkeypatch, caplog):
     dataset, config = digits
     full = os.statvfs_result((4096, 4096, 100, 3, 3, 0, 0, 0, 0, 255))
     monkeypatch.setattr(loader_module.os, 'statvfs', lambda path: full)
-    batches = TrainBatches(len(dataset), 64, seed=0, stop=3)
+    batches = TrainBatches(len(dataset), 64, seed=0).slice(0, 3)
     with caplog.at_level(logging.WARNING):
         loader = build_loader(dataset, batches, config, num_workers=1)
     assert '/dev/shm has 0 MB free' in caplog.text and not loader._loader.use_shared_memory

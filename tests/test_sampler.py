@@ -54,7 +54,7 @@ def test_two_processes_see_the_global_batches_of_one():
 
 @pytest.mark.parametrize('start', [0, 1, 3, 4, 5, 9, 4_000_001])
 def test_starts_at_any_position(start):
-    batches = islice(TrainBatches(20, 5, seed=1, start=start), 6)
+    batches = islice(TrainBatches(20, 5, seed=1).slice(start), 6)
     epoch, batch = divmod(start, 4)
     expected = []
     for number in range(epoch, epoch + 3):
@@ -65,8 +65,8 @@ def test_starts_at_any_position(start):
 
 @pytest.mark.parametrize('start, stop', [(0, 0), (0, 3), (0, 4), (0, 11), (3, 11), (7, 8), (9, 5)])
 def test_stops_where_told(start, stop):
-    batches = TrainBatches(20, 5, seed=1, start=start, stop=stop)
-    assert list(batches) == list(islice(TrainBatches(20, 5, 1, start=start), max(0, stop - start)))
+    batches = TrainBatches(20, 5, seed=1).slice(start, stop)
+    assert list(batches) == list(islice(TrainBatches(20, 5, 1).slice(start), max(0, stop - start)))
     assert len(batches) == max(0, stop - start)
 
 

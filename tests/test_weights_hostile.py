@@ -101,14 +101,10 @@ class Parameter:
         self.value = array.copy()
 
 
-class LayerNorm:
-    _epsilon = 1e-6
-
-
 class Model:
     """Takes exactly what the intact file holds, as a real model would."""
 
-    num_prefix_tokens, gelu = 1, 'erf'
+    num_prefix_tokens = 1
 
     def __init__(self, tensors):
         self.parameters = {name: Parameter(tensor.shape) for name, tensor in tensors.items()}
@@ -119,8 +115,8 @@ class Model:
     def state_dict(self):
         return self.parameters
 
-    def sublayers(self):
-        return [LayerNorm()]
+    def get_numerics(self):
+        return {'gelu': 'erf', 'layer_norm_eps': 1e-6}
 
     def set_numerics(self, **numerics):
         pass

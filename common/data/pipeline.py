@@ -47,6 +47,5 @@ def get_dataloader(config, dataset, is_train=True, use_dist_sampler=False, epoch
         return build_loader(
             dataset, EvalBatches(len(dataset), batch_size, rank, world_size), config)
     batches = TrainBatches(len(dataset), config.DATA.BATCH_SIZE, config.SEED, rank, world_size)
-    batches.start = epoch * batches.batches_per_epoch
-    batches.stop = batches.start + batches.batches_per_epoch
-    return build_loader(dataset, batches, config)
+    first = epoch * batches.batches_per_epoch
+    return build_loader(dataset, batches.slice(first, first + batches.batches_per_epoch), config)

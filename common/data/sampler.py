@@ -4,6 +4,8 @@ Paddle's DistributedBatchSampler ignores every seed, starts a resumed run at
 epoch 0's order and pads with repeated samples; these two do none of that.
 """
 
+import copy
+
 import numpy as np
 
 from common.errors import UserError
@@ -12,10 +14,8 @@ from common.errors import UserError
 class TrainBatches:
     """Batches for training: shuffled in every epoch, of equal size, without end.
 
-    num_samples: size of the data set. batch_size: of one process. start: number
-    of batches that this process has consumed already; the iteration continues
-    with the next one, in the middle of an epoch too. stop: batch number (from
-    the beginning of training) to end before; None: never end.
+    num_samples: size of the data set. batch_size: of one process. `slice` gives a
+    part of them, which is how a run continues in the middle of an epoch.
 
     Yields lists of (epoch, index). Batch b of an epoch takes entries
     [(b * world_size + rank) * batch_size, + batch_size) of the epoch's order, so
@@ -23,21 +23,26 @@ class TrainBatches:
     left after the last full global batch is dropped.
     """
 
-    def __init__(self, num_samples, batch_size, seed, rank=0, world_size=1, start=0, stop=None):
+    def __init__(self, num_samples, batch_size, seed, rank=0, world_size=1):
         assert 0 <= rank < world_size
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.start = start
-        self.stop = stop
+        self.start, self.stop = 0, None
         self.batches_per_epoch = num_samples // (batch_size * world_size)
         if self.batches_per_epoch == 0:
             raise UserError(
                 f'{num_samples} training images are fewer than one batch: DATA.BATCH_SIZE '
                 f'{batch_size} x {world_size} process{"es" if world_size > 1 else ""}. '
                 f'Use -batch_size={max(1, num_samples // world_size)} or less.')
+
+    def slice(self, start, stop=None):
+        """Return batches start, start + 1, ..., stop - 1 of training; stop None: without end."""
+        part = copy.copy(self)
+        part.start, part.stop = start, stop
+        return part
 
     def __iter__(self):
         epoch, batch = divmod(self.start, self.batches_per_epoch)

@@ -73,12 +73,10 @@ class LoadReport:
         return lines
 
 
-def load_pretrained(model, source, numerics='source', use_ema=True, position_resize='source',
-                    head_init='zero', seed=0, allow_missing=False):
-    """Load a checkpoint of any known format into a model; return a LoadReport.
+@dataclass(frozen=True)
+class LoadOptions:
+    """How load_pretrained fits a checkpoint to a model. Raises UserError for an unknown choice.
 
-    model: VisionTransformer or T2TViT. source: a file (.pdparams may be left off),
-    a Hugging Face folder, or a name of the registry, which is downloaded once.
     numerics: 'source' sets GELU, LayerNorm's epsilon and the activation of the
     pre-logits as the checkpoint's source has them; 'model' changes nothing.
     use_ema: prefer the averaged weights of a training checkpoint.
@@ -86,14 +84,34 @@ def load_pretrained(model, source, numerics='source', use_ema=True, position_res
     head_init: what a head of another size becomes: 'zero', or 'trunc_normal' from `seed`.
     allow_missing: keep the model's values for whatever the file lacks, not only
     for the head and the pre-logits.
+    """
+
+    numerics: str = 'source'
+    use_ema: bool = True
+    position_resize: str = 'source'
+    head_init: str = 'zero'
+    seed: int = 0
+    allow_missing: bool = False
+
+    def __post_init__(self):
+        _check_choice('numerics', self.numerics, ('source', 'model'))
+        _check_choice('position_resize', self.position_resize,
+                      ('source', 'timm', 'google', 'bicubic'))
+        _check_choice('head_init', self.head_init, ('zero', 'trunc_normal'))
+
+
+def load_pretrained(model, source, **options):
+    """Load a checkpoint of any known format into a model; return a LoadReport.
+
+    model: VisionTransformer or T2TViT. source: a file (.pdparams may be left off),
+    a Hugging Face folder, or a name of the registry, which is downloaded once.
+    options: those of LoadOptions, such as numerics='model'.
 
     Nothing in a file is ever run, and a model is changed only if all fits.
     Raises UserError if it does not, naming both sides.
     """
-    _check_choice('numerics', numerics, ('source', 'model'))
-    _check_choice('position_resize', position_resize, ('source', 'timm', 'google', 'bicubic'))
-    _check_choice('head_init', head_init, ('zero', 'trunc_normal'))
-    checkpoint = read_checkpoint(resolve(source), use_ema)
+    options = LoadOptions(**options)
+    checkpoint = read_checkpoint(resolve(source), options.use_ema)
     report = LoadReport(checkpoint.format, checkpoint.path, checkpoint.entry)
     parameters = model.state_dict()
     tensors = dict(checkpoint.tensors)
@@ -101,9 +119,9 @@ def load_pretrained(model, source, numerics='source', use_ema=True, position_res
     shapes = {name: list(value.shape) for name, value in parameters.items()}
 
     _drop_pre_logits(tensors, shapes, report)
-    new_values = _plan_head(tensors, shapes, report, head_init, seed)
-    _plan_positions(model, checkpoint, tensors, shapes, report, position_resize, new_values)
-    _check_fit(checkpoint, tensors, shapes, report, new_values, allow_missing)
+    new_values = _plan_head(tensors, shapes, report, options)
+    new_values |= _plan_positions(model, checkpoint, tensors, report, options)
+    _check_fit(checkpoint, tensors, shapes, report, new_values, options.allow_missing)
 
     for name, parameter in parameters.items():
         if name in new_values:
@@ -111,7 +129,7 @@ def load_pretrained(model, source, numerics='source', use_ema=True, position_res
         elif name in tensors:
             _assign(parameter, tensors.pop(name).get())
     report.numerics = checkpoint.numerics
-    if numerics == 'source':
+    if options.numerics == 'source':
         report.numerics_changed = _set_numerics(model, checkpoint.numerics)
     return report
 
@@ -124,8 +142,9 @@ def load_from_config(model, config):
     """
     options = config.MODEL
     report = load_pretrained(
-        model, options.PRETRAINED, options.NUMERICS, options.PRETRAINED_EMA,
-        options.POSITION_RESIZE, options.HEAD_INIT, config.SEED, options.ALLOW_MISSING)
+        model, options.PRETRAINED, numerics=options.NUMERICS, use_ema=options.PRETRAINED_EMA,
+        position_resize=options.POSITION_RESIZE, head_init=options.HEAD_INIT, seed=config.SEED,
+        allow_missing=options.ALLOW_MISSING)
     for line in report.summary():
         logger.info(line)
     if config.EVAL and not report.complete and not options.ALLOW_MISSING:
@@ -170,7 +189,7 @@ def _drop_pre_logits(tensors, shapes, report):
             del tensors[name]
 
 
-def _plan_head(tensors, shapes, report, head_init, seed):
+def _plan_head(tensors, shapes, report, options):
     """Return {name: ndarray} for a head that the file lacks or has in another size."""
     heads = [name for name in shapes if name.startswith(HEADS)]
     found = {name: tensors[name].shape for name in heads if name in tensors}
@@ -183,14 +202,14 @@ def _plan_head(tensors, shapes, report, head_init, seed):
         if name in found:
             report.replaced[name] = (f'{found[name][-1] if found[name] else "no"} classes in the '
                                      f'file, {shapes[name][-1]} in the model; '
-                                     f'initialised by {head_init}')
+                                     f'initialised by {options.head_init}')
             del tensors[name]
         elif name in report.replaced:
-            report.replaced[name] += f'; initialised by {head_init}'
+            report.replaced[name] += f'; initialised by {options.head_init}'
         else:
             report.missing.append(name)
-    generator = np.random.default_rng(seed)
-    return {name: _make_head(shapes[name], head_init, generator) for name in heads}
+    generator = np.random.default_rng(options.seed)
+    return {name: _make_head(shapes[name], options.head_init, generator) for name in heads}
 
 
 def _make_head(shape, head_init, generator):
@@ -203,14 +222,15 @@ def _make_head(shape, head_init, generator):
     return (0.02 * values).astype(np.float32)
 
 
-def _plan_positions(model, checkpoint, tensors, shapes, report, method, new_values):
-    """Resize the position embedding where the file's grid is not the model's."""
-    name = next((name for name in POSITION_NAMES if name in shapes), None)
+def _plan_positions(model, checkpoint, tensors, report, options):
+    """Return {name: ndarray} for a position embedding whose grid is not the model's."""
+    parameters = model.state_dict()
+    name = next((name for name in POSITION_NAMES if name in parameters), None)
     if name is None or name not in tensors:
-        return
+        return {}
     shape = tensors[name].shape
-    if len(shape) != 3 or shape[0] != 1 or shape[2] != shapes[name][2]:
-        return                                  # another model; _check_fit says so
+    if len(shape) != 3 or shape[0] != 1 or shape[2] != parameters[name].shape[2]:
+        return {}                               # another model; _check_fit says so
     prefix = int('cls_token' in tensors)
     num_patches = shape[1] - prefix
     new_grid = tuple(model.grid_size)
@@ -223,11 +243,13 @@ def _plan_positions(model, checkpoint, tensors, shapes, report, method, new_valu
         raise UserError(f'{checkpoint.path}: {name} has {num_patches} patches, which are no '
                         f'square grid and not the model\'s {new_grid[0]} x {new_grid[1]}.')
     if prefix != model.num_prefix_tokens or old_grid == new_grid:
-        return
-    method = checkpoint.position_resize if method == 'source' else method
-    new_values[name] = resize_positions(tensors[name].get(), prefix, old_grid, new_grid, method)
+        return {}
+    method = options.position_resize
+    if method == 'source':
+        method = checkpoint.position_resize
     report.resized[name] = (f'from {old_grid[0]} x {old_grid[1]} to {new_grid[0]} x '
                             f'{new_grid[1]} patches, method {method}')
+    return {name: resize_positions(tensors[name].get(), prefix, old_grid, new_grid, method)}
 
 
 def _check_fit(checkpoint, tensors, shapes, report, new_values, allow_missing):

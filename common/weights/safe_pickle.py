@@ -172,7 +172,7 @@ class Reader:
     def build(self):
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is np.ndarray:
-            _fill_array(self, target, *state)
+            _fill_array(self, target, state)
         elif isinstance(target, np.dtype):
             _check_dtype_state(*state)
         elif not isinstance(target, (dict, Inert)):     # attributes of a dict: not needed
@@ -230,7 +230,8 @@ def _make_array(reader, kind, shape=None, code=None):
     return np.ndarray(0, np.uint8)          # BUILD fills it
 
 
-def _fill_array(reader, array, version, shape, dtype, is_fortran, data):
+def _fill_array(reader, array, state):
+    _, shape, dtype, is_fortran, data = state
     check_shape(shape, dtype, len(data))
     if isinstance(data, str):
         data = _to_bytes(reader, data)
