@@ -50,6 +50,7 @@ def run(project, config):
     """
     device = choose_device(config.DEVICE, local_rank=int(os.environ.get('PADDLE_RANK_IN_NODE', 0)))
     paddle.set_device(device)
+    start_logging(quiet=get_rank() > 0)
     folder, resume_path = choose_folder(config)
     start_logging(folder if get_rank() == 0 else None, quiet=get_rank() > 0)
     log_start(project, config, device, folder)

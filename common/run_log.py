@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from logging.handlers import MemoryHandler
 
 from tqdm import tqdm
 
@@ -30,19 +31,27 @@ class _TqdmHandler(logging.StreamHandler):
 def start_logging(folder=None, quiet=False):
     """Send the project's log to the terminal, and to `folder`/log.txt.
 
-    quiet: only warnings and errors (the ranks above 0, which have no folder).
+    quiet: only warnings and errors (the ranks above 0, which have no folder). What is
+    logged while there is no folder yet goes to its log.txt when there is one.
     """
+    early = []
     for handler in list(logger.handlers):
+        early += getattr(handler, 'buffer', [])
         logger.removeHandler(handler)
         handler.close()
     logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     handlers = [_TqdmHandler()]
-    if folder is not None:
+    if folder is None:
+        handlers.append(MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1))
+    else:
         handlers.append(logging.FileHandler(os.path.join(folder, 'log.txt'), encoding='utf-8'))
     for handler in handlers:
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%m-%d %H:%M:%S'))
         logger.addHandler(handler)
+    if folder is not None:
+        for record in early:
+            handlers[-1].handle(record)
 
 
 def make_run_folder(config):
