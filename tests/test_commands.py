@@ -38,13 +38,13 @@ def vit_tiny(tmp_path_factory):
     return path
 
 
-def run(output, *command, **environment):
-    """Run a command inside ViT/; return its run folder, as (path, metrics, log)."""
+def run(output, *command, directory=VIT, **environment):
+    """Run a command inside a model directory; return its run folder: (path, metrics, log)."""
     command = [sys.executable if word == 'python' else word for word in command]
     at = command.index('-opts') if '-opts' in command else len(command)
     command[at:at] = [f'-output={output}']
     environment = {**os.environ, 'PYTHON': sys.executable, **environment}
-    done = subprocess.run(command, cwd=VIT, env=environment, capture_output=True, text=True,
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True,
                           check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '\r' not in done.stdout + done.stderr        # no progress bar but in a terminal
@@ -57,7 +57,7 @@ def run(output, *command, **environment):
     return folder, metrics, log
 
 
-def check_training(folder, metrics, log, updates, epochs=2):
+def check_training(folder, metrics, log, updates, epochs=2, load_config=get_config):
     """The run directory is complete and its figures have the documented fields."""
     events = [entry['event'] for entry in metrics]
     assert events.count('train_step') == updates
@@ -76,7 +76,7 @@ def check_training(folder, metrics, log, updates, epochs=2):
     assert {'model', 'optimizer', 'epoch', 'lr_scheduler', 'amp_grad_scaler'} <= set(checkpoint)
     assert checkpoint['epoch'] == epochs
     assert 'images/s' in log and 'Done' in log and folder in log
-    check_config(folder)
+    check_config(folder, load_config)
 
 
 def check_evaluation(metrics):
@@ -86,14 +86,14 @@ def check_evaluation(metrics):
     assert evaluation['loss'] > 0 and evaluation['seconds'] > 0
 
 
-def check_config(folder):
+def check_config(folder, load_config=get_config):
     """config.yaml loads again, and as the same config."""
     path = os.path.join(folder, 'config.yaml')
     with open(path) as file:
         text = file.read()
-    again = get_config(path)
+    again = load_config(path)
     assert f'NAME: {again.MODEL.NAME}' in text and again.DATA.DATASET == 'imagenet2012'
-    assert again == get_config(path, opts=[])
+    assert again == load_config(path, opts=[])
     return again
 
 
