@@ -18,6 +18,7 @@ from common.device import choose_device, describe_device
 from common.distributed import agree_on, broadcast_texts, get_rank, get_world_size
 from common.environment import describe_cpu
 from common.errors import RunError, UserError
+from common.fast import accelerate
 from common.run_log import (
     RunLog,
     discard_run_folder,
@@ -85,6 +86,8 @@ class Job:
         self.dataset_train = None if config.EVAL else self._open_dataset(project, is_train=True)
         paddle.seed(config.SEED)            # initial weights, the same on every rank
         self.model = project.build_model(config)
+        if device == 'cpu' and config.FAST:
+            logger.info('Fast CPU paths: %d layers (FAST False: none)', accelerate(self.model))
         self.predictions = None             # of the last evaluation
         self.precision = Precision(config, device)
         self.preprocess = Preprocess(config)

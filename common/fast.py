@@ -1,0 +1,406 @@
+"""The model's arithmetic on a CPU, arranged for speed: same numbers, other kernels.
+
+Paddle's CPU kernels are quick where they call MKL and slow elsewhere: the sum over a
+batch (the gradient of a bias), the gradients of GELU and of LayerNorm, and every copy
+of a transposed tensor run on one core, some at a hundredth of the memory's speed; and
+each large tensor is fetched from the system and given back, page by page.
+`accelerate(model)` replaces the `forward` of the layers concerned on a built model, and
+keeps freed memory in the process. Parameters, their names, hooks, dropout and
+the order of random numbers stay as they are. On a GPU nothing of this is used.
+
+Tensors are read and written through NumPy arrays that share their memory.
+"""
+
+import ctypes
+import math
+import types
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.autograd import PyLayer
+from paddle.nn import functional as F
+
+ROWS = 128          # computed at a time: a few hundred kilobytes, which a core's cache holds
+
+
+def accelerate(model):
+    """Give a model's layers their fast forward, in place. Returns how many got one.
+
+    Applies to float32 in dynamic mode; a layer falls back to its own forward for anything
+    else. `restore(model)` undoes it. For a model on the CPU only.
+    """
+    keep_freed_memory()
+    count = 0
+    for layer in model.sublayers(include_self=True):
+        forward = choose_forward(layer)
+        if forward is not None:
+            layer.plain_forward = layer.forward
+            layer.forward = types.MethodType(forward, layer)
+            count += 1
+    return count
+
+
+def restore(model):
+    """Give every layer its own forward back."""
+    for layer in model.sublayers(include_self=True):
+        if 'plain_forward' in vars(layer):
+            del layer.forward, layer.plain_forward
+
+
+def choose_forward(layer):
+    """Return the fast forward for a layer, or None. Blocks are told by their parts."""
+    if type(layer) is nn.Linear:
+        return forward_linear
+    if type(layer) is nn.LayerNorm and len(layer._normalized_shape) == 1 \
+            and layer.weight is not None and layer.bias is not None:
+        return forward_layer_norm
+    if type(layer) is nn.GELU:
+        return forward_gelu
+    parts = set(layer._sub_layers)
+    if {'fc1', 'fc2', 'dropout'} <= parts <= {'fc1', 'fc2', 'dropout', 'act'}:
+        return forward_mlp
+    if {'qkv', 'attn_dropout', 'proj_dropout'} <= parts and hasattr(layer, 'num_heads'):
+        return forward_attention
+    return None
+
+
+def keep_freed_memory():
+    """Let the C library keep what is freed instead of giving it back to the system.
+
+    Large tensors are otherwise mapped anew at every use, and the system clears each page:
+    nine tenths of the time of an addition. Returns False where the C library has no such
+    setting.
+    """
+    trim_threshold, mmap_max = -1, -4                       # names of glibc's malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    return mallopt(mmap_max, 0) == 1 and mallopt(trim_threshold, 2 ** 31 - 1) == 1
+
+
+def share(tensor):
+    """Return a float32 array over a contiguous CPU tensor's memory, which it keeps alive."""
+    size = math.prod(tensor.shape)
+    buffer = (ctypes.c_float * size).from_address(tensor.data_ptr())
+    buffer.tensor = tensor
+    return np.frombuffer(buffer, 'float32').reshape(tensor.shape)
+
+
+def make_contiguous(tensor):
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def share_rows(tensor):
+    """Return share(tensor) as a matrix: all axes but the last joined."""
+    return share(tensor).reshape(-1, tensor.shape[-1])
+
+
+def split_rows(count):
+    """Yield slices that cover `count` rows."""
+    for first in range(0, count, ROWS):
+        yield slice(first, min(first + ROWS, count))
+
+
+def fits(*tensors):
+    """Whether the fast path can take these: float32, not empty, outside static graphs."""
+    return paddle.in_dynamic_mode() and all(
+        tensor.dtype == paddle.float32 and tensor.size for tensor in tensors)
+
+
+def apply(function, *arguments):
+    """Run a PyLayer; without autograd where no gradient is wanted."""
+    if paddle.is_grad_enabled() and any(
+            isinstance(item, paddle.Tensor) and not item.stop_gradient for item in arguments):
+        return function.apply(*arguments)
+    with paddle.no_grad():
+        return function.forward(NoContext(), *arguments)
+
+
+class NoContext:
+    """Stands in for a PyLayer's context where nothing is kept for backward."""
+
+    def save_for_backward(self, *tensors):
+        pass
+
+
+# Linear layers
+
+
+def multiply_and_add(x, weight, bias):
+    """Return x @ weight + bias. x: [..., in]; weight: [in, out]."""
+    output = paddle.matmul(x.reshape([-1, x.shape[-1]]), weight)
+    if bias is not None:
+        array = share(output)
+        values = share(bias)
+        for rows in split_rows(len(array)):
+            array[rows] += values
+    return output.reshape([*x.shape[:-1], weight.shape[1]])
+
+
+def linear_gradients(ctx, x, weight, grad):
+    """Return the gradients of x, weight and bias that are wanted, None for the others.
+
+    x: [rows, in]. grad: [rows, out]. The sum over rows is a product with ones.
+    """
+    wants_x, wants_weight, wants_bias = ctx.wanted
+    grad_x = paddle.matmul(grad, weight, transpose_y=True) if wants_x else None
+    grad_weight = paddle.matmul(x, grad, transpose_x=True) if wants_weight else None
+    grad_bias = sum_rows(grad) if wants_bias else None
+    return grad_x, grad_weight, grad_bias
+
+
+def sum_rows(matrix):
+    ones = paddle.ones([1, matrix.shape[0]])
+    return paddle.matmul(ones, matrix).reshape([-1])
+
+
+def wants_gradient(tensor):
+    return tensor is not None and not tensor.stop_gradient
+
+
+class Linear(PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias=None):
+        ctx.save_for_backward(x, weight)
+        ctx.wanted = [wants_gradient(tensor) for tensor in (x, weight, bias)]
+        ctx.has_bias = bias is not None
+        return multiply_and_add(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensor()
+        grads = linear_gradients(ctx, x.reshape([-1, x.shape[-1]]), weight,
+                                 grad.reshape([-1, grad.shape[-1]]))
+        grad_x = None if grads[0] is None else grads[0].reshape(x.shape)
+        return (grad_x, *grads[1:]) if ctx.has_bias else (grad_x, grads[1])
+
+
+def forward_linear(layer, x):
+    if not fits(x, layer.weight):
+        return layer.plain_forward(x)
+    arguments = (x, layer.weight) if layer.bias is None else (x, layer.weight, layer.bias)
+    return apply(Linear, *arguments)
+
+
+# GELU
+
+
+def compute_cdf(x, approximate):
+    """Return the factor c of gelu(x) = x * c, shaped as x: the normal distribution's, or its
+    approximation by tanh."""
+    if not approximate:
+        output = paddle.erf(x * math.sqrt(0.5))
+        array = share_rows(output)
+        for rows in split_rows(len(array)):
+            array[rows] *= 0.5
+            array[rows] += 0.5
+        return output
+    output = paddle.empty_like(x)
+    array, values = share_rows(output), share_rows(x)
+    for rows in split_rows(len(array)):
+        part, value = array[rows], values[rows]
+        np.multiply(value, value, out=part)
+        part *= 0.044715
+        part += 1
+        part *= value
+        part *= math.sqrt(2 / math.pi)
+        np.tanh(part, out=part)
+        part *= 0.5
+        part += 0.5
+    return output
+
+
+def multiply_by_slope(grad, x, cdf, approximate):
+    """Multiply grad, a matrix, by the derivative of gelu at x, in place; overwrites cdf."""
+    buffer = np.empty((ROWS, x.shape[1]), 'float32')
+    for rows in split_rows(len(grad)):
+        value, part = x[rows], cdf[rows]
+        slope = buffer[:len(value)]
+        np.multiply(value, value, out=slope)
+        if approximate:
+            # c' = 2 c (1 - c) s', where c = (1 + tanh s) / 2
+            slope *= 3 * 0.044715
+            slope += 1
+            slope *= 2 * math.sqrt(2 / math.pi)
+            slope *= part
+            slope *= 1 - part
+        else:
+            slope *= -0.5
+            np.exp(slope, out=slope)
+            slope *= 1 / math.sqrt(2 * math.pi)
+        slope *= value
+        slope += part
+        grad[rows] *= slope
+
+
+class Gelu(PyLayer):
+    @staticmethod
+    def forward(ctx, x, approximate):
+        ctx.save_for_backward(x)
+        ctx.approximate = approximate
+        return F.gelu(x, approximate)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, = ctx.saved_tensor()
+        output = paddle.assign(grad)
+        multiply_by_slope(share_rows(output), share_rows(x),
+                          share_rows(compute_cdf(x, ctx.approximate)), ctx.approximate)
+        return output
+
+
+def forward_gelu(layer, x):
+    if not fits(x):
+        return layer.plain_forward(x)
+    return apply(Gelu, make_contiguous(x), layer._approximate)
+
+
+class GeluLinear(PyLayer):
+    """linear(gelu(x)); backward computes gelu(x) again, a fifth of a block's activations."""
+
+    @staticmethod
+    def forward(ctx, x, approximate, weight, bias):
+        ctx.save_for_backward(x, weight)
+        ctx.approximate = approximate
+        ctx.wanted = [wants_gradient(tensor) for tensor in (x, weight, bias)]
+        return multiply_and_add(F.gelu(x, approximate), weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensor()
+        cdf = compute_cdf(x, ctx.approximate)
+        active = (x * cdf).reshape([-1, x.shape[-1]])
+        grad_x, grad_weight, grad_bias = linear_gradients(
+            ctx, active, weight, grad.reshape([-1, grad.shape[-1]]))
+        if grad_x is not None:
+            multiply_by_slope(share(grad_x), share_rows(x), share_rows(cdf), ctx.approximate)
+            grad_x = grad_x.reshape(x.shape)
+        return grad_x, grad_weight, grad_bias
+
+
+def forward_mlp(layer, tokens):
+    hidden = layer.fc1(tokens)
+    approximate = layer.act._approximate if 'act' in layer._sub_layers else layer.gelu == 'tanh'
+    if not fits(hidden):
+        return layer.plain_forward(tokens)
+    fc2 = layer.fc2
+    if layer.training and layer.dropout.p:
+        hidden = layer.dropout(apply(Gelu, hidden, approximate))
+        return layer.dropout(fc2(hidden))
+    return apply(GeluLinear, hidden, approximate, fc2.weight, fc2.bias)
+
+
+# LayerNorm
+
+
+class LayerNorm(PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias, epsilon):
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        ctx.wanted = [wants_gradient(tensor) for tensor in (x, weight, bias)]
+        return F.layer_norm(x, [x.shape[-1]], weight, bias, epsilon)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensor()
+        grad = make_contiguous(grad)
+        grad_x = paddle.empty_like(x)
+        products = paddle.empty_like(x)                 # of gradient and normalised input
+        write_layer_norm_gradients(share_rows(grad), share_rows(x), share(weight), ctx.epsilon,
+                                   share_rows(grad_x), share_rows(products))
+        width = x.shape[-1]
+        wants_x, wants_weight, wants_bias = ctx.wanted
+        return (grad_x if wants_x else None,
+                sum_rows(products.reshape([-1, width])) if wants_weight else None,
+                sum_rows(grad.reshape([-1, width])) if wants_bias else None)
+
+
+def write_layer_norm_gradients(grad, x, weight, epsilon, grad_x, products):
+    """Fill grad_x, and products = grad * (x - mean) / deviation. All matrices, by rows."""
+    width = x.shape[1]
+    for rows in split_rows(len(x)):
+        product, output = products[rows], grad_x[rows]
+        np.subtract(x[rows], x[rows].mean(axis=1, keepdims=True), out=product)
+        variance = np.einsum('ij,ij->i', product, product) / width
+        scale = (1 / np.sqrt(variance + epsilon))[:, None]
+        product *= scale                                                # normalised input
+        np.multiply(grad[rows], weight, out=output)
+        shift = output.mean(axis=1, keepdims=True)
+        slope = (np.einsum('ij,ij->i', output, product) / width)[:, None]
+        output -= shift
+        output -= product * slope
+        output *= scale
+        product *= grad[rows]
+
+
+def forward_layer_norm(layer, x):
+    if not fits(x, layer.weight):
+        return layer.plain_forward(x)
+    return apply(LayerNorm, make_contiguous(x), layer.weight, layer.bias, layer._epsilon)
+
+
+# Attention
+
+
+def copy_heads(source, shape, order):
+    """Return the tensor reshaped and transposed, in new memory."""
+    array = share(source).reshape(shape).transpose(order)
+    output = paddle.empty(array.shape, 'float32')
+    np.copyto(share(output), array)
+    return output
+
+
+class SplitHeads(PyLayer):
+    """[B, N, 3 * H * d] -> q, k, v of [B, H, N, d] each."""
+
+    @staticmethod
+    def forward(ctx, qkv, num_heads):
+        batch, num_tokens, width = qkv.shape
+        ctx.shape = (batch, num_tokens, 3, num_heads, width // num_heads // 3)
+        array = share(qkv).reshape(ctx.shape)
+        outputs = []
+        for part in range(3):
+            outputs.append(paddle.empty([batch, num_heads, num_tokens, ctx.shape[-1]], 'float32'))
+            np.copyto(share(outputs[-1]), array[:, :, part].transpose(0, 2, 1, 3))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        batch, num_tokens = ctx.shape[:2]
+        output = paddle.empty([batch, num_tokens, math.prod(ctx.shape[2:])], 'float32')
+        array = share(output).reshape(ctx.shape)
+        for part, grad in enumerate(grads):
+            np.copyto(array[:, :, part], share(make_contiguous(grad)).transpose(0, 2, 1, 3))
+        return output
+
+
+class MergeHeads(PyLayer):
+    """[B, H, N, d] -> [B, N, H * d]."""
+
+    @staticmethod
+    def forward(ctx, heads):
+        batch, num_heads, num_tokens, head_size = ctx.shape = heads.shape
+        return copy_heads(heads, heads.shape, (0, 2, 1, 3)).reshape(
+            [batch, num_tokens, num_heads * head_size])
+
+    @staticmethod
+    def backward(ctx, grad):
+        batch, num_heads, num_tokens, head_size = ctx.shape
+        return copy_heads(make_contiguous(grad), (batch, num_tokens, num_heads, head_size),
+                          (0, 2, 1, 3))
+
+
+def forward_attention(layer, tokens):
+    qkv = layer.qkv(tokens)
+    if not fits(qkv):
+        return layer.plain_forward(tokens)
+    q, k, v = apply(SplitHeads, qkv, layer.num_heads)
+    scale = layer.scale if hasattr(layer, 'scale') else layer.head_size ** -0.5
+    scores = paddle.matmul(q * scale, k, transpose_y=True)
+    probabilities = layer.attn_dropout(F.softmax(scores, axis=-1))
+    heads = apply(MergeHeads, paddle.matmul(probabilities, v))
+    project = layer.out if 'out' in layer._sub_layers else layer.proj
+    return layer.proj_dropout(project(heads))
