@@ -15,7 +15,7 @@ from dataclasses import replace
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from common.cli import parse_command_line
-from common.launch import dist, run_multi       # tunes the CPU before Paddle is imported
+from common.launch import dist, run_multi  # tunes the CPU before Paddle is imported
 from common.run import run
 from ViT.main_single_gpu import PROJECT
 
