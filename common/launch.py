@@ -75,6 +75,8 @@ def _run_single(project, argv):
 def _run_multi(project, argv):
     config = parse_command_line(project, argv, 'main_multi_gpu.py')
     if is_launched():
+        if _is_child_of_launcher():
+            _end_with_parent()
         dist.init_parallel_env()
         run(project, config)
         return 0
@@ -156,7 +158,7 @@ def _work(project, argv):
         os.setpgid(0, 0)        # Ctrl-C reaches the parent only, which passes it on once
     # A spawned process would spawn its loader workers too, each importing Paddle for seconds.
     multiprocessing.set_start_method(_DEFAULT_START_METHOD, force=True)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    _end_with_parent()
 
     def join_and_run(project, argv):
         dist.init_parallel_env()
@@ -165,11 +167,26 @@ def _work(project, argv):
     sys.exit(report_errors(join_and_run, project, argv))
 
 
-def _end_with_parent(parent):
-    while os.getppid() == parent:
-        time.sleep(1)
-    print('error: the starting process is gone; ending', file=sys.stderr)
-    os._exit(1)
+def _end_with_parent():
+    """End this process when the one that started it is gone, which would leave it behind."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        print('error: the starting process is gone; ending', file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_child_of_launcher():
+    """Whether the parent is paddle.distributed.launch, not a shell that may end before us."""
+    try:
+        with open(f'/proc/{os.getppid()}/cmdline', 'rb') as file:
+            return b'paddle.distributed' in file.read()
+    except OSError:                         # not Linux
+        return False
 
 
 def report_errors(function, *arguments):

@@ -40,7 +40,7 @@ from common.training.memory import advise, is_out_of_memory
 from common.training.optimizer import build_optimizer
 from common.training.precision import Precision
 from common.training.schedule import Schedule, build_plan
-from common.training.stopping import Watchdog
+from common.training.stopping import SIGNALS, StopRequest, Watchdog
 from common.weights import describe_numerics, load_from_config
 
 
@@ -57,11 +57,14 @@ def run(project, config):
     log_start(project, config, device, folder)
     agree_on('the config', zlib.crc32(dump_config(config).encode()))
     try:
-        job = Job(project, config, device, folder, resume_path)
-        if config.EVAL:
-            run_evaluation(job)
-        else:
-            run_training(job)
+        # From here to the end of the last save a signal is remembered, and training stops
+        # after an update; there is nothing to save of an evaluation.
+        with StopRequest(() if config.EVAL else SIGNALS) as stop:
+            job = Job(project, config, device, folder, resume_path)
+            if config.EVAL:
+                run_evaluation(job)
+            else:
+                run_training(job, stop)
     except UserError:
         if get_rank() == 0:
             discard_run_folder(folder)
@@ -143,7 +146,7 @@ def run_evaluation(job):
     run_log.close()
 
 
-def run_training(job):
+def run_training(job, stop):
     """Train from the beginning, from pretrained weights, or from a checkpoint."""
     config = job.config
     world_size = get_world_size()
@@ -184,7 +187,7 @@ def run_training(job):
         prepare=TrainBatch(config, order.batches_per_epoch),
         batches=build_loader(job.dataset_train, order, config),
         validate=lambda state: validate_state(job, state, plan, run_log),
-        saver=saver, run_log=run_log, watchdog=job.watchdog, folder=job.folder,
+        saver=saver, run_log=run_log, stop=stop, watchdog=job.watchdog, folder=job.folder,
         # A GPU is not waited for between reports; on a CPU looking costs nothing.
         check_every=1 if job.device == 'cpu' or config.SAVE_BAD_BATCH else
         min(config.REPORT_FREQ, 10))

@@ -43,6 +43,7 @@ class TrainSetup:
     run_log: object
     check_every: int                # updates between two looks at the losses
     folder: str | None = None       # run folder, for the batch that made a loss not finite
+    stop: StopRequest = field(default_factory=StopRequest)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(limit=0))
 
 
@@ -61,7 +62,7 @@ def train(setup, state):
     meter.start_clock()
     figures = {}                        # on the bar: as the losses were last looked at
 
-    with StopRequest() as stop, setup.watchdog as watchdog:
+    with setup.watchdog as watchdog:
         while state.update < plan.total_updates:
             update = state.update
             watchdog.feed(f'training update {update + 1}', setup.batches.describe_workers)
@@ -98,7 +99,7 @@ def train(setup, state):
             save_due = setup.saver.steps_due(done)
             if done % setup.check_every == 0 or reports or ends_epoch or save_due:
                 bad_update, signal_number, minutes_due = meter.read(
-                    setup.precision.scales, stop.number, setup.saver.minutes_due())
+                    setup.precision.scales, setup.stop.number, setup.saver.minutes_due())
                 if bad_update is not None:
                     stop_for_bad_loss(setup, bad_update, seen)
                 figures = {'loss': f'{meter.last_loss:.4f}',

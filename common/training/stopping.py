@@ -25,17 +25,18 @@ class StopRequest:
     """Remember the first signal, so that the loop can end at the end of an update.
 
     A second signal ends the process at once, other than the launcher's own repetitions of
-    the first. Use as a context manager around the loop.
+    the first. Use as a context manager around all that must not be cut short.
     """
 
-    def __init__(self):
+    def __init__(self, signals=SIGNALS):
+        self.signals = signals              # names
         self.number = 0                     # of the signal; 0: none yet
         self.received = 0.0                 # when
         self.previous = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for name in SIGNALS:
+            for name in self.signals:
                 number = getattr(signal, name, None)        # Windows lacks some
                 if number is not None:
                     self.previous[number] = signal.signal(number, self._handle)
