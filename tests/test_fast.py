@@ -12,6 +12,7 @@ from paddle import nn
 
 import tests.test_training_parity as parity
 from common import fast
+from common.training.optimizer import clip_gradients
 from T2T_ViT.t2t_vit import T2TViT
 from ViT.vit import VisionTransformer, build_vit
 
@@ -234,6 +235,15 @@ def test_training_follows_the_reference(name, monkeypatch):
     parity.test_losses(runs)
     parity.test_gradient_norms(runs)
     parity.test_final_weights_and_logits(runs)
+
+
+def test_norm_of_a_large_gradient_keeps_its_digits():
+    parameter = nn.Linear(2000, 2000).weight
+    parameter.grad = paddle.full(parameter.shape, 0.01)
+    exact = float(np.float32(0.01)) * 2000
+    assert float(clip_gradients([parameter], None)) == pytest.approx(exact, rel=1e-5)
+    assert float(clip_gradients([parameter], 5.0)) == pytest.approx(exact, rel=1e-5)
+    np.testing.assert_allclose(parameter.grad.numpy(), 5 / 2000, rtol=1e-5)
 
 
 def test_two_processes(tmp_path):

@@ -1,6 +1,7 @@
 """Optimizers: which parameters learn, at what rate, and which decay."""
 
 import paddle
+from paddle.nn.clip import _squared_l2_norm
 
 from common.errors import UserError
 from common.training.finetune import scale_learning_rates
@@ -75,6 +76,19 @@ def clip_gradients(parameters, max_norm):
     """Scale all gradients so that their global L2 norm is at most `max_norm`.
 
     max_norm: None only measures. Returns the norm before clipping, a scalar tensor.
+    Paddle's own clip_grad_norm_ is ten times as slow on a CPU, where its norm of a large
+    tensor has but three digits.
     """
-    limit = float('inf') if max_norm is None else max_norm
-    return paddle.nn.utils.clip_grad_norm_(parameters, limit)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = paddle.add_n([_squared_l2_norm(gradient) for gradient in gradients]).sqrt()
+    if max_norm is None:
+        return norm.reshape([])
+    factor = (max_norm / (norm + 1e-6)).clip(max=1.0)
+    if norm.place.is_cpu_place():           # nothing to wait for: a number is three times as fast
+        factor = factor.item()
+        for gradient in gradients:
+            gradient.scale_(factor)
+    else:
+        for gradient in gradients:
+            gradient.multiply_(factor)
+    return norm.reshape([])
