@@ -72,6 +72,7 @@ def group_parameters(config, model):
             for (factor, weight_decay), parameters in groups.items()]
 
 
+@paddle.no_grad()
 def clip_gradients(parameters, max_norm):
     """Scale all gradients so that their global L2 norm is at most `max_norm`.
 
