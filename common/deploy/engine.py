@@ -70,7 +70,7 @@ def load_engine(folder, engine='auto', precision='float32'):
         raise UserError(f'-engine must be auto or one of {", ".join(ENGINES)}, not {engine!r}.')
     if precision not in PRECISIONS:
         raise UserError(f'-precision must be one of {", ".join(PRECISIONS)}, not {precision!r}.')
-    num_classes = len(read_check(folder)[0])
+    num_classes = read_check(folder)[0].shape[1]
     if engine == 'auto':
         engine = choose_engine(folder, precision)
     else:
@@ -113,13 +113,12 @@ def list_engines(folder, precision):
 
 def find_obstacle(folder, engine, precision):
     """Return why an engine cannot run the folder's model, '' if nothing is in the way."""
-    if precision == 'bfloat16':
-        if engine != 'onednn':
-            return 'bfloat16 is computed by -engine=onednn alone.'
-        if not _has_cpu_flag('avx512_bf16', 'avx512bw'):
-            return 'this processor has no AVX-512, which bfloat16 needs.'
+    if precision == 'bfloat16' and engine != 'onednn':
+        return 'bfloat16 is computed by -engine=onednn alone.'
+    if precision == 'bfloat16' and 'avx512bw' not in read_cpu()[1]:
+        return 'this processor has no AVX-512, which bfloat16 needs.'
     if engine == 'onnxruntime':
-        if not os.path.isfile(_path(folder, '.onnx')):
+        if not os.path.isfile(find_onnx(folder)):
             return f'{folder} has no {MODEL_NAME}.onnx; export it with -formats=paddle,onnx.'
         if not is_installed('onnxruntime'):
             return 'ONNX Runtime is not installed: pip install onnxruntime'
@@ -219,6 +218,11 @@ def find_program(folder):
                  if os.path.isfile(_path(folder, ending))), None)
 
 
+def find_onnx(folder):
+    """Return the path that the ONNX model has."""
+    return _path(folder, '.onnx')
+
+
 def open_paddle(folder, precision, prepare):
     """Return run(images) -> logits of paddle.inference. prepare: given the Config."""
     tune_cpu()
@@ -266,7 +270,7 @@ def open_onnx(folder, precision):
     options.intra_op_num_threads = count_cores()
     options.log_severity_level = 3          # errors
     session = onnxruntime.InferenceSession(
-        _path(folder, '.onnx'), options, providers=['CPUExecutionProvider'])
+        find_onnx(folder), options, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]
 
@@ -299,10 +303,6 @@ def read_cpu_name():
         return names[-1] if names else platform.processor()
     except OSError:
         return platform.processor()
-
-
-def _has_cpu_flag(*names):
-    return bool(read_cpu()[1] & set(names))
 
 
 def _read_choices(path):

@@ -30,6 +30,7 @@ from common.deploy.trained import FLAGS, add_model_flags, load_trained
 from common.environment import count_cores
 from common.errors import RunError, UserError
 from common.launch import report_errors
+from common.run_log import logger
 
 EXAMPLES = """examples:
   python predict.py cat.jpg -pretrained=./output/train-20260101-10-00-00/best
@@ -39,7 +40,6 @@ EXAMPLES = """examples:
   find / -name '*.jpg' | python predict.py - -model=exported/ -format=jsonl
 """
 
-logger = logging.getLogger('common')
 
 
 class Reading(NamedTuple):
@@ -60,8 +60,7 @@ def main(project, argv=None):
 
 def _run(project, argv):
     arguments = _parse(project, argv)
-    logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
-    logger.setLevel(logging.INFO)
+    log_to_stderr()
     total = None
     if '-' not in arguments.images:         # also finds a wrong pattern before the model is built
         total = sum(1 for _ in find_pictures(arguments.images, ()))
@@ -78,6 +77,15 @@ def _run(project, argv):
     if failed:
         raise RunError(f'{failed:,} of {count:,} pictures could not be read; they are named above.')
     return 0
+
+
+def log_to_stderr():
+    """Send the project's log to the standard error: the output is for predictions."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
 
 
 def load_predictor(project, arguments):
