@@ -366,6 +366,13 @@ def test_mixup_is_off_where_nobody_asked_for_it():
         assert (train.MIXUP_ALPHA, train.CUTMIX_ALPHA) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize('alpha, is_said', [('0.2', True), ('0', False)])
+def test_mixup_is_mentioned_when_fine_tuning_with_it(tmp_path, pretrained, alpha, is_said):
+    _, folder, _ = run(tmp_path, f'-pretrained={pretrained}', '-opts', 'TRAIN.NUM_STEPS', '1',
+                       'TRAIN.MIXUP_ALPHA', alpha)
+    assert ('Fine-tuning with mixup' in (folder / 'log.txt').read_text()) == is_said
+
+
 @pytest.mark.parametrize('opts, words', [
     (['TRAIN.RECIPE_BATCH', '64'],
      ['The recipe has 64 images an update, this run 16', 'stays the same', 'epoch has 4 times',
