@@ -153,8 +153,8 @@ def run_training(job, stop):
     if config.MODEL.PRETRAINED and job.resume_path is None:
         load_from_config(job.model, config)
         if mixup.is_active(config):
-            logger.info('Fine-tuning with mixup or CutMix, as in training from scratch; the recipes '
-                        'in configs/finetune have none (TRAIN.MIXUP_ALPHA, CUTMIX_ALPHA).')
+            logger.info('Fine-tuning with mixup or CutMix, as in training from scratch; the '
+                        'recipes in configs/finetune have none (TRAIN.MIXUP_ALPHA, CUTMIX_ALPHA).')
     frozen = freeze(job.model, config.MODEL.FREEZE)
     log_frozen(config, frozen, total=len(job.model.parameters()))
     optimizer = build_optimizer(config, job.model)
