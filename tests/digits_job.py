@@ -26,6 +26,7 @@ OPTIONS = {
     'TRAIN.RANDOM_ERASE_PROB': 0.5, 'TRAIN.MODEL_EMA': True, 'TRAIN.MODEL_EMA_DECAY': 0.9,
     'VALIDATE_FREQ': 1, 'SAVE_FREQ': 1, 'SAVE_STEPS': 3, 'REPORT_FREQ': 2,
 }
+MARK = 'DIGITS_JOB'          # variable by which a job's processes are found
 TIMES = ('seconds', 'images_per_second')
 
 
@@ -33,13 +34,14 @@ class Job:
     """A command that is started, ended in some way, and started again, in one output folder.
 
     processes: of the training. options: config keys beside OPTIONS. flags: further
-    arguments. launcher: what stands in place of the Python interpreter.
+    arguments. launch: arguments of paddle.distributed.launch, which then starts the job.
     """
 
-    def __init__(self, folder, processes=1, options=None, flags=(), resume='auto'):
+    def __init__(self, folder, processes=1, options=None, flags=(), resume='auto', launch=None):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.processes = processes
+        self.launch = launch
         self.resume = resume
         self.options = {**OPTIONS, **(options or {})}
         self.flags = list(flags)
@@ -50,20 +52,29 @@ class Job:
         """Return the command-line arguments of a main script."""
         options = [str(item) for pair in self.options.items() for item in pair]
         resume = [f'-resume={self.resume}'] if self.resume else []
-        processes = [f'-nprocs={self.processes}'] if self.processes > 1 else []
+        spawns = self.processes > 1 and self.launch is None
+        processes = [f'-nprocs={self.processes}'] if spawns else []
         return ['-cfg=configs/vit_digits.yaml', '-device=cpu', f'-output={self.folder}',
                 '-batch_size=32', '-image_size=16', '-accum_iter=4', *resume, *processes,
                 *self.flags, '-opts', *options]
 
-    def start(self, fault=None, python=sys.executable, before=()):
-        """Start it anew. fault: see faulty_os.parse_fault. before: arguments of Python's."""
-        environment = {**os.environ, **({'FAULT': fault} if fault else {})}
+    def start(self, fault=None, folder=None, **environment):
+        """Start it anew, in a working folder. fault: see faulty_os.parse_fault."""
+        environment = {**os.environ, MARK: str(self.folder), **environment}
+        if fault:
+            environment['FAULT'] = fault
         kind = 'multi' if self.processes > 1 else 'single'
+        launcher = []
+        if self.launch is not None:
+            launcher = ['-m', 'paddle.distributed.launch', '--nproc_per_node',
+                        str(self.processes), '--log_dir', str(self.folder / 'logs'),
+                        *self.launch]
         with open(self.output, 'w', encoding='utf-8') as output:
             self.process = subprocess.Popen(
-                [python, *before, str(ROOT / 'tests/main_with_fault.py'), kind,
+                [sys.executable, *launcher, str(ROOT / 'tests/main_with_fault.py'), kind,
                  *self.arguments()],
-                env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=folder)
         return self
 
     def wait(self, seconds=120):
@@ -94,13 +105,13 @@ class Job:
     def wait_for_all(self, seconds=20):
         """Wait until no process of the job is left. Fails after so many seconds."""
         deadline = time.monotonic() + seconds
-        while left := find_processes(self.process.pid):
+        while left := self.find_processes():
             assert time.monotonic() < deadline, f'processes left: {left}\n{self.text}'
             time.sleep(0.02)
 
     def end(self):
         """Kill whatever is left of it."""
-        for pid in find_processes(self.process.pid):
+        for pid in self.find_processes():
             kill(pid, signal.SIGKILL)
         self.process.wait()
 
@@ -110,8 +121,21 @@ class Job:
 
     def find_ranks(self):
         """Return the process ids of the ranks started so far, in their order."""
-        return sorted(pid for pid, parent in find_processes(self.process.pid).items()
-                      if parent == self.process.pid and b'spawn_main' in read_command(pid))
+        return sorted(pid for pid, parent in self.find_processes().items()
+                      if parent == self.process.pid
+                      and b'resource_tracker' not in read_process(pid, 'cmdline'))
+
+    def find_processes(self):
+        """Return {pid: parent} of every living process that the job started (Linux)."""
+        mark = f'{MARK}={self.folder}'.encode()
+        found = {}
+        for name in os.listdir('/proc'):
+            if name.isdigit() and mark in read_process(name, 'environ').split(b'\0'):
+                state, parent, *_ = (read_process(name, 'stat').rpartition(b')')[2].split()
+                                     or (b'X', b'0'))
+                if state not in b'ZX':
+                    found[int(name)] = int(parent)
+        return found
 
     def find_checkpoints(self):
         """Return the entries of every checkpoint, newest first, the files being good or not."""
@@ -151,25 +175,11 @@ def assert_same_result(found, expected):
             assert found[name] == value, name
 
 
-def find_processes(session):
-    """Return {pid: parent} of the living processes of a session (Linux)."""
-    found = {}
-    for name in os.listdir('/proc'):
-        if name.isdigit():
-            try:
-                with open(f'/proc/{name}/stat', encoding='utf-8', errors='replace') as file:
-                    state, parent, _, its_session = file.read().rpartition(')')[2].split()[:4]
-            except OSError:
-                continue                    # ended meanwhile
-            if int(its_session) == session and state not in 'ZX':
-                found[int(name)] = int(parent)
-    return found
-
-
-def read_command(pid):
-    """Return the command line of a process, empty if it has ended."""
+def read_process(pid, name):
+    """Return a file below /proc, empty if the process has ended or is another user's."""
     try:
-        return Path(f'/proc/{pid}/cmdline').read_bytes()
+        with open(f'/proc/{pid}/{name}', 'rb') as file:
+            return file.read()
     except OSError:
         return b''
 

@@ -5,7 +5,7 @@ import signal
 import time
 
 from common.training.checkpoint_file import verify_checkpoint
-from tests.digits_job import find_processes, kill
+from tests.digits_job import kill
 
 CALLS_A_SAVE = 20           # of the system, about, in one save of digits_job
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -57,11 +57,11 @@ class Interrupter:
         else:
             job.wait_for(_after(self.random.uniform(0, 3)))
         if way == 'kill one':
-            processes = list(find_processes(job.process.pid))
+            processes = list(job.find_processes())
             if processes:
                 kill(self.random.choice(processes), signal.SIGKILL)
         elif way == 'kill all':
-            for pid in find_processes(job.process.pid):
+            for pid in job.find_processes():
                 kill(pid, signal.SIGKILL)
         else:
             kill(job.process.pid, way)

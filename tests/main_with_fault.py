@@ -2,6 +2,8 @@
 
 FAULT=write:3:ENOSPC python tests/main_with_fault.py single|multi ARGUMENTS...
 FAULT: see faulty_os.parse_fault. It holds in every process that the run starts.
+RANK_1_ARGUMENTS, RANK_1_FOLDER: what rank 1 of a launched job gets otherwise than the others,
+further arguments and another working folder.
 """
 
 import os
@@ -20,4 +22,7 @@ if 'FAULT' in os.environ:
 
 if __name__ == '__main__':
     kind, *arguments = sys.argv[1:]
+    if os.environ.get('PADDLE_TRAINER_ID') == '1':
+        arguments = os.environ.get('RANK_1_ARGUMENTS', '').split() + arguments
+        os.chdir(os.environ.get('RANK_1_FOLDER', '.'))
     sys.exit({'single': run_single, 'multi': run_multi}[kind](PROJECT, arguments))
