@@ -1,0 +1,103 @@
+"""demo.py: a web page. Drop a picture, see its classes and what the model attends to."""
+
+import argparse
+import sys
+
+from common.cli import FlagParser
+from common.deploy import engine as engines
+from common.deploy.attention import record_attention
+from common.deploy.drawing import overlay
+from common.deploy.ranking import rank_classes
+from common.deploy.trained import add_model_flags, load_trained
+from common.deploy.visualize import View
+from common.errors import UserError
+from common.launch import report_errors
+from common.run_log import start_logging
+
+SHOWN = 480                     # pixels a side of the overlay
+TOP_CLASSES = 5
+
+EXAMPLES = """examples:
+  python demo.py -pretrained=./output/train-20260101-10-00-00/best
+  python demo.py -cfg=configs/{model}.yaml -pretrained=./{model}.pdparams -port=7861
+"""
+
+
+def main(project, argv=None):
+    """Serve the page until it is interrupted; return the exit code.
+
+    project: common.launch.Project. argv: arguments without the script's name; None: sys.argv's.
+    """
+    return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
+
+
+def _run(project, argv):
+    arguments = _parse(project, argv)
+    if not engines.is_installed('gradio'):
+        raise UserError('The web page needs Gradio: pip install gradio')
+    start_logging()
+    page = build_page(load_trained(project, arguments))
+    try:
+        page.launch(server_name=arguments.host, server_port=arguments.port)
+    except OSError as error:
+        raise UserError(f'Cannot serve on {arguments.host}:{arguments.port}: {error}') from None
+
+
+def build_page(trained):
+    """Return the page of a Trained model, a gradio.Blocks."""
+    import gradio
+
+    depth = len(trained.model.blocks)
+
+    def answer(image, source, layer):
+        return analyse(trained, image, source, int(layer))
+
+    with gradio.Blocks(title=trained.config.MODEL.NAME, analytics_enabled=False) as page:
+        gradio.Markdown(f'## {trained.config.MODEL.NAME}')
+        with gradio.Row():
+            with gradio.Column():
+                picture = gradio.Image(type='pil', image_mode='RGB', label='Picture')
+                source = gradio.Radio(['rollout', 'mean of heads'], value='rollout',
+                                      label='Attention')
+                layer = gradio.Slider(1, depth, value=depth, step=1, label='Layer')
+            with gradio.Column():
+                classes = gradio.Label(num_top_classes=TOP_CLASSES, label='Classes')
+                heat = gradio.Image(type='pil', label='What the model attends to')
+        for control in (picture, source, layer):
+            control.change(answer, [picture, source, layer], [classes, heat],
+                           api_name='analyse' if control is picture else False)
+    return page
+
+
+def analyse(trained, image, source, layer):
+    """Return ({class name: probability}, overlay) of a PIL RGB image; (None, None) of None.
+
+    source: "rollout" (up to the layer) or "mean of heads" (of the layer). layer: from 1.
+    """
+    if image is None:
+        return None, None
+    crop = trained.preprocessing.crop(image)
+    attention = record_attention(trained.model, trained.preprocessing.normalize([crop]))
+    view = View(attention, layer)
+    heads, rollout = view.map_heads(), view.map_rollout()
+    weights = rollout[layer - 1] if source == 'rollout' else heads.mean(axis=0)
+    ranked = rank_classes(attention.logits, TOP_CLASSES)[0]
+    names = {}
+    for index, share in ranked:
+        name = trained.preprocessing.name_class(index)
+        names[f'{name} ({index})' if name in names else name] = share
+    return names, overlay(crop.resize((SHOWN, SHOWN)), weights)
+
+
+def _parse(project, argv):
+    parser = FlagParser(
+        prog='demo.py', allow_abbrev=False,
+        description=f'A web page that shows the classes and the attention of a {project.name}.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES.format(model=project.example_configs[1]))
+    add_model_flags(parser)
+    parser.add_flag('host', default='127.0.0.1', metavar='X',
+                    help='address to serve on; 0.0.0.0: every one (default: this machine only)')
+    parser.add_flag('port', type=int, default=7860, metavar='N', help='default: 7860')
+    parser.check_names(argv)
+    return parser.parse_args(argv)
