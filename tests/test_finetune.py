@@ -9,6 +9,7 @@ import paddle
 import pytest
 
 from common.config import dump_config
+from common.data.loader import LoaderError
 from common.errors import UserError
 from common.launch import run_single
 from common.training import memory
@@ -420,6 +421,11 @@ def test_other_errors_keep_their_traceback(tmp_path, capsys):
 
     code, _, _ = run(tmp_path, project=replace(VIT, build_model=fail))
     assert code == 1 and 'Traceback' in capsys.readouterr().err
+
+
+def test_a_dead_loader_worker_is_not_the_models_memory():
+    assert not memory.is_out_of_memory(LoaderError('worker 0 died (signal 9, often out of memory)'))
+    assert not memory.is_out_of_memory(UserError('DATA: out of memory'))
 
 
 def test_advice_leaves_out_what_is_in_use():

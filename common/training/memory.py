@@ -8,8 +8,13 @@ SIGNS = re.compile(r'out of memory|ResourceExhausted|bad_alloc|unable to allocat
 
 
 def is_out_of_memory(error):
-    """Whether an exception says that memory, of the GPU or the machine, ran out."""
-    return isinstance(error, MemoryError) or bool(SIGNS.search(str(error)))
+    """Whether an exception says that memory, of the GPU or the machine, ran out.
+
+    Our own errors, which may speak of memory too, have types of their own.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    return type(error) in (RuntimeError, SystemError, OSError) and bool(SIGNS.search(str(error)))
 
 
 def advise(config, device):
