@@ -13,6 +13,7 @@ import re
 
 from PIL import Image, ImageEnhance, ImageOps
 
+from common.data import pixels
 from common.errors import UserError, suggest
 
 MAX_LEVEL = 10                              # the magnitude at which an operation is strongest
@@ -140,12 +141,11 @@ def change_sharpness(image, factor):
 # Operations that move pixels: (image, argument, resampling, fill colour) -> image.
 
 def rotate(image, degrees, resample, fill):
-    return image.rotate(degrees, resample=resample, fillcolor=fill)
+    return pixels.rotate(image, degrees, resample, fill)
 
 
 def apply_affine(image, matrix, resample, fill):
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill)
+    return pixels.transform(image, matrix, resample, fill)
 
 
 def shear_x(image, factor, resample, fill):

@@ -9,6 +9,7 @@ import math
 
 from PIL import Image
 
+from common.data import pixels
 from common.data.augment import build_augment
 from common.data.images import check_size
 
@@ -22,6 +23,7 @@ FILTERS = {
 
 def build_train_transform(config):
     """Return the training transform: crop, flip, affine, then the augmentation policy."""
+    pixels.load_kernels()       # before the workers start: each would load its own
     size, train = config.DATA.IMAGE_SIZE, config.TRAIN
     if train.CROP == 'random_resized':
         steps = [RandomResizedCrop(size, train.CROP_SCALE, train.CROP_RATIO, train.INTERPOLATION)]
@@ -41,6 +43,7 @@ def build_train_transform(config):
 
 def build_eval_transform(config):
     """Return the evaluation transform: resize the shorter side, crop the centre."""
+    pixels.load_kernels()
     data = config.DATA
     return ResizeCentreCrop(data.IMAGE_SIZE, data.CROP_PCT, data.INTERPOLATION)
 
@@ -76,10 +79,9 @@ class ResizeCentreCrop:
         else:
             new_size = int(self.shorter_side * width / height), self.shorter_side
         check_size(new_size)
-        if new_size != image.size:
-            image = image.resize(new_size, self.filter)
         left, top = (round((side - self.size) / 2) for side in new_size)
-        return image.crop((left, top, left + self.size, top + self.size))
+        window = left, top, left + self.size, top + self.size
+        return pixels.resize(image, new_size, self.filter, window=window)
 
 
 class Resize:
@@ -90,7 +92,8 @@ class Resize:
         self.interpolation = interpolation
 
     def __call__(self, image, rng):
-        return image.resize((self.size, self.size), _choose_filter(self.interpolation, rng))
+        filter = _choose_filter(self.interpolation, rng)
+        return pixels.resize(image, (self.size, self.size), filter)
 
 
 class RandomResizedCrop:
@@ -110,10 +113,8 @@ class RandomResizedCrop:
 
     def __call__(self, image, rng):
         box = self.choose_box(image.size, rng)
-        # Cropping first keeps pixels outside the box out of the result; resize(box=...) does not.
-        if box != (0, 0, *image.size):
-            image = image.crop(box)
-        return image.resize((self.size, self.size), _choose_filter(self.interpolation, rng))
+        filter = _choose_filter(self.interpolation, rng)
+        return pixels.resize(image, (self.size, self.size), filter, box)
 
     def choose_box(self, size, rng):
         """Return (left, top, right, bottom) inside an image of `size` (width, height)."""
@@ -175,10 +176,9 @@ class RandomAffine:
         scale = rng.uniform(*self.scale)
         shear = math.tan(math.radians(rng.uniform(-self.shear, self.shear)))
         matrix = _invert_affine(angle, scale, shear)
-        return image.transform(
-            image.size, Image.Transform.AFFINE,
-            _about_centre(matrix, image.size, (shift_x, shift_y)),
-            resample=Image.Resampling.BILINEAR)
+        return pixels.transform(
+            image, _about_centre(matrix, image.size, (shift_x, shift_y)),
+            Image.Resampling.BILINEAR)
 
 
 def _invert_affine(angle, scale, shear):
