@@ -1,22 +1,21 @@
 """One run in one process: everything is built from the config here, then trained or evaluated."""
 
 import os
-import platform
 import time
 import zlib
 
 import numpy as np
 import paddle
 
+from common.announce import log_plan, log_skipped, log_start
 from common.config import dump_config
 from common.data import mixup
 from common.data.batch import TrainBatch
 from common.data.device import Preprocess
 from common.data.loader import build_loader
 from common.data.sampler import EvalBatches, TrainBatches
-from common.device import choose_device, describe_device
+from common.device import choose_device
 from common.distributed import agree_on, broadcast_texts, get_rank, get_world_size
-from common.environment import describe_cpu
 from common.errors import RunError, UserError
 from common.fast import accelerate
 from common.run_log import (
@@ -28,8 +27,7 @@ from common.run_log import (
     start_logging,
 )
 from common.training.checkpoint import read_checkpoint, restore
-from common.training.checkpoint_file import CheckpointError
-from common.training.checkpoint_store import CheckpointStore, find_resume
+from common.training.checkpoint_store import find_resume
 from common.training.confusion import Predictions, write_report
 from common.training.ema import ModelEma
 from common.training.evaluate import evaluate
@@ -39,9 +37,10 @@ from common.training.losses import build_criterion
 from common.training.memory import advise, is_out_of_memory
 from common.training.optimizer import build_optimizer
 from common.training.precision import Precision
+from common.training.saver import Saver
 from common.training.schedule import Schedule, build_plan
 from common.training.stopping import SIGNALS, StopRequest, Watchdog
-from common.weights import describe_numerics, load_from_config
+from common.weights import load_from_config
 
 
 def run(project, config):
@@ -150,20 +149,7 @@ def run_training(job, stop):
     """Train from the beginning, from pretrained weights, or from a checkpoint."""
     config = job.config
     world_size = get_world_size()
-    if config.MODEL.PRETRAINED and job.resume_path is None:
-        load_from_config(job.model, config)
-        if mixup.is_active(config):
-            logger.info('Fine-tuning with mixup or CutMix, as in training from scratch; the '
-                        'recipes in configs/finetune have none (TRAIN.MIXUP_ALPHA, CUTMIX_ALPHA).')
-    frozen = freeze(job.model, config.MODEL.FREEZE)
-    log_frozen(config, frozen, total=len(job.model.parameters()))
-    optimizer = build_optimizer(config, job.model)
-    job.model, optimizer = job.precision.decorate(job.model, optimizer)
-    ema = None
-    if config.TRAIN.MODEL_EMA:
-        ema = ModelEma(job.model, config.TRAIN.MODEL_EMA_DECAY, config.TRAIN.MODEL_EMA_WARMUP)
-    state = TrainState(job.model, optimizer, job.precision.scaler, ema)
-
+    state = build_state(job)
     num_samples = len(job.dataset_train)
     order = TrainBatches(num_samples, config.DATA.BATCH_SIZE, config.SEED, get_rank(), world_size)
     plan = build_plan(config, order.batches_per_epoch)
@@ -208,6 +194,24 @@ def run_training(job, stop):
                 format_duration(time.perf_counter() - started), best, job.folder)
 
 
+def build_state(job):
+    """Return the TrainState at the beginning: pretrained weights, optimizer, average."""
+    config = job.config
+    if config.MODEL.PRETRAINED and job.resume_path is None:
+        load_from_config(job.model, config)
+        if mixup.is_active(config):
+            logger.info('Fine-tuning with mixup or CutMix, as in training from scratch; the '
+                        'recipes in configs/finetune have none (TRAIN.MIXUP_ALPHA, CUTMIX_ALPHA).')
+    frozen = freeze(job.model, config.MODEL.FREEZE)
+    log_frozen(config, frozen, total=len(job.model.parameters()))
+    optimizer = build_optimizer(config, job.model)
+    job.model, optimizer = job.precision.decorate(job.model, optimizer)
+    ema = None
+    if config.TRAIN.MODEL_EMA:
+        ema = ModelEma(job.model, config.TRAIN.MODEL_EMA_DECAY, config.TRAIN.MODEL_EMA_WARMUP)
+    return TrainState(job.model, optimizer, job.precision.scaler, ema)
+
+
 def validate_state(job, state, plan, run_log):
     """Evaluate the trained weights and, if there is one, their average; return acc1 to judge by."""
     epoch = (state.update - 1) // plan.updates_per_epoch + 1
@@ -242,73 +246,6 @@ def resume(state, path, plan):
                     state.update, epochs)
 
 
-class Saver:
-    """When and where checkpoints are written; rank 0 writes, the others only agree."""
-
-    def __init__(self, job, plan):
-        self.job = job
-        self.plan = plan
-        self.store = None
-        self.saved_at = time.monotonic()
-        if get_rank() == 0:
-            self.store = CheckpointStore(job.folder, job.config.KEEP, logger)
-            if job.resume_path is not None and not job.continues:
-                self.store.adopt_best(os.path.dirname(os.path.abspath(job.resume_path)))
-
-    def steps_due(self, update):
-        """Whether SAVE_STEPS asks for a checkpoint after so many updates."""
-        every = self.job.config.SAVE_STEPS
-        return every is not None and update % every == 0
-
-    def minutes_due(self):
-        """Whether SAVE_MINUTES have passed since the last save."""
-        minutes = self.job.config.SAVE_MINUTES
-        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-
-    def save(self, state, loss, is_best=False):
-        """Start writing a checkpoint; training goes on meanwhile."""
-        self.saved_at = time.monotonic()
-        if self.store is None:
-            return
-        config, plan = self.job.config, self.plan
-        epoch, position = divmod(state.update, plan.updates_per_epoch)
-        path = self.store.save(state, {
-            'epoch': epoch, 'update': state.update, 'updates_per_epoch': plan.updates_per_epoch,
-            'micro_batch': position * plan.accum_steps, 'loss': loss,
-            'learning_rate': state.optimizer.get_lr(), 'best': state.best,
-            'meter': state.meter.state_dict(), 'model_name': config.MODEL.NAME,
-            'seed': config.SEED, 'world_size': get_world_size(), 'config': dump_config(config),
-            'class_names': self.job.dataset_train.class_names,
-            'numerics': describe_numerics(state.model),
-            'preprocessing': describe_preprocessing(config),
-        }, is_best)
-        logger.info('Saving %s%s', path, ' (best so far)' if is_best else '')
-
-    def last_good(self):
-        """Return the path of the newest checkpoint known to be good, or "none yet"."""
-        if self.store is None:
-            return 'in the run folder'
-        self.store.join()
-        return self.store.last_good or 'none yet'
-
-    def finish(self):
-        """Wait for the last save. Raises RunError if it failed."""
-        if self.store is None:
-            return
-        try:
-            self.store.wait()
-        except CheckpointError as error:
-            raise RunError(str(error)) from None
-
-
-def describe_preprocessing(config):
-    """Return what turns a picture into the model's input, for checkpoints and exports."""
-    data = config.DATA
-    return {'image_size': data.IMAGE_SIZE, 'crop_pct': data.CROP_PCT,
-            'interpolation': data.INTERPOLATION, 'mean': list(data.IMAGENET_MEAN),
-            'std': list(data.IMAGENET_STD), 'channels': data.IMAGE_CHANNELS}
-
-
 def choose_folder(config):
     """Return (run folder, checkpoint to resume from or None), as rank 0 finds them.
 
@@ -327,48 +264,3 @@ def choose_folder(config):
         found = [folder, resume_path or '']
     folder, resume_path = broadcast_texts(found)
     return folder, resume_path or None
-
-
-def log_start(project, config, device, folder):
-    """Log what the run is and what it runs on."""
-    logger.info('%s %s: %s', 'Evaluating' if config.EVAL else 'Training', config.MODEL.NAME, folder)
-    logger.info('%s', describe_device(config.DEVICE, device))
-    logger.info('%s', describe_cpu())
-    logger.info('Python %s, Paddle %s, NumPy %s; %d process%s, seed %d',
-                platform.python_version(), paddle.__version__, np.__version__, get_world_size(),
-                'es' if get_world_size() > 1 else '', config.SEED)
-
-
-def log_skipped(skipped):
-    """Log which unreadable images DATA.SKIP_CORRUPT replaced. skipped: {path: times}."""
-    if skipped:
-        logger.warning('%d unreadable images were skipped, %d times in all: %s%s', len(skipped),
-                       sum(skipped.values()), ', '.join(sorted(skipped)[:5]),
-                       ', ...' if len(skipped) > 5 else '')
-
-
-def log_plan(config, plan, schedule, effective_batch):
-    """Log the lengths and rates that the run will have."""
-    logger.info('Effective batch %d = %d images x %d processes x %d accumulated; %d updates an '
-                'epoch, %d in all; warmup %d updates; peak learning rate %.1e, weight decay %g',
-                effective_batch, config.DATA.BATCH_SIZE, get_world_size(),
-                config.TRAIN.ACCUM_ITER, plan.updates_per_epoch, plan.total_updates,
-                plan.warmup_updates, schedule.peak, config.TRAIN.WEIGHT_DECAY)
-    warn_of_other_batch(config, schedule, effective_batch)
-
-
-def warn_of_other_batch(config, schedule, effective_batch):
-    """Warn where an update takes another number of images than in the recipe."""
-    train = config.TRAIN
-    recipe_batch = train.RECIPE_BATCH or train.LINEAR_SCALED_LR
-    if recipe_batch in (None, effective_batch):
-        return
-    rate = 'stays the same (TRAIN.LINEAR_SCALED_LR would scale it)'
-    if train.LINEAR_SCALED_LR:
-        rate = f'is scaled from {train.BASE_LR:.1e} to {schedule.peak:.1e}'
-    images = config.DATA.BATCH_SIZE * get_world_size()
-    remedy = '' if recipe_batch % images else \
-        f' Use -accum_iter={recipe_batch // images} for {recipe_batch}.'
-    logger.warning('The recipe has %d images an update, this run %d: the learning rate %s, and '
-                   'an epoch has %.3g times the updates.%s', recipe_batch, effective_batch, rate,
-                   recipe_batch / effective_batch, remedy)

@@ -1,0 +1,56 @@
+"""What a run says of itself before it starts, and of its data when it ends."""
+
+import platform
+
+import numpy as np
+import paddle
+
+from common.device import describe_device
+from common.distributed import get_world_size
+from common.environment import describe_cpu
+from common.run_log import logger
+
+
+def log_start(project, config, device, folder):
+    """Log what the run is and what it runs on."""
+    logger.info('%s %s: %s', 'Evaluating' if config.EVAL else 'Training', config.MODEL.NAME, folder)
+    logger.info('%s', describe_device(config.DEVICE, device))
+    logger.info('%s', describe_cpu())
+    logger.info('Python %s, Paddle %s, NumPy %s; %d process%s, seed %d',
+                platform.python_version(), paddle.__version__, np.__version__, get_world_size(),
+                'es' if get_world_size() > 1 else '', config.SEED)
+
+
+def log_skipped(skipped):
+    """Log which unreadable images DATA.SKIP_CORRUPT replaced. skipped: {path: times}."""
+    if skipped:
+        logger.warning('%d unreadable images were skipped, %d times in all: %s%s', len(skipped),
+                       sum(skipped.values()), ', '.join(sorted(skipped)[:5]),
+                       ', ...' if len(skipped) > 5 else '')
+
+
+def log_plan(config, plan, schedule, effective_batch):
+    """Log the lengths and rates that the run will have."""
+    logger.info('Effective batch %d = %d images x %d processes x %d accumulated; %d updates an '
+                'epoch, %d in all; warmup %d updates; peak learning rate %.1e, weight decay %g',
+                effective_batch, config.DATA.BATCH_SIZE, get_world_size(),
+                config.TRAIN.ACCUM_ITER, plan.updates_per_epoch, plan.total_updates,
+                plan.warmup_updates, schedule.peak, config.TRAIN.WEIGHT_DECAY)
+    warn_of_other_batch(config, schedule, effective_batch)
+
+
+def warn_of_other_batch(config, schedule, effective_batch):
+    """Warn where an update takes another number of images than in the recipe."""
+    train = config.TRAIN
+    recipe_batch = train.RECIPE_BATCH or train.LINEAR_SCALED_LR
+    if recipe_batch in (None, effective_batch):
+        return
+    rate = 'stays the same (TRAIN.LINEAR_SCALED_LR would scale it)'
+    if train.LINEAR_SCALED_LR:
+        rate = f'is scaled from {train.BASE_LR:.1e} to {schedule.peak:.1e}'
+    images = config.DATA.BATCH_SIZE * get_world_size()
+    remedy = '' if recipe_batch % images else \
+        f' Use -accum_iter={recipe_batch // images} for {recipe_batch}.'
+    logger.warning('The recipe has %d images an update, this run %d: the learning rate %s, and '
+                   'an epoch has %.3g times the updates.%s', recipe_batch, effective_batch, rate,
+                   recipe_batch / effective_batch, remedy)
