@@ -1,6 +1,7 @@
 """Several processes: the figures of one process, and an end for all when one fails."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 import paddle
 import pytest
 
-from common.launch import run_single
+from common.launch import _wait, run_single
 from tests.images import VAL_IMAGES, make_imagenet
 from ViT.config import get_config
 from ViT.main_single_gpu import PROJECT
@@ -123,6 +124,19 @@ def test_all_end_when_one_fails(kind, code, text, tmp_path):
     assert done.stderr.count(text) == 1, done.stderr
     assert done.stderr.count('Traceback') == (kind == 'raise')
     assert seconds < SECONDS
+
+
+def test_what_does_not_end_by_itself_is_killed(monkeypatch):
+    monkeypatch.setattr('common.launch.GRACE_SECONDS', 0.5)
+    context = multiprocessing.get_context('fork')
+    processes = [context.Process(target=time.sleep, args=(60,)),
+                 context.Process(target=os._exit, args=(3,))]
+    for process in processes:
+        process.start()
+    started = time.monotonic()
+    assert _wait(processes) == 3
+    assert time.monotonic() - started < 20
+    assert processes[0].exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize('kind, text', [('raise', 'rank 1 has had enough'), ('kill', None)])
