@@ -122,18 +122,20 @@ class Job:
     def find_ranks(self):
         """Return the process ids of the ranks started so far, in their order."""
         return sorted(pid for pid, parent in self.find_processes().items()
-                      if parent == self.process.pid
-                      and b'resource_tracker' not in read_process(pid, 'cmdline'))
+                      if parent == self.process.pid)
 
     def find_processes(self):
-        """Return {pid: parent} of every living process that the job started (Linux)."""
+        """Return {pid: parent} of every living process of the job (Linux).
+
+        Python's resource tracker is left out: nothing depends on it.
+        """
         mark = f'{MARK}={self.folder}'.encode()
         found = {}
         for name in os.listdir('/proc'):
             if name.isdigit() and mark in read_process(name, 'environ').split(b'\0'):
                 state, parent, *_ = (read_process(name, 'stat').rpartition(b')')[2].split()
                                      or (b'X', b'0'))
-                if state not in b'ZX':
+                if state not in b'ZX' and b'resource_tracker' not in read_process(name, 'cmdline'):
                     found[int(name)] = int(parent)
         return found
 
