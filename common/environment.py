@@ -66,7 +66,7 @@ def describe_cpu():
     ours = list(filter(None, os.environ.get(_MARKER, '').split(',')))
     users = [name for name in _TUNED if name in os.environ and name not in ours]
     parts = [f'{name}={os.environ[name]}' for name in ours] or ['nothing to set']
-    parts += [f'{name}={os.environ[name]} (yours)' for name in users]
+    parts += [f'{name}={os.environ[name]} (already set)' for name in users]
     return 'CPU settings: ' + ', '.join(parts)
 
 

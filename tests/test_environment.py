@@ -70,7 +70,7 @@ def test_config_tunes_before_paddle_and_without_noise():
                       'from common.environment import describe_cpu; print(describe_cpu())',
                       OMP_NUM_THREADS='3')
     threads, line = done.stdout.splitlines()[-2:]
-    assert threads == '3' and 'OMP_NUM_THREADS=3 (yours)' in line
+    assert threads == '3' and 'OMP_NUM_THREADS=3 (already set)' in line
     assert 'WISELY' not in done.stderr and 'ccache' not in done.stderr
 
 
