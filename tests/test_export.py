@@ -258,11 +258,11 @@ def test_wrong_conversion_of_the_performer_is_refused(tmp_path, capsys):
 
 
 def test_export_with_onednn_switched_on_in_the_environment(tmp_path):
-    command = [sys.executable, 'export_model.py', f'-pretrained={fixture_path("vit")}',
+    command = [sys.executable, 'export_model.py', f'-pretrained={fixture_path("t2t")}',
                f'-output={tmp_path / "exported"}']
     flag = 'FLAGS_use_mkldnn' if IS_PADDLE_2 else 'FLAGS_use_onednn'
     ended = subprocess.run(command, env={**os.environ, flag: '1'}, capture_output=True, text=True,
-                           cwd=os.path.join(ROOT, 'ViT'))
+                           cwd=os.path.join(ROOT, 'T2T_ViT'))
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / 'exported' / 'model.pdiparams').exists()
 

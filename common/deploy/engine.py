@@ -231,6 +231,9 @@ def open_paddle(folder, precision, prepare):
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(count_cores())
+    # With oneDNN, which FLAGS_use_onednn brings in too, Paddle 3.3.1 overwrites a tensor that is
+    # still read (a scaled one used twice, as in T2T-ViT's performer): wrong logits, silently.
+    config.delete_pass('inplace_pass')
     prepare(config, precision)
     predictor = inference.create_predictor(config)
     source = predictor.get_input_handle(predictor.get_input_names()[0])
@@ -250,9 +253,6 @@ def use_plain(config, precision):
 def use_onednn(config, precision):
     config.enable_mkldnn()
     config.set_mkldnn_cache_capacity(16)    # batch sizes that it is prepared for
-    # Paddle 3.3.1 overwrites a tensor that is still read (a scaled one used twice, as in
-    # T2T-ViT's performer): wrong logits, without a message.
-    config.delete_pass('inplace_pass')
     if precision == 'bfloat16':
         config.enable_mkldnn_bfloat16()
 

@@ -95,7 +95,7 @@ def export_model(trained, folder, formats=('paddle',)):
 def save_program(model, image_size, folder):
     """Write the Paddle program and its weights: images [any, 3, S, S] -> logits."""
     spec = [paddle.static.InputSpec([None, 3, image_size, image_size], 'float32', 'images')]
-    with _without_onednn(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # Of Paddle 2.6: autocast, which is off here anyway, has no effect.
         warnings.filterwarnings('ignore', message='.*auto_cast is an experimental')
         program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
@@ -177,18 +177,6 @@ def _publish(work, folder, formats):
             shutil.move(os.path.join(work, name), os.path.join(folder, name))
     except OSError as error:
         raise UserError(f'Cannot write to {folder}: {error.strerror}.') from None
-
-
-@contextlib.contextmanager
-def _without_onednn():
-    """Switch FLAGS_use_onednn off: with it, to_static crashes in Paddle 3.3.1."""
-    name = 'FLAGS_use_mkldnn' if paddle.__version__.startswith('2.') else 'FLAGS_use_onednn'
-    before = paddle.get_flags(name)
-    paddle.set_flags({name: False})
-    try:
-        yield
-    finally:
-        paddle.set_flags(before)
 
 
 def _parse(project, argv):
