@@ -501,7 +501,7 @@ def kill_saving_loop(folder, rounds, monkeypatch):
     """Kill a process that saves without pause, `rounds` times; it continues where it was."""
     weights = np.random.default_rng(0).standard_normal(200_000).astype('float32')
     random_times = random.Random(0)
-    monkeypatch.setattr(checkpoint_store, 'capture', lambda state, progress: {
+    monkeypatch.setattr(checkpoint_store, 'capture', lambda state, progress, buffers: {
         **{'world_size': 1, 'format_version': 1}, **progress,
         'model': {'w': NamedArray('w', weights + progress['update'])}})
     for _ in range(rounds):

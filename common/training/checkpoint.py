@@ -51,12 +51,14 @@ PROGRESS = {
 MANY_UPDATES = 1 << 30
 
 
-def capture(state, progress):
+def capture(state, progress, buffers=None):
     """Return the file's content as a copy on the host, which later updates do not change.
 
     state: has .model, .optimizer, .ema (ModelEma or None) and .scaler (GradScaler or None).
-    progress: {key of PROGRESS: plain value}; other keys are refused. Half-precision tensors
-    are widened to float32, which loses nothing and which every reader understands.
+    progress: {key of PROGRESS: plain value}; other keys are refused. buffers: a dictionary
+    that keeps the copy's memory for the next capture, which then overwrites this one.
+    Half-precision tensors are widened to float32, which loses nothing and which every reader
+    understands.
     """
     unknown = set(progress) - set(PROGRESS)
     assert not unknown, f'not in PROGRESS: {unknown}'
@@ -65,21 +67,25 @@ def capture(state, progress):
     schedule = {'last_epoch': progress.get('epoch', 0), 'last_lr': progress.get('learning_rate')}
     optimizer = {}
     master_weights = {}
+
+    def copy(part, name, tensor):
+        return _copy_to_host(tensor, buffers, (part, name))
+
     for name, accumulators in read_optimizer(state.optimizer, names).items():
         generated = names[name]
         for accumulator, tensor in accumulators.items():
             if accumulator == MASTER_WEIGHT:
                 key = f'{generated}_fp32_master_0'
-                master_weights[generated] = NamedArray(key, _to_host(tensor))
+                master_weights[generated] = NamedArray(key, copy('optimizer', key, tensor))
             else:
                 key = f'{generated}_{accumulator}_0'
-                optimizer[key] = NamedArray(key, _to_host(tensor))
+                optimizer[key] = NamedArray(key, copy('optimizer', key, tensor))
     if master_weights:
         optimizer['master_weights'] = master_weights
     optimizer['LR_Scheduler'] = schedule
 
     payload = {
-        'model': {name: NamedArray(names.get(name, name), _to_host(tensor))
+        'model': {name: NamedArray(names.get(name, name), copy('model', name, tensor))
                   for name, tensor in model.state_dict().items()},
         'optimizer': optimizer,
         'lr_scheduler': dict(schedule),
@@ -89,7 +95,7 @@ def capture(state, progress):
         'paddle_version': paddle.__version__,
     }
     if state.ema is not None:
-        payload['model_ema'] = {name: NamedArray(names.get(name, name), _to_host(tensor))
+        payload['model_ema'] = {name: NamedArray(names.get(name, name), copy('ema', name, tensor))
                                 for name, tensor in state.ema.state_dict().items()}
         payload['ema_updates'] = state.ema.updates
     for key, default in PROGRESS.items():
@@ -272,10 +278,31 @@ def _has_trailer(path):
         raise UserError(f'Cannot read {path}: {error.strerror}.') from None
 
 
-def _to_host(tensor):
+def _copy_to_host(tensor, buffers, key):
     if tensor.dtype in (paddle.bfloat16, paddle.float16):
         tensor = tensor.cast('float32')
-    return tensor.numpy()
+    # Paddle 2's DLPack takes bool for uint8.
+    if buffers is None or not tensor.place.is_cpu_place() or tensor.dtype == paddle.bool:
+        return tensor.numpy()
+    view = np.from_dlpack(_Dlpack(tensor.detach()))
+    array = buffers.get(key)
+    if array is None or (array.shape, array.dtype) != (view.shape, view.dtype):
+        array = buffers[key] = np.empty(view.shape, view.dtype)
+    np.copyto(array, view)      # 7 times as fast as numpy(), which takes fresh memory
+    return array
+
+
+class _Dlpack:
+    """A tensor on the CPU as numpy.from_dlpack wants it, in both versions of Paddle."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, **options):
+        return paddle.utils.dlpack.to_dlpack(self.tensor)
+
+    def __dlpack_device__(self):
+        return 1, 0                         # the CPU
 
 
 def _to_plain(value):

@@ -42,6 +42,7 @@ class CheckpointStore:
         self.last_good = None           # path of the newest checkpoint known to be good
         self.error = None               # text, if the last save failed
         self._writer = None
+        self._buffers = {}              # the copy's memory, used again by every save
         removed = remove_temporary_files(folder)
         if removed:
             self.logger.info('Removed %d unfinished checkpoint(s) from %s.', len(removed), folder)
@@ -59,7 +60,7 @@ class CheckpointStore:
         one copy in memory.
         """
         self.join()
-        payload = capture(state, progress)
+        payload = capture(state, progress, self._buffers)
         # A clock that is set back must not make a new file look older.
         self._newest_time = max(time.time(), self._newest_time + 0.001)
         summary = {key: payload[key] for key in
