@@ -8,6 +8,7 @@ Trains on random images with AdamW and an average of the weights (EMA), and prin
     writing     seconds until the checkpoint is on the disk, verified and renamed
     slowdown    of the steps during the writing against the steps outside it
     cost        share of training time that one save a minute takes: (stall + slower steps) / 60 s
+    processor   seconds of one core that a save takes: the copy, and the writer beside training
     memory      peak resident memory beyond what training itself needs, in copies of the state
 """
 
@@ -47,6 +48,16 @@ def reset_peak_memory():
         file.write('5')
 
 
+class TimedStore(CheckpointStore):
+    """A CheckpointStore that adds up the processor time of its writer."""
+
+    writer_seconds = 0.0
+
+    def _write(self, *arguments):
+        super()._write(*arguments)
+        self.writer_seconds += time.thread_time()       # a thread for each save
+
+
 class Steps:
     """Training steps, each timed."""
 
@@ -71,23 +82,30 @@ class Steps:
 
 
 def measure(steps, store, minutes):
-    """Train for `minutes` with a save at the start of each; return lists of seconds."""
-    stalls, writings, quiet, disturbed = [], [], [], []
+    """Train for `minutes` with a save at the start of each; return lists of seconds.
+
+    A save before that takes the memory that later ones use again.
+    """
+    stalls, copies, writings, quiet, disturbed = [], [], [], [], []
+    store.save(steps.state, {'epoch': 1, 'update': steps.update, 'loss': 1.0})
+    store.wait()
+    store.writer_seconds = 0.0
     end = time.perf_counter() + 60 * minutes
     next_save = time.perf_counter()
     while time.perf_counter() < end:
         if time.perf_counter() >= next_save:
             next_save += 60
-            started = time.perf_counter()
+            started, copying = time.perf_counter(), time.thread_time()
             store.save(steps.state, {'epoch': 1, 'update': steps.update, 'loss': 1.0})
             stalls.append(time.perf_counter() - started)
+            copies.append(time.thread_time() - copying)
         is_writing = store.is_writing
         seconds = steps.run_one()
         (disturbed if is_writing else quiet).append(seconds)
         if is_writing and not store.is_writing:
             writings.append(time.perf_counter() - started)
     store.wait()
-    return stalls, writings, quiet, disturbed
+    return stalls, copies, writings, quiet, disturbed
 
 
 def main():
@@ -116,8 +134,8 @@ def main():
     peak_without = read_memory('VmHWM')
     with tempfile.TemporaryDirectory(dir='.') as folder:
         reset_peak_memory()
-        store = CheckpointStore(folder, keep=0)
-        stalls, writings, quiet, disturbed = measure(steps, store, arguments.minutes)
+        store = TimedStore(folder, keep=0)
+        stalls, copies, writings, quiet, disturbed = measure(steps, store, arguments.minutes)
         peak_with = read_memory('VmHWM')
     step = float(np.median(quiet))
     slower = sum(seconds - step for seconds in disturbed) / len(stalls)
@@ -127,6 +145,8 @@ def main():
     print(f'writing  {np.mean(writings):.1f} s a save, slowdown of its steps '
           f'{100 * (np.median(disturbed) / step - 1):.1f} %')
     print(f'cost     {100 * (np.mean(stalls) + slower) / 60:.2f} % at one save a minute')
+    print(f'cpu      {np.mean(copies):.2f} s for the copy, '
+          f'{store.writer_seconds / len(stalls):.2f} s for the writer')
     print(f'memory   {(peak_with - peak_without) / state_bytes:.2f} copies of the state')
 
 

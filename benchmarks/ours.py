@@ -1,0 +1,102 @@
+"""This project as a contestant: python ours.py WORKLOAD OPTIONS, see contest.py.
+
+train MODEL BATCH fast|plain [DIVISOR]   one optimizer update
+eval MODEL BATCH fast|plain|ENGINE PRECISION   one batch to logits
+MODEL: vit or t2t with a yaml's name, as "ViT/vit_base_patch16_224".
+"""
+
+import os
+import sys
+import tempfile
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
+sys.path.insert(0, ROOT)
+
+from common.environment import tune_cpu  # noqa: E402
+
+tune_cpu()
+
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+
+from benchmarks.contest import serve  # noqa: E402
+from common.fast import accelerate  # noqa: E402
+from common.training.optimizer import build_optimizer, clip_gradients  # noqa: E402
+
+
+def build(name, image_size=None):
+    """Return (config, model) of a yaml file."""
+    folder, name = name.split('/')
+    if folder == 'ViT':
+        from ViT.config import get_config
+        from ViT.vit import build_vit as build_model
+    else:
+        from T2T_ViT.config import get_config
+        from T2T_ViT.t2t_vit import build_t2t_vit as build_model
+    flags = {'DATA.IMAGE_SIZE': image_size} if image_size else {}
+    config = get_config(os.path.join(ROOT, folder, 'configs', f'{name}.yaml'), flags=flags)
+    paddle.seed(0)
+    return config, build_model(config)
+
+
+def make_images(config, batch_size):
+    generator = np.random.default_rng(0)
+    size = config.DATA.IMAGE_SIZE
+    return generator.standard_normal((batch_size, 3, size, size)).astype('float32')
+
+
+def make_train_step(name, batch_size, how, image_size=None):
+    """Return a function that makes one update: forward, backward, clip, AdamW."""
+    config, model = build(name, image_size)
+    if how == 'fast':
+        accelerate(model)
+    optimizer = build_optimizer(config, model)
+    parameters = [p for p in model.parameters() if not p.stop_gradient]
+    images = paddle.to_tensor(make_images(config, batch_size))
+    labels = paddle.to_tensor(np.arange(batch_size) % config.MODEL.NUM_CLASSES)
+    optimizer.set_lr(1e-4)
+    model.train()
+
+    def step():
+        loss = paddle.nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        clip_gradients(parameters, 1.0)
+        optimizer.step()
+        optimizer.clear_grad(set_to_zero=False)
+        loss.item()
+    return step
+
+
+def make_evaluation(name, batch_size, how, precision='float32', image_size=None):
+    """Return a function that computes the logits of one batch."""
+    config, model = build(name, image_size)
+    images = make_images(config, batch_size)
+    model.eval()
+    if how in ('fast', 'plain'):
+        if how == 'fast':
+            accelerate(model)
+        tensor = paddle.to_tensor(images)
+
+        def evaluate():
+            with paddle.no_grad():
+                model(tensor).numpy()
+        return evaluate
+    from common.deploy import engine as engines
+    from common.deploy.export import save_program
+    from common.fast import keep_freed_memory
+    keep_freed_memory()
+    folder = tempfile.mkdtemp()
+    save_program(model, config.DATA.IMAGE_SIZE, folder)
+    run = engines.OPENERS[how](folder, precision)
+    return lambda: run(images)
+
+
+def main():
+    workload, name, batch_size, *options = sys.argv[1:]
+    make = {'train': make_train_step, 'eval': make_evaluation}[workload]
+    options[2 if workload == 'eval' else 1:] = map(int, options[2 if workload == 'eval' else 1:])
+    serve(make(name, int(batch_size), *options))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,104 @@
+"""Cost against size: images a second and peak memory, tiny to huge, 224 and 384, batch 1 to 64.
+
+python -m benchmarks.size [--workload eval|train] [--models tiny,small,base,large,huge]
+    [--batch_sizes 1,8,64] [--image_sizes 224,384] [--plot size.png]
+
+The last column is GFLOP/s: constant where nothing grows faster than the arithmetic. A point
+that would need more memory than the machine has is left out.
+"""
+
+import argparse
+import os
+import sys
+
+from benchmarks.contest import Contestant, describe_machine, print_table
+
+# Width, depth, patch size and hidden width (ViT paper, Table 1; tiny and small as in DeiT).
+MODELS = {'tiny': (192, 12, 16, 768), 'small': (384, 12, 16, 1536), 'base': (768, 12, 16, 3072),
+          'large': (1024, 24, 16, 4096), 'huge': (1280, 32, 14, 5120)}
+
+
+def count_work(model, image_size):
+    """Return (multiply-adds of the forward pass of one image, parameters, tokens)."""
+    width, depth, patch, hidden = MODELS[model]
+    tokens = (image_size // patch) ** 2 + 1
+    weights = depth * (4 * width ** 2 + 2 * width * hidden) + 3 * patch ** 2 * width
+    return tokens * weights + depth * 2 * tokens ** 2 * width, weights, tokens
+
+
+def estimate_memory(model, image_size, batch_size, workload):
+    """Return bytes, roughly: weights, and in training their gradients, moments, activations."""
+    width, depth, _, hidden = MODELS[model]
+    _, weights, tokens = count_work(model, image_size)
+    layer = tokens * (10 * width + hidden) + width // 64 * tokens ** 2 * 2
+    if workload == 'train':
+        return 4 * (4 * weights + batch_size * depth * layer)
+    return 4 * (weights + 3 * batch_size * layer)
+
+
+def measure(arguments):
+    """Yield (model, image size, batch size, images a second, peak bytes, GFLOP/s)."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES')
+    for model in arguments.models.split(','):
+        for image_size in map(int, arguments.image_sizes.split(',')):
+            # A multiple of the patch size: 378 for patches of 14.
+            size = image_size - image_size % MODELS[model][2]
+            for batch_size in map(int, arguments.batch_sizes.split(',')):
+                if estimate_memory(model, size, batch_size, arguments.workload) > 0.8 * memory:
+                    continue
+                name = f'ViT/vit_{model}_patch{MODELS[model][2]}_224'
+                options = ['fast'] if arguments.workload == 'train' else ['fast', 'float32']
+                contestant = Contestant(sys.executable, 'ours.py', arguments.workload, name,
+                                        batch_size, *options, size)
+                results = [contestant.repeat() for _ in range(arguments.repetitions)]
+                contestant.close()
+                seconds = sorted(result['wall'] for result in results)[len(results) // 2]
+                passes = 3 if arguments.workload == 'train' else 1
+                flops = 2 * passes * batch_size * count_work(model, size)[0]
+                yield (model, size, batch_size, batch_size / seconds, results[-1]['peak'],
+                       flops / seconds / 1e9)
+
+
+def draw(points, workload, path):
+    """Draw speed and memory against the model's arithmetic, one line a batch size."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    for batch_size in sorted({point[2] for point in points}):
+        chosen = sorted((count_work(point[0], point[1])[0] / 1e9, point[3], point[4] / 1e9)
+                        for point in points if point[2] == batch_size)
+        work, speed, memory = zip(*chosen)
+        axes[0].loglog(work, speed, 'o-', label=f'batch {batch_size}')
+        axes[1].loglog(work, memory, 'o-', label=f'batch {batch_size}')
+    axes[0].set_ylabel('images a second')
+    axes[1].set_ylabel('peak memory, GB')
+    for axis in axes:
+        axis.set_xlabel('GMACs an image, forward')
+        axis.grid(which='both', alpha=0.3)
+        axis.legend()
+    figure.suptitle({'eval': 'Evaluation', 'train': 'Training step'}[workload])
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--workload', choices=('eval', 'train'), default='eval')
+    parser.add_argument('--models', default='tiny,small,base,large,huge')
+    parser.add_argument('--batch_sizes', default='1,8,64')
+    parser.add_argument('--image_sizes', default='224,384')
+    parser.add_argument('--repetitions', type=int, default=3)
+    parser.add_argument('--plot', help='file for the picture (needs matplotlib)')
+    arguments = parser.parse_args()
+    print(describe_machine())
+    points = list(measure(arguments))
+    print_table(('model', 'pixels', 'batch', 'images/s', 'peak GB', 'GFLOP/s'),
+                [(model, size, batch, f'{speed:.2f}', f'{peak / 1e9:.2f}', f'{rate:.0f}')
+                 for model, size, batch, speed, peak, rate in points])
+    if arguments.plot:
+        draw(points, arguments.workload, arguments.plot)
+
+
+if __name__ == '__main__':
+    main()
