@@ -173,7 +173,7 @@ def test_a_rank_with_other_options_or_files(tmp_path, what):
 
 def test_the_launcher_stops_and_restarts_a_job_by_itself(tmp_path):
     """Its SIGTERM, which comes three times, saves; a rank's death restarts the job."""
-    options = {'TRAIN.NUM_EPOCHS': 6}
+    options = {'TRAIN.NUM_EPOCHS': 4}
     whole = Job(tmp_path / 'whole', 2, options)
     assert whole.run() == 0, whole.text
     job = Job(tmp_path / 'run', 2, options, launch=[])

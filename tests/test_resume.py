@@ -150,13 +150,13 @@ def test_one_process_to_two_and_back(tmp_path, whole):
     assert 'continuing at update 22' in one.text and one.read_result()['update'] == 33
 
 
-@pytest.mark.parametrize('version', ['2.6.2', '3.3.1'])
-def test_another_paddle_goes_on_with_it(tmp_path, version):
+def test_another_paddle_goes_on_with_it(tmp_path):
     """The fixtures were saved at update 18 of the job, by each version."""
+    version = '3.3.1' if paddle.__version__.startswith('2.') else '2.6.2'
     job = Job(tmp_path, resume=FIXTURES / 'checkpoint' / f'digits-{version}.pdparams')
     assert job.run() == 0, job.text
     other = f'Saved with Paddle {version}, resumed with {paddle.__version__}: results may differ'
-    assert (other in job.text) == (version != paddle.__version__)
+    assert other in job.text
     expected = json.loads((FIXTURES / 'checkpoint' / 'digits.json').read_text())
     assert len(expected) == 5
     found = job.read_result()['metrics']
