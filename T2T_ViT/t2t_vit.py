@@ -169,7 +169,9 @@ class TokenPerformer(nn.Layer):
             k_sum = k_features.sum(axis=1, keepdim=True)                        # [B, 1, m]
             normalizer = paddle.matmul(q_features, k_sum, transpose_y=True)     # [B, N, 1]
             context = paddle.matmul(k_features, v, transpose_x=True)            # [B, m, C]
-            attended = paddle.matmul(q_features, context) / (normalizer + 1e-8)
+            # A tensor, because an ONNX exporter rounds so small a constant to zero.
+            epsilon = paddle.full([1], 1e-8, normalizer.dtype)
+            attended = paddle.matmul(q_features, context) / (normalizer + epsilon)
         return attended.astype(dtype)
 
     def features(self, x):
