@@ -29,6 +29,7 @@ from benchmarks.contest import (  # noqa: E402
     Contestant,
     compare,
     describe_machine,
+    keep_freed_memory,
     print_table,
     serve,
 )
@@ -49,7 +50,8 @@ def measure(options):
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         write_images(folder)
-        for what, targets in ROWS.items():
+        for what in getattr(options, 'rows', None) or ROWS:
+            targets = ROWS[what]
             contestants = {
                 name: start(options, what, name, folder) for name in ('ours', *targets)}
             results, failed = compare(contestants, options.repetitions)
@@ -198,10 +200,12 @@ def main():
     parser.add_argument('--peer_python', default=sys.executable,
                         help='the Python that has benchmarks/requirements.txt')
     parser.add_argument('--repetitions', type=int, default=7)
+    parser.add_argument('--rows', nargs='+', choices=ROWS)
     parser.add_argument('--contestant', nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
         name, what, folder = options.contestant
+        keep_freed_memory()             # for all sides; ours has it in training anyway
         if name == 'ours':
             serve(make_ours(what, folder))
         elif name == 'decoding':
