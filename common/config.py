@@ -46,6 +46,7 @@ CHOICES = {
     'TRAIN.RANDOM_ERASE_MODE': ('pixel', 'const', 'rand'),
     'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'polynomial', 'constant'),
     'TRAIN.OPTIMIZER.NAME': ('AdamW', 'Adam', 'SGD', 'Momentum', 'Lamb', 'Lars'),
+    'EVAL_ENGINE': ('auto', 'model', 'plain', 'onednn', 'openvino'),
     'AMP_LEVEL': ('O1', 'O2'),
     'AMP_DTYPE': ('float16', 'bfloat16'),
 }
@@ -206,6 +207,7 @@ def build_default_config():
     config.SAVE_BAD_BATCH = False           # keep the batch that made the loss not finite
     config.VISUALDL = False
     config.FAST = True                      # CPU fast paths; False: Paddle's plain operators
+    config.EVAL_ENGINE = 'auto'             # of -eval on a CPU: auto, model (no engine), ...
     return config
 
 

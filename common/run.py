@@ -138,6 +138,10 @@ def run_evaluation(job):
         raise UserError('-eval needs weights: give -pretrained=FILE. A checkpoint of a run will '
                         'do, such as <run folder>/best.')
     load_from_config(job.model, config)
+    if job.device == 'cpu' and config.FAST and get_world_size() == 1:
+        # Imported here: exporting stands on common.launch, and that on this module.
+        from common.deploy.evaluation import choose_evaluator
+        job.model = choose_evaluator(job.model, config, len(job.dataset_val))
     run_log = RunLog(job.folder if get_rank() == 0 else None, config)
     with job.watchdog:
         job.validate(run_log)
