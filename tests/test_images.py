@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import struct
 import zlib
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data import pixels
 from common.data.images import ImageError, is_image_name, read_image, show_path, to_array
 from tests.data_folders import make_image
 
@@ -25,40 +23,6 @@ def test_decodes_as_the_reference(name):
     image = read_image(os.path.join(FIXTURES, name))
     assert image.mode == 'RGB' and list(image.size) == INDEX[name]['size_wh']
     assert hashlib.sha256(to_array(image).tobytes()).hexdigest() == INDEX[name]['rgb_sha256']
-
-
-@pytest.mark.parametrize('name', INDEX)
-@pytest.mark.parametrize('rows', [1, 37, 10_000])
-def test_the_first_rows_are_those_of_the_whole(name, rows):
-    path = os.path.join(FIXTURES, name)
-    whole = to_array(read_image(path))
-    rows = min(rows, len(whole))
-    top = to_array(read_image(path, lambda size: rows))
-    assert top.shape == whole.shape and np.array_equal(top[:rows], whole[:rows])
-
-
-def test_rows_below_are_not_decoded():
-    if pixels.load_kernels() is None:
-        pytest.skip('needs the kernels')
-    path = os.path.join(FIXTURES, 'landscape_500x375.jpg')
-    assert not to_array(read_image(path, lambda size: 100))[100:].any()
-
-
-def test_a_jpeg_that_is_damaged_above_or_cut_is_refused(tmp_path):
-    with open(os.path.join(FIXTURES, 'landscape_500x375.jpg'), 'rb') as file:
-        content = file.read()
-    path = str(tmp_path / 'cut.jpg')
-    for broken in (content[:-2], content[:len(content) // 2],
-                   content[:len(content) // 4] + b'\xff\xd9'):
-        with open(path, 'wb') as file:
-            file.write(broken)
-        try:
-            expected = to_array(read_image(path))[:300]
-        except ImageError as error:
-            with pytest.raises(ImageError, match=f'^{re.escape(str(error))}$'):
-                read_image(path, lambda size: 300)
-        else:       # Pillow lets the end be missing
-            assert np.array_equal(to_array(read_image(path, lambda size: 300))[:300], expected)
 
 
 def test_first_frame_of_an_animation(tmp_path):

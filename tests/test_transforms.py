@@ -89,20 +89,6 @@ def test_random_crop_resizes_the_box_alone():
     assert np.array_equal(to_array(crop(image, generator(3))), to_array(expected))
 
 
-def test_random_crop_foretells_its_rows():
-    transform = build_train_transform(make_config(TRAIN__HFLIP=0.5))
-    for seed in range(50):
-        image = Image.fromarray(generator(seed).integers(0, 256, (90, 70, 3), dtype=np.uint8))
-        rng = generator(seed)
-        rows = transform.count_rows(image.size, rng)
-        top = image.copy()
-        top.paste(0, (0, rows, 70, 90))
-        expected = to_array(transform(image, generator(seed)))
-        assert np.array_equal(to_array(transform(top, rng)), expected)
-    whole = build_train_transform(make_config(TRAIN__CROP='resize'))
-    assert whole.count_rows((70, 90), generator()) == 90
-
-
 def test_random_interpolation_draws_both():
     image = Image.fromarray(generator().integers(0, 256, (40, 40, 3), dtype=np.uint8))
     crop = RandomResizedCrop(16, (1.0, 1.0), (1.0, 1.0), 'random')

@@ -8,7 +8,6 @@ DATASETS.
 
 import os
 import zlib
-from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -83,7 +82,7 @@ class Dataset:
         epoch, index = key
         seed = np.random.SeedSequence([self.seed, epoch, index])
         rng = np.random.Generator(np.random.PCG64(seed))
-        image, index = self._read_or_skip(index, rng)
+        image, index = self._read_or_skip(index)
         try:
             array = to_array(self.transform(image, rng))
         except ImageError as error:
@@ -100,11 +99,8 @@ class Dataset:
         """Return a number that differs between processes with other samples."""
         return zlib.crc32(np.ascontiguousarray(self.labels))
 
-    def read(self, index, count_rows=None):
-        """Return the PIL image (RGB) of a sample, untransformed.
-
-        count_rows: as in `read_image`; rows below may be missing.
-        """
+    def read(self, index):
+        """Return the PIL image (RGB) of a sample, untransformed."""
         raise NotImplementedError
 
     def check_files(self):
@@ -119,14 +115,11 @@ class Dataset:
         part = 'training' if self.is_train else 'validation'
         return f'{self.name}: {len(self):,} {part} images, {self.num_classes:,} classes'
 
-    def _read_or_skip(self, index, rng):
-        count_rows = getattr(self.transform, 'count_rows', None)
-        if count_rows is not None:
-            count_rows = partial(count_rows, rng=rng)
+    def _read_or_skip(self, index):
         for attempt in range(SKIP_ATTEMPTS if self.skip_corrupt else 1):
             candidate = (index + attempt) % len(self)
             try:
-                return self.read(candidate, count_rows), candidate
+                return self.read(candidate), candidate
             except ImageError as error:
                 last_error = error
         if self.skip_corrupt:
@@ -144,10 +137,10 @@ class FileDataset(Dataset):
     def checksum(self):
         return self.table.checksum()
 
-    def read(self, index, count_rows=None):
+    def read(self, index):
         path = self.table[index]
         try:
-            return read_image(path, count_rows)
+            return read_image(path)
         except ImageError as error:
             if self.table.source is not None and not os.path.exists(path):
                 raise ImageError(f'{error} ({self.table.locate(index)})') from None
@@ -179,7 +172,7 @@ class ArrayDataset(Dataset):
         super().__init__(config, is_train, labels, class_names)
         self.images = images
 
-    def read(self, index, count_rows=None):
+    def read(self, index):
         return Image.fromarray(self.images[index])
 
 

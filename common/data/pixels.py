@@ -31,7 +31,6 @@ SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'pixels.c')
 COMPILE = ('cc', '-O3', '-ffp-contract=off', '-shared', '-fPIC')
 COMPILE_SECONDS = 60        # a compiler that takes longer is none
 
-PIECE_BYTES = 16 << 20      # Pillow keeps a larger image in several pieces
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 PILLOW = int(PIL.__version__.split('.')[0])
 
@@ -72,22 +71,6 @@ def rotate(image, degrees, resample, fill=0):
     x, y = image.width / 2, image.height / 2
     matrix = (cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y)
     return transform(image, matrix, resample, fill)
-
-
-def can_look_into(image):
-    """Tell whether `is_decoded` will have an answer for an image that is not loaded yet."""
-    return load_kernels() is not None and 4 * image.width * image.height < PIECE_BYTES
-
-
-def is_decoded(image, row):
-    """Tell whether a decoder has written to the last pixel of a row of an RGB image."""
-    try:
-        memory = _Memory(image)
-    except (ValueError, MemoryError):
-        return False
-    # Of the four bytes that Pillow keeps for a pixel the decoders set the fourth to 255.
-    last = memory.address + 4 * image.width * (row + 1) - 1
-    return ctypes.c_uint8.from_address(last).value == 255
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,7 +125,7 @@ def _find_memory(image, resample):
         return None
     try:
         return _Memory(image)
-    except (ValueError, MemoryError):       # in several pieces
+    except (ValueError, MemoryError):       # in several pieces: above 16 MB
         return None
 
 

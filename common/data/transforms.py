@@ -59,14 +59,6 @@ class Compose:
             image = step(image, rng)
         return image
 
-    def count_rows(self, size, rng):
-        """Return the rows, from the top, that a call looks at in an image of `size`.
-
-        rng: as it will be at that call; it is left as it is.
-        """
-        first = self.steps[0]
-        return first.count_rows(size, rng) if isinstance(first, RandomResizedCrop) else size[1]
-
 
 class ResizeCentreCrop:
     """Resize the shorter side to floor(size / crop_pct), then crop size x size at the centre.
@@ -123,13 +115,6 @@ class RandomResizedCrop:
         box = self.choose_box(image.size, rng)
         filter = _choose_filter(self.interpolation, rng)
         return pixels.resize(image, (self.size, self.size), filter, box)
-
-    def count_rows(self, size, rng):
-        """Return the lower end of the box that a call will choose; `rng` is left as it is."""
-        state = rng.bit_generator.state
-        bottom = self.choose_box(size, rng)[3]
-        rng.bit_generator.state = state
-        return bottom
 
     def choose_box(self, size, rng):
         """Return (left, top, right, bottom) inside an image of `size` (width, height)."""
