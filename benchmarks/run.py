@@ -15,7 +15,7 @@ from benchmarks.contest import describe_machine, print_table
 from benchmarks.rows import HEAD, add_options
 
 # Each module has measure(options) -> rows of the table.
-SUBJECTS = ('evaluate', 'train_step', 'memory', 'processes', 'startup')
+SUBJECTS = ('evaluate', 'train_step', 'data', 'memory', 'processes', 'startup')
 
 
 def main():
