@@ -90,7 +90,7 @@ def test_stored_outputs(name):
     assert sum(bool(cell['outputs']) for cell in code) >= len(code) - 2
     notes = [''.join(cell['source']) for cell in book['cells'] if cell['cell_type'] == 'markdown']
     assert any('中文' in note for note in notes)
-    for text in texts_of(nbformat.from_dict(book)):
+    for text in texts_of(read_notebook(name)):
         assert not MACHINE_PATH.search(text), text
         assert '\x1b' not in text and len(text.splitlines()) <= 60, text
 
