@@ -354,17 +354,19 @@ def copy_heads(source, shape, order):
 
 
 class SplitHeads(PyLayer):
-    """[B, N, 3 * H * d] -> q, k, v of [B, H, N, d] each."""
+    """[B, N, 3 * H * d] -> q * scale, k, v of [B, H, N, d] each."""
 
     @staticmethod
-    def forward(ctx, qkv, num_heads):
+    def forward(ctx, qkv, num_heads, scale):
         batch, num_tokens, width = qkv.shape
         ctx.shape = (batch, num_tokens, 3, num_heads, width // num_heads // 3)
+        ctx.scale = scale
         array = share(qkv).reshape(ctx.shape)
         outputs = []
         for part in range(3):
             outputs.append(paddle.empty([batch, num_heads, num_tokens, ctx.shape[-1]], 'float32'))
             np.copyto(share(outputs[-1]), array[:, :, part].transpose(0, 2, 1, 3))
+        outputs[0].scale_(scale)
         return tuple(outputs)
 
     @staticmethod
@@ -374,33 +376,87 @@ class SplitHeads(PyLayer):
         array = share(output).reshape(ctx.shape)
         for part, grad in enumerate(grads):
             np.copyto(array[:, :, part], share(make_contiguous(grad)).transpose(0, 2, 1, 3))
+        array[:, :, 0] *= np.float32(ctx.scale)
         return output
 
 
-class MergeHeads(PyLayer):
+def merge_heads(heads):
     """[B, H, N, d] -> [B, N, H * d]."""
+    batch, num_heads, num_tokens, head_size = heads.shape
+    return copy_heads(heads, heads.shape, (0, 2, 1, 3)).reshape(
+        [batch, num_tokens, num_heads * head_size])
 
+
+class MergeHeads(PyLayer):
     @staticmethod
     def forward(ctx, heads):
-        batch, num_heads, num_tokens, head_size = ctx.shape = heads.shape
-        return copy_heads(heads, heads.shape, (0, 2, 1, 3)).reshape(
-            [batch, num_tokens, num_heads * head_size])
+        ctx.shape = heads.shape
+        return merge_heads(heads)
 
     @staticmethod
     def backward(ctx, grad):
-        batch, num_heads, num_tokens, head_size = ctx.shape
-        return copy_heads(make_contiguous(grad), (batch, num_tokens, num_heads, head_size),
-                          (0, 2, 1, 3))
+        return split_gradient(grad, ctx.shape)
+
+
+def split_gradient(grad, shape):
+    """[B, N, H * d] -> `shape`, [B, H, N, d]."""
+    batch, num_heads, num_tokens, head_size = shape
+    return copy_heads(make_contiguous(grad), (batch, num_tokens, num_heads, head_size),
+                      (0, 2, 1, 3))
+
+
+def compute_probabilities(q, k):
+    return F.softmax_(paddle.matmul(q, k, transpose_y=True), axis=-1)
+
+
+class Attend(PyLayer):
+    """Merged softmax(q k^T) v; backward computes the probabilities again.
+
+    They are the largest of a block's activations where tokens are many: [B, H, N, N].
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        ctx.save_for_backward(q, k, v)
+        return merge_heads(paddle.matmul(compute_probabilities(q, k), v))
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v = ctx.saved_tensor()
+        grad = split_gradient(grad, q.shape)
+        probabilities = compute_probabilities(q, k)
+        grad_v = paddle.matmul(probabilities, grad, transpose_x=True)
+        slope = paddle.matmul(grad, v, transpose_y=True)
+        multiply_by_softmax_slope(share_rows(slope), share_rows(probabilities))
+        return (paddle.matmul(slope, k), paddle.matmul(slope, q, transpose_x=True), grad_v)
+
+
+def multiply_by_softmax_slope(grad, probabilities):
+    """Turn the gradient of softmax's outputs into that of its inputs, in place, by rows."""
+    rows_at_once = max(ROWS, 2 ** 16 // grad.shape[1])
+    for first in range(0, len(grad), rows_at_once):
+        part, share_of = grad[first:first + rows_at_once], probabilities[first:first + rows_at_once]
+        part -= np.einsum('ij,ij->i', part, share_of)[:, None]
+        part *= share_of
 
 
 def forward_attention(layer, tokens):
     qkv = layer.qkv(tokens)
     if not fits(qkv):
         return layer.plain_forward(tokens)
-    q, k, v = apply(SplitHeads, qkv, layer.num_heads)
     scale = layer.scale if hasattr(layer, 'scale') else layer.head_size ** -0.5
-    scores = paddle.matmul(q * scale, k, transpose_y=True)
-    probabilities = layer.attn_dropout(F.softmax(scores, axis=-1))
-    heads = apply(MergeHeads, paddle.matmul(probabilities, v))
+    q, k, v = apply(SplitHeads, qkv, layer.num_heads, scale)
+    if must_show_probabilities(layer.attn_dropout):
+        scores = paddle.matmul(q, k, transpose_y=True)
+        probabilities = layer.attn_dropout(F.softmax(scores, axis=-1))
+        heads = apply(MergeHeads, paddle.matmul(probabilities, v))
+    else:
+        heads = apply(Attend, q, k, v)
     project = layer.out if 'out' in layer._sub_layers else layer.proj
     return layer.proj_dropout(project(heads))
+
+
+def must_show_probabilities(dropout):
+    """Whether somebody looks at a dropout's input, or it has something to drop."""
+    return bool(dropout.training and dropout.p
+                or dropout._forward_pre_hooks or dropout._forward_post_hooks)

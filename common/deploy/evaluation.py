@@ -45,7 +45,8 @@ def choose_evaluator(model, config, num_images):
     except (RunError, UserError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.info('Evaluating without an engine (EVAL_ENGINE %s): %s', name, reason)
-        vars(model).pop('forward', None)    # to_static's
+        for layer in model.sublayers(include_self=True):
+            vars(layer).pop('forward', None)            # the conversion's
         fast.accelerate(model)
         return model
     logger.info('%s', engine.describe())
