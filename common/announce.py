@@ -4,7 +4,9 @@ import platform
 
 import numpy as np
 import paddle
+import yaml
 
+from common.config import dump_config
 from common.device import describe_device
 from common.distributed import get_world_size
 from common.environment import describe_cpu
@@ -19,6 +21,32 @@ def log_start(project, config, device, folder):
     logger.info('Python %s, Paddle %s, NumPy %s; %d process%s, seed %d',
                 platform.python_version(), paddle.__version__, np.__version__, get_world_size(),
                 'es' if get_world_size() > 1 else '', config.SEED)
+
+
+def log_changes(saved_config, config):
+    """Warn of every option that is not as in the run that is continued.
+
+    saved_config: yaml text, or None (PaddleViT's checkpoints have none). Where the output
+    goes and how often it is written may change freely.
+    """
+    if saved_config is None:
+        return
+    saved = dict(_flatten(yaml.safe_load(saved_config)))
+    now = dict(_flatten(yaml.safe_load(dump_config(config))))
+    free = {'MODEL.RESUME', 'SAVE', 'SAVE_FREQ', 'SAVE_STEPS', 'SAVE_MINUTES', 'KEEP',
+            'REPORT_FREQ', 'NPROCS', 'DEVICE', 'WATCHDOG_SECONDS', 'DATA.NUM_WORKERS', 'VISUALDL'}
+    for key in sorted((set(saved) | set(now)) - free):
+        if saved.get(key) != now.get(key):
+            logger.warning('The run that is continued had %s %r; now it is %r.', key,
+                           saved.get(key), now.get(key))
+
+
+def _flatten(tree, prefix=''):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f'{prefix}{name}.')
+        else:
+            yield prefix + name, value
 
 
 def log_skipped(skipped):

@@ -6,6 +6,7 @@ defaults are PaddleViT's where PaddleViT has the option.
 """
 
 import ast
+import math
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -63,7 +64,7 @@ NOT_NEGATIVE = (
     'DATA.NUM_WORKERS', 'TRAIN.LAST_EPOCH', 'TRAIN.WARMUP_EPOCHS', 'TRAIN.WARMUP_STEPS',
     'TRAIN.COOLDOWN_EPOCHS', 'TRAIN.WEIGHT_DECAY', 'TRAIN.BASE_LR', 'TRAIN.WARMUP_START_LR',
     'TRAIN.END_LR', 'TRAIN.MIXUP_ALPHA', 'TRAIN.CUTMIX_ALPHA', 'TRAIN.COLOR_JITTER', 'SEED',
-    'KEEP', 'WATCHDOG_SECONDS',
+    'KEEP', 'WATCHDOG_SECONDS', 'TRAIN.OPTIMIZER.EPS',
 )
 
 PROBABILITIES = (
@@ -85,6 +86,17 @@ class ModelRules(NamedTuple):
     choices: dict = {}
     positive: tuple = ()
     check: Callable = None
+
+
+# Lists of numbers: how many, and the least that each may be.
+NUMBER_LISTS = {
+    'DATA.IMAGENET_MEAN': (3, -math.inf),
+    'DATA.IMAGENET_STD': (3, 1e-6),
+    'TRAIN.OPTIMIZER.BETAS': (2, 0),
+    'TRAIN.CROP_SCALE': (2, 1e-3),
+    'TRAIN.CROP_RATIO': (2, 1e-2),
+    'TRAIN.AFFINE_SCALE': (2, 1e-2),
+}
 
 
 def build_default_config():
@@ -207,7 +219,7 @@ def build_default_config():
     config.SAVE_BAD_BATCH = False           # keep the batch that made the loss not finite
     config.VISUALDL = False
     config.FAST = True                      # CPU fast paths; False: Paddle's plain operators
-    config.EVAL_ENGINE = 'auto'             # of -eval on a CPU: auto, model (no engine), ...
+    config.EVAL_ENGINE = 'model'             # of -eval on a CPU: auto, model (no engine), ...
     return config
 
 
@@ -253,14 +265,37 @@ def check_config(config, rules):
         value = _get(config, key)
         if value not in choices:
             raise UserError(f'{key}: unknown value {value!r}.{suggest(value, choices)}')
-    channels = config.DATA.IMAGE_CHANNELS
-    for key in ('IMAGENET_MEAN', 'IMAGENET_STD'):
-        if len(config.DATA[key]) != channels:
-            raise UserError(f'DATA.{key} needs {channels} numbers, not {config.DATA[key]}.')
-    if min(config.DATA.IMAGENET_STD) <= 0:
-        raise UserError(f'DATA.IMAGENET_STD must be above 0, not {config.DATA.IMAGENET_STD}.')
+    if config.DATA.IMAGE_CHANNELS != 3:
+        raise UserError(f'DATA.IMAGE_CHANNELS must be 3, not {config.DATA.IMAGE_CHANNELS}: images '
+                        'are read as RGB.')
+    for key, (count, lowest) in NUMBER_LISTS.items():
+        _check_numbers(key, _get(config, key), count, lowest)
+    for key in list_keys(config):
+        value = _get(config, key)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f'{key} must be a finite number, not {value}.')
+    if config.MODEL.DROPPATH == 1:
+        raise UserError('MODEL.DROPPATH must be below 1: nothing would be left of the last block.')
+    if config.SEED >= 2 ** 63:
+        raise UserError(f'SEED must be below 2 ** 63, not {config.SEED}.')
     if rules.check:
         rules.check(config)
+
+
+def _check_numbers(key, values, count, lowest):
+    """Raise UserError unless `values` are `count` finite numbers of at least `lowest`.
+
+    A pair is a range, so its second number must not be below the first; betas and means
+    are no ranges, and have no `lowest` above 0.
+    """
+    are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool)
+                      and math.isfinite(value) for value in values)
+    if len(values) != count or not are_numbers:
+        raise UserError(f'{key} needs {count} numbers, not {values}.')
+    if min(values) < lowest:
+        raise UserError(f'{key} must be {lowest:g} or more, not {values}.')
+    if count == 2 and lowest > 0 and values[0] > values[1]:
+        raise UserError(f'{key}: the range {values} ends before it begins.')
 
 
 def list_keys(config, prefix=''):

@@ -1,5 +1,7 @@
 """Which device a process computes on."""
 
+import os
+
 import paddle
 
 from common.errors import UserError
@@ -12,8 +14,16 @@ def count_gpus():
     return paddle.device.cuda.device_count()
 
 
-def choose_device(wanted, local_rank=0):
+def get_own_gpu():
+    """Return the number of the GPU that Paddle's launchers gave this process; 0 if none did."""
+    selected = os.environ.get('FLAGS_selected_gpus', '0')       # noqa: SIM112 (Paddle's spelling)
+    return int(selected.split(',')[0])
+
+
+def choose_device(wanted, own_gpu=0):
     """Return "cpu" or "gpu:N" for a wanted "auto", "cpu", "gpu" or "gpu:N".
+
+    own_gpu: taken where the wish names none.
 
     A GPU build of Paddle ends the process when it is told to use a GPU that is
     not there, so this looks first. Raises UserError for a GPU that is missing.
@@ -24,7 +34,7 @@ def choose_device(wanted, local_rank=0):
     gpus = count_gpus()
     if kind == 'cpu' or kind == 'auto' and gpus == 0:
         return 'cpu'
-    index = int(number) if number else local_rank
+    index = int(number) if number else own_gpu
     if index >= gpus:
         raise UserError(f'-device {wanted}: Paddle sees {gpus} GPU{"s" * (gpus != 1)}. '
                         'Use -device cpu, or install a GPU build of Paddle that fits the driver.')

@@ -66,6 +66,9 @@ def run_multi(project, argv=None):
 
 def _run_single(project, argv):
     config = parse_command_line(project, argv, 'main_single_gpu.py')
+    if is_launched() and int(os.environ['PADDLE_TRAINERS_NUM']) > 1:
+        raise UserError('main_single_gpu.py is one process; under paddle.distributed.launch use '
+                        'main_multi_gpu.py.')
     if config.NPROCS not in (None, 1):
         raise UserError(f'main_single_gpu.py is one process; -nprocs={config.NPROCS} is for '
                         'main_multi_gpu.py.')

@@ -7,14 +7,14 @@ import zlib
 import numpy as np
 import paddle
 
-from common.announce import log_plan, log_skipped, log_start
+from common.announce import log_changes, log_plan, log_skipped, log_start
 from common.config import dump_config
 from common.data import mixup
 from common.data.batch import TrainBatch
 from common.data.device import Preprocess
 from common.data.loader import build_loader
 from common.data.sampler import EvalBatches, TrainBatches
-from common.device import choose_device
+from common.device import choose_device, get_own_gpu
 from common.distributed import agree_on, broadcast_texts, get_rank, get_world_size
 from common.errors import RunError, UserError
 from common.fast import accelerate
@@ -48,7 +48,7 @@ def run(project, config):
 
     project: common.launch.Project. Distributed initialisation is done.
     """
-    device = choose_device(config.DEVICE, local_rank=int(os.environ.get('PADDLE_RANK_IN_NODE', 0)))
+    device = choose_device(config.DEVICE, get_own_gpu())
     paddle.set_device(device)
     start_logging(quiet=get_rank() > 0)
     folder, resume_path = choose_folder(config)
@@ -134,6 +134,9 @@ class Job:
 def run_evaluation(job):
     """Evaluate MODEL.PRETRAINED on the validation data."""
     config = job.config
+    if config.MODEL.RESUME:
+        raise UserError('-resume continues a training run; for -eval give its checkpoint as '
+                        '-pretrained.')
     if not config.MODEL.PRETRAINED:
         raise UserError('-eval needs weights: give -pretrained=FILE. A checkpoint of a run will '
                         'do, such as <run folder>/best.')
@@ -145,7 +148,7 @@ def run_evaluation(job):
     run_log = RunLog(job.folder if get_rank() == 0 else None, config)
     with job.watchdog:
         job.validate(run_log)
-    job.report_mistakes()
+        job.report_mistakes()
     run_log.close()
 
 
@@ -159,10 +162,11 @@ def run_training(job, stop):
     plan = build_plan(config, order.batches_per_epoch)
     state.update = config.TRAIN.LAST_EPOCH * plan.updates_per_epoch
     if job.resume_path is not None:
-        resume(state, job.resume_path, plan)
+        resume(state, job.resume_path, plan, config)
     if state.update >= plan.total_updates:
-        logger.info('Nothing to do: update %d of %d is done. To train anew, leave -resume out; to '
-                    'go on, raise TRAIN.NUM_EPOCHS.', state.update, plan.total_updates)
+        logger.info('Nothing to do: update %d of %d is done. To train anew, leave -resume and '
+                    '-last_epoch out; to go on, raise TRAIN.NUM_EPOCHS.', state.update,
+                    plan.total_updates)
         return
     order = order.slice(plan.count_batches_before(state.update),
                         plan.count_batches_before(plan.total_updates))
@@ -226,9 +230,10 @@ def validate_state(job, state, plan, run_log):
     return acc1
 
 
-def resume(state, path, plan):
+def resume(state, path, plan, config):
     """Continue from a checkpoint: weights, optimizer, EMA, scaler, position and best metric."""
     checkpoint = read_checkpoint(path)
+    log_changes(checkpoint['config'], config)
     for line in restore(state, checkpoint, get_world_size()):
         logger.info('%s', line)
     saved_numerics = checkpoint['numerics'] or {}

@@ -10,11 +10,13 @@ import struct
 import subprocess
 import sys
 import termios
+from types import SimpleNamespace
 
 import pytest
+from paddle.distributed.utils import launch_utils
 
 from common.cli import SWITCHES, VALUE_FLAGS, find_config, parse_command_line
-from common.device import choose_device
+from common.device import choose_device, get_own_gpu
 from common.errors import UserError
 from common.launch import choose_processes
 from ViT.config import get_config
@@ -100,7 +102,7 @@ def test_a_config_is_looked_for_beside_the_script(tmp_path, monkeypatch):
 def test_devices_and_processes(monkeypatch):
     monkeypatch.setattr('common.device.count_gpus', lambda: 4)
     monkeypatch.setattr('common.launch.count_gpus', lambda: 4)
-    assert [choose_device(wanted, local_rank=2) for wanted in ('auto', 'cpu', 'gpu', 'gpu:1')] \
+    assert [choose_device(wanted, own_gpu=2) for wanted in ('auto', 'cpu', 'gpu', 'gpu:1')] \
         == ['gpu:2', 'cpu', 'gpu:2', 'gpu:1']
     for wanted in ('gpu:4', 'gpu:x', 'cpu:0', 'cuda'):
         with pytest.raises(UserError):
@@ -146,3 +148,15 @@ def test_a_progress_bar_in_a_terminal(tmp_path):
                      r'images/s=\d+', shown), shown
     assert re.search(r'Evaluating +\d+%\|.*batch \d+/8', shown)
     assert 'Done: 12 updates' in shown
+
+
+def test_every_process_takes_the_gpu_that_paddle_gave_it(monkeypatch):
+    """With the environment that paddle.distributed.spawn makes for rank 2, on the fourth GPU."""
+    cluster = SimpleNamespace(trainers_nranks=lambda: 3, trainers_endpoints=lambda: ['a:1'] * 3)
+    trainer = SimpleNamespace(gpus=[3], rank=2, endpoint='a:1')
+    for name, value in launch_utils._prepare_trainer_env(cluster, trainer, 'nccl').items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr('common.device.count_gpus', lambda: 4)
+    assert choose_device('auto', get_own_gpu()) == 'gpu:3'
+    monkeypatch.delenv('FLAGS_selected_gpus')
+    assert choose_device('auto', get_own_gpu()) == 'gpu:0'

@@ -44,8 +44,7 @@ def test_engine_evaluates_as_the_model(name):
 
 
 def test_few_images_are_not_worth_an_engine():
-    config, model = build()
-    assert config.EVAL_ENGINE == 'auto'
+    config, model = build(EVAL_ENGINE='auto')
     few = evaluation.MIN_IMAGES - 1
     assert evaluation.choose_evaluator(model, config, few) is model
 

@@ -92,6 +92,20 @@ COMMAND_LINES = {
     'evaluation without weights': ([DIGITS, '-eval'], ['-pretrained']),
     'processes for one': ([DIGITS, '-nprocs=2'], ['-nprocs=2', 'main_multi_gpu.py']),
     'unknown device': ([DIGITS, '-device=tpu'], ['tpu', 'gpu:N']),
+    'resume for evaluation': ([DIGITS, '-eval', '-resume=auto'], ['-resume', '-pretrained']),
+    'text among numbers': ([DIGITS, '-opts', 'DATA.IMAGENET_STD', '["a",1,1]'],
+                           ['DATA.IMAGENET_STD', '3 numbers']),
+    'one number of two': ([DIGITS, '-opts', 'TRAIN.OPTIMIZER.BETAS', '[0.9]'],
+                          ['TRAIN.OPTIMIZER.BETAS', '2 numbers']),
+    'range with zero': ([DIGITS, '-opts', 'TRAIN.CROP_RATIO', '[0,1]'],
+                        ['TRAIN.CROP_RATIO', 'or more']),
+    'range turned round': ([DIGITS, '-opts', 'TRAIN.AFFINE_SCALE', '[1.2,0.8]'],
+                           ['TRAIN.AFFINE_SCALE', 'ends before']),
+    'infinite rate': ([DIGITS, '-opts', 'TRAIN.BASE_LR', '1e999'], ['TRAIN.BASE_LR', 'finite']),
+    'nothing kept': ([DIGITS, '-opts', 'MODEL.DROPPATH', '1.0'], ['MODEL.DROPPATH', 'below 1']),
+    'grey images': ([DIGITS, '-opts', 'DATA.IMAGE_CHANNELS', '1'],
+                    ['DATA.IMAGE_CHANNELS', 'RGB']),
+    'huge seed': ([DIGITS, f'-seed={10 ** 20}'], ['SEED', '2 ** 63']),
 }
 
 

@@ -262,18 +262,18 @@ POLICIES = {
 class Operation:
     """One operation, applied with a probability at a magnitude that may vary.
 
-    magnitude_std: standard deviation of the normal law around `magnitude`; inf: the
-    magnitude is uniform over [0, magnitude]. The level is cut to [0, max_level].
+    levels: (magnitude_std, max_level). magnitude_std is the standard deviation of the
+    normal law around `magnitude`; inf: the magnitude is uniform over [0, magnitude].
+    The level is cut to [0, max_level].
+    look: (fill colour of what a move uncovers, filters to draw the resampling from).
     """
 
-    def __init__(self, name, prob, magnitude, magnitude_std, max_level, fill, resampling):
+    def __init__(self, name, prob, magnitude, levels, look):
         self.name = name
         self.prob = prob
         self.magnitude = magnitude
-        self.magnitude_std = magnitude_std
-        self.max_level = max_level
-        self.fill = fill
-        self.resampling = resampling
+        self.magnitude_std, self.max_level = levels
+        self.fill, self.resampling = look
 
     def __call__(self, image, generator):
         if generator.random() >= self.prob:
@@ -363,10 +363,8 @@ def parse_spec(spec, fill, resampling):
         settings[key] = value
     std = settings.get('mstd', 0.0)
     shared = {
-        'magnitude_std': float('inf') if std > 100 else std,
-        'max_level': settings.get('mmax', MAX_LEVEL),
-        'fill': fill,
-        'resampling': resampling,
+        'levels': (float('inf') if std > 100 else std, settings.get('mmax', MAX_LEVEL)),
+        'look': (fill, resampling),
     }
     if name in POLICIES:
         return AutoAugment([

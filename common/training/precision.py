@@ -2,6 +2,7 @@
 
 import paddle
 
+from common.distributed import get_world_size
 from common.run_log import logger
 
 
@@ -15,6 +16,9 @@ class Precision:
         self.enabled = config.AMP and device != 'cpu'
         self.level = config.AMP_LEVEL
         self.dtype = config.AMP_DTYPE
+        # Gradients kept in float32 would not fit the half-precision buffers in which
+        # DataParallel gathers what several micro-batches have added up.
+        self.master_grad = get_world_size() == 1 or config.TRAIN.ACCUM_ITER == 1
         self.scaler = paddle.amp.GradScaler(
             enable=self.enabled and self.dtype == 'float16', init_loss_scaling=2.0 ** 15)
         if config.AMP and not self.enabled:
@@ -37,4 +41,4 @@ class Precision:
             return model, optimizer
         return paddle.amp.decorate(
             models=model, optimizers=optimizer, level='O2', dtype=self.dtype,
-            master_weight=True, master_grad=True)
+            master_weight=True, master_grad=self.master_grad)

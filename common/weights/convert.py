@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import RunError, UserError
 from common.weights import safetensors_file
 from common.weights.checkpoint import list_first, read_checkpoint
 from common.weights.formats import t2t, timm
@@ -128,9 +128,9 @@ def main(targets, arguments=None):
     options = parser.parse_args(arguments)
     try:
         _run(options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    except (UserError, RunError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
     return 0
 
 
