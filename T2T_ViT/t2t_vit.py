@@ -1,6 +1,6 @@
 """Tokens-to-Token ViT (Yuan et al., 2021, https://arxiv.org/abs/2101.11986).
 
-The whole model in one file that needs nothing but Paddle. Bottom up: the two
+The whole model in one file that needs Paddle and NumPy alone. Bottom up: the two
 kinds of token module, the transformer block, T2TViT, build_t2t_vit. Shapes are
 in the comments: B images, N tokens, D = embed_dim, C = token_dim.
 
