@@ -88,15 +88,18 @@ class ModelRules(NamedTuple):
     check: Callable = None
 
 
-# Lists of numbers: how many, and the least that each may be.
+# Lists of numbers: how many (None: one a channel), and the least that each may be.
 NUMBER_LISTS = {
-    'DATA.IMAGENET_MEAN': (3, -math.inf),
-    'DATA.IMAGENET_STD': (3, 1e-6),
+    'DATA.IMAGENET_MEAN': (None, -math.inf),
+    'DATA.IMAGENET_STD': (None, 1e-6),
     'TRAIN.OPTIMIZER.BETAS': (2, 0),
     'TRAIN.CROP_SCALE': (2, 1e-3),
     'TRAIN.CROP_RATIO': (2, 1e-2),
     'TRAIN.AFFINE_SCALE': (2, 1e-2),
 }
+
+
+RANGES = ('TRAIN.CROP_SCALE', 'TRAIN.CROP_RATIO', 'TRAIN.AFFINE_SCALE')
 
 
 def build_default_config():
@@ -265,11 +268,8 @@ def check_config(config, rules):
         value = _get(config, key)
         if value not in choices:
             raise UserError(f'{key}: unknown value {value!r}.{suggest(value, choices)}')
-    if config.DATA.IMAGE_CHANNELS != 3:
-        raise UserError(f'DATA.IMAGE_CHANNELS must be 3, not {config.DATA.IMAGE_CHANNELS}: images '
-                        'are read as RGB.')
     for key, (count, lowest) in NUMBER_LISTS.items():
-        _check_numbers(key, _get(config, key), count, lowest)
+        _check_numbers(key, _get(config, key), count or config.DATA.IMAGE_CHANNELS, lowest)
     for key in list_keys(config):
         value = _get(config, key)
         if isinstance(value, float) and not math.isfinite(value):
@@ -285,8 +285,7 @@ def check_config(config, rules):
 def _check_numbers(key, values, count, lowest):
     """Raise UserError unless `values` are `count` finite numbers of at least `lowest`.
 
-    A pair is a range, so its second number must not be below the first; betas and means
-    are no ranges, and have no `lowest` above 0.
+    The second number of a range must not be below the first.
     """
     are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool)
                       and math.isfinite(value) for value in values)
@@ -294,7 +293,7 @@ def _check_numbers(key, values, count, lowest):
         raise UserError(f'{key} needs {count} numbers, not {values}.')
     if min(values) < lowest:
         raise UserError(f'{key} must be {lowest:g} or more, not {values}.')
-    if count == 2 and lowest > 0 and values[0] > values[1]:
+    if key in RANGES and values[0] > values[1]:
         raise UserError(f'{key}: the range {values} ends before it begins.')
 
 

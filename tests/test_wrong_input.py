@@ -103,7 +103,8 @@ COMMAND_LINES = {
                            ['TRAIN.AFFINE_SCALE', 'ends before']),
     'infinite rate': ([DIGITS, '-opts', 'TRAIN.BASE_LR', '1e999'], ['TRAIN.BASE_LR', 'finite']),
     'nothing kept': ([DIGITS, '-opts', 'MODEL.DROPPATH', '1.0'], ['MODEL.DROPPATH', 'below 1']),
-    'grey images': ([DIGITS, '-opts', 'DATA.IMAGE_CHANNELS', '1'],
+    'grey images': ([DIGITS, '-opts', 'DATA.IMAGE_CHANNELS', '1', 'DATA.IMAGENET_MEAN', '[0.5]',
+                     'DATA.IMAGENET_STD', '[0.5]'],
                     ['DATA.IMAGE_CHANNELS', 'RGB']),
     'huge seed': ([DIGITS, f'-seed={10 ** 20}'], ['SEED', '2 ** 63']),
 }

@@ -45,6 +45,9 @@ def build_dataset(config, is_train, transform):
 def open_dataset(config, is_train):
     """Return the data set without a transform, its files not looked for yet."""
     name = config.DATA.DATASET
+    if config.DATA.IMAGE_CHANNELS != 3:
+        raise UserError(f'DATA.IMAGE_CHANNELS must be 3, not {config.DATA.IMAGE_CHANNELS}: images '
+                        'are read as RGB.')
     if name not in DATASETS:
         raise UserError(f'Unknown data set {name!r}.{suggest(name, DATASETS)}')
     dataset = DATASETS[name](config, is_train)
