@@ -4,6 +4,7 @@ Every way ends in an exit code: 0 done, 1 a failure, 2 wrong input, 128 + N sign
 """
 
 import contextlib
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -61,7 +62,10 @@ def run_multi(project, argv=None):
     Joins the job where paddle.distributed.launch started this process; otherwise starts
     one process for each visible GPU, or NPROCS processes.
     """
-    return report_errors(_run_multi, project, sys.argv[1:] if argv is None else argv)
+    code = report_errors(_run_multi, project, sys.argv[1:] if argv is None else argv)
+    if code and is_launched():
+        _leave(code)
+    return code
 
 
 def _run_single(project, argv):
@@ -167,7 +171,19 @@ def _work(project, argv):
         dist.init_parallel_env()
         run(project, parse_command_line(project, argv, 'main_multi_gpu.py'))
 
-    sys.exit(report_errors(join_and_run, project, argv))
+    code = report_errors(join_and_run, project, argv)
+    if code:
+        _leave(code)
+
+
+def _leave(code):
+    """End this failed rank at once: Paddle's teardown can wait for the others for seconds."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_with_parent():

@@ -165,7 +165,8 @@ def test_a_rank_with_other_options_or_files(tmp_path, what):
     job = Job(tmp_path / 'run', 2, options, launch=[])
     started = time.monotonic()
     code = job.start(folder=tmp_path / 'here' if what == 'data' else None, **environment).wait()
-    assert code == 1, job.text
+    # The launcher's own code is rank 0's: 1, or -15 where it ended that rank before it could.
+    assert code and 'code 1' in job.text, job.text
     assert time.monotonic() - started < SECONDS
     assert message in read_logs(job) and 'Traceback' not in read_logs(job)
     assert 'Give every process the same files and options' in read_logs(job)
