@@ -33,6 +33,7 @@ from benchmarks.contest import (  # noqa: E402
     print_table,
     serve,
 )
+from benchmarks.torch_setup import prepare_torchvision  # noqa: E402
 
 PHOTOGRAPH = os.path.join(ROOT, 'tests', 'fixtures', 'preprocess', 'full_640x427.jpg')
 IMAGES, BATCH_SIZE, SIZE = 192, 64, 224
@@ -139,18 +140,13 @@ def make_peer(name, what, folder):
     import torch
 
     torch.set_num_threads(1)
-    # timm and torchvision import these; no build of them fits a CPU-only PyTorch.
-    operators = torch.library.Library('torchvision', 'FRAGMENT')
-    for operator in ('nms', 'qnms'):
-        if not hasattr(torch.ops.torchvision, operator):
-            operators.define(f'{operator}(Tensor a, Tensor b, float c) -> Tensor')
+    prepare_torchvision()
     make_loader = make_timm if name == 'timm' else make_torchvision
     loader = make_loader(name, what, os.path.join(folder, 'train'))
 
     def load():
         for _ in loader:
             pass
-    load.operators = operators          # they go away with the library object
     return load
 
 

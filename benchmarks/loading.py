@@ -70,6 +70,8 @@ def start(python, role, model, form, folder):
 
 def run_peer(size, form, folder):
     """Write one file and its expected logits; return the seconds that the peer loads it in."""
+    from benchmarks.torch_setup import prepare_torchvision
+    prepare_torchvision()
     import torch
     torch.manual_seed(0)
     path = os.path.join(folder, form)

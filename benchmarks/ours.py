@@ -83,7 +83,7 @@ def make_evaluation(name, batch_size, how, precision='float32', image_size=None)
         return evaluate
     from common.deploy import engine as engines
     from common.deploy.export import save_program
-    from common.fast import keep_freed_memory
+    from common.host_memory import keep_freed_memory
     keep_freed_memory()
     folder = tempfile.mkdtemp()
     save_program(model, config.DATA.IMAGE_SIZE, folder)

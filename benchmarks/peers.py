@@ -5,52 +5,17 @@ MODEL: a name of timm, or "t2t_vit_14" with T2T_VIT naming a checkout of the off
 Every peer gets two settings beside its defaults: all cores as threads, and freed memory kept.
 """
 
-import importlib.util
 import io
 import os
 import sys
-import types
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
 from benchmarks.contest import keep_freed_memory, serve
+from benchmarks.torch_setup import prepare_torchvision
 
 keep_freed_memory()
-
-
-class _Names(type):
-    def __getattr__(cls, name):
-        if name.startswith('__'):
-            raise AttributeError(name)
-        return name
-
-
-class _Stub(types.ModuleType):
-    __path__ = ()
-
-    def __getattr__(self, name):
-        if name.startswith('__'):
-            raise AttributeError(name)
-        return _Names(name, (), {})
-
-
-class StubFinder:
-    """Stands in for torchvision where it has no build: timm imports it, and ViT uses none of it."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] == 'torchvision':
-            return importlib.util.spec_from_loader(name, self)
-        return None
-
-    def create_module(self, spec):
-        return _Stub(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
-if importlib.util.find_spec('torchvision') is None:
-    sys.meta_path.append(StubFinder())
+prepare_torchvision()
 
 import torch  # noqa: E402
 

@@ -11,7 +11,6 @@ the order of random numbers stay as they are. On a GPU nothing of this is used.
 Tensors are read and written through NumPy arrays that share their memory.
 """
 
-import ctypes
 import math
 import types
 
@@ -20,6 +19,8 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 from paddle.nn import functional as F
+
+from common.host_memory import keep_freed_memory, make_contiguous, share, share_rows
 
 ROWS = 128          # computed at a time: a few hundred kilobytes, which a core's cache holds
 
@@ -63,38 +64,6 @@ def choose_forward(layer):
     if {'qkv', 'attn_dropout', 'proj_dropout'} <= parts and hasattr(layer, 'num_heads'):
         return forward_attention
     return None
-
-
-def keep_freed_memory():
-    """Let the C library keep what is freed instead of giving it back to the system.
-
-    Large tensors are otherwise mapped anew at every use, and the system clears each page:
-    nine tenths of the time of an addition. Returns False where the C library has no such
-    setting.
-    """
-    trim_threshold, mmap_max = -1, -4                       # names of glibc's malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False
-    return mallopt(mmap_max, 0) == 1 and mallopt(trim_threshold, 2 ** 31 - 1) == 1
-
-
-def share(tensor):
-    """Return a float32 array over a contiguous CPU tensor's memory, which it keeps alive."""
-    size = math.prod(tensor.shape)
-    buffer = (ctypes.c_float * size).from_address(tensor.data_ptr())
-    buffer.tensor = tensor
-    return np.frombuffer(buffer, 'float32').reshape(tensor.shape)
-
-
-def make_contiguous(tensor):
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
-
-
-def share_rows(tensor):
-    """Return share(tensor) as a matrix: all axes but the last joined."""
-    return share(tensor).reshape(-1, tensor.shape[-1])
 
 
 def split_rows(count):

@@ -259,7 +259,7 @@ def test_two_processes(tmp_path):
 
 def test_freed_memory_is_kept():
     code = ('import resource, numpy as np\n'
-            'from common.fast import keep_freed_memory\n'
+            'from common.host_memory import keep_freed_memory\n'
             'kept = keep_freed_memory()\n'
             'for _ in range(3): np.ones(2 ** 24, "uint8")\n'
             'count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'

@@ -7,7 +7,7 @@ turns them into the model's input. Training and evaluation share this code.
 import numpy as np
 import paddle
 
-from common.fast import share
+from common.host_memory import share
 
 
 class Preprocess:

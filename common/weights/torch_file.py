@@ -10,9 +10,11 @@ import os
 import struct
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from common.environment import count_cores
 from common.weights.safe_pickle import NUMPY_FUNCTIONS, Inert, PickleError, Reader
 
 # torch.serialization.MAGIC_NUMBER as a pickle of protocol 2.
@@ -71,6 +73,7 @@ def decode(data, dtype):
 def read_zip(file):
     """Return (tree, {}) of a torch.save archive. Raises PickleError."""
     size = left = os.fstat(file.fileno()).st_size
+    members = []
     try:
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         with zipfile.ZipFile(file) as archive:
@@ -94,7 +97,8 @@ def read_zip(file):
                 left -= info.file_size
                 if left < 0:
                     raise PickleError('holds the same data again and again.')
-                return _map_member(content, info)
+                members.append((info, _map_member(content, info)))
+                return members[-1][1]
 
             if f'{folder}byteorder' in archive.namelist() and bytes(read('byteorder')) != b'little':
                 raise PickleError('written on a big-endian machine, which is not supported.')
@@ -109,7 +113,11 @@ def read_zip(file):
             pickle_size = archive.getinfo(pickles[0]).file_size
             with archive.open(pickles[0]) as stream:
                 tree = _read_pickle(stream, min(pickle_size, size), load_persistent)
-            return _get_tensors(tree), {}
+            tensors = _get_tensors(tree)
+            with ThreadPoolExecutor(min(count_cores(), 8)) as pool:
+                for _ in pool.map(_check_sum, members):
+                    pass                    # raises what a thread raised
+            return tensors, {}
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError,
             ValueError, OverflowError, TypeError, struct.error) as error:
         raise PickleError(f'damaged or cut short ({error}).') from None
@@ -122,9 +130,15 @@ def _map_member(content, info):
     name_size, extra_size = struct.unpack('<HH', content[header + 26:header + 30])
     start = header + 30 + name_size + extra_size
     data = content[start:start + info.file_size]
-    if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-        raise PickleError(f'damaged or cut short: the checksum of {info.filename} does not fit.')
+    if len(data) != info.file_size:
+        raise PickleError(f'damaged or cut short: {info.filename} is incomplete.')
     return data
+
+
+def _check_sum(member):
+    info, data = member
+    if zlib.crc32(data) != info.CRC:
+        raise PickleError(f'damaged: the checksum of {info.filename} does not fit.')
 
 
 def read_legacy(file):
@@ -155,12 +169,15 @@ def read_legacy(file):
     if not isinstance(keys, list) or set(map(str, keys)) != set(map(str, storages)):
         raise PickleError('damaged: the list of storages does not fit.')
 
+    content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
     def read(count):
         stored = int.from_bytes(file.read(8), 'little')
-        data = file.read(count) if count <= end - file.tell() else b''
-        if len(data) != count or stored * itemsize != count:
+        start = file.tell()
+        if start + count > end or stored * itemsize != count:
             raise PickleError('damaged or cut short: a storage is incomplete.')
-        return data
+        file.seek(count, os.SEEK_CUR)
+        return content[start:start + count]
 
     for key in keys:
         storage = storages.get(key)
