@@ -56,13 +56,14 @@ def build_page(trained):
         gradio.Markdown(f'## {trained.config.MODEL.NAME}')
         with gradio.Row():
             with gradio.Column():
-                picture = gradio.Image(type='pil', image_mode='RGB', label='Picture')
+                picture = gradio.Image(type='pil', image_mode='RGB', label='Picture',
+                                       height=SHOWN)
                 source = gradio.Radio(['rollout', 'mean of heads'], value='rollout',
                                       label='Attention')
                 layer = gradio.Slider(1, depth, value=depth, step=1, label='Layer')
             with gradio.Column():
                 classes = gradio.Label(num_top_classes=TOP_CLASSES, label='Classes')
-                heat = gradio.Image(type='pil', label='What the model attends to')
+                heat = gradio.Image(type='pil', label='What the model attends to', height=SHOWN)
         for control in (picture, source, layer):
             control.change(answer, [picture, source, layer], [classes, heat],
                            api_name='analyse' if control is picture else False)
