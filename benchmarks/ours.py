@@ -2,7 +2,7 @@
 
 train MODEL BATCH fast|plain [DIVISOR]   one optimizer update
 eval MODEL BATCH fast|plain|ENGINE PRECISION   one batch to logits
-MODEL: vit or t2t with a yaml's name, as "ViT/vit_base_patch16_224".
+MODEL: a yaml, as "ViT/vit_base_patch16_224"; without dropout, as the peers create their models.
 """
 
 import os
@@ -33,7 +33,9 @@ def build(name, image_size=None):
     else:
         from T2T_ViT.config import get_config
         from T2T_ViT.t2t_vit import build_t2t_vit as build_model
-    flags = {'DATA.IMAGE_SIZE': image_size} if image_size else {}
+    flags = dict.fromkeys(('MODEL.DROPOUT', 'MODEL.ATTENTION_DROPOUT', 'MODEL.DROPPATH'), 0.0)
+    if image_size:
+        flags['DATA.IMAGE_SIZE'] = image_size
     config = get_config(os.path.join(ROOT, folder, 'configs', f'{name}.yaml'), flags=flags)
     paddle.seed(0)
     return config, build_model(config)

@@ -20,9 +20,13 @@ from paddle import nn
 from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
-from common.host_memory import keep_freed_memory, make_contiguous, share, share_rows
-
-ROWS = 128          # computed at a time: a few hundred kilobytes, which a core's cache holds
+from common.host_memory import (
+    keep_freed_memory,
+    make_contiguous,
+    run_by_rows,
+    share,
+    share_rows,
+)
 
 
 def accelerate(model):
@@ -66,12 +70,6 @@ def choose_forward(layer):
     return None
 
 
-def split_rows(count):
-    """Yield slices that cover `count` rows."""
-    for first in range(0, count, ROWS):
-        yield slice(first, min(first + ROWS, count))
-
-
 def fits(*tensors):
     """Whether the fast path can take these: float32, not empty, outside static graphs."""
     return paddle.in_dynamic_mode() and all(
@@ -101,10 +99,12 @@ def multiply_and_add(x, weight, bias):
     """Return x @ weight + bias. x: [..., in]; weight: [in, out]."""
     output = paddle.matmul(x.reshape([-1, x.shape[-1]]), weight)
     if bias is not None:
-        array = share(output)
-        values = share(bias)
-        for rows in split_rows(len(array)):
+        array, values = share(output), share(bias)
+
+        def add(rows):
             array[rows] += values
+
+        run_by_rows(add, len(array))
     return output.reshape([*x.shape[:-1], weight.shape[1]])
 
 
@@ -162,13 +162,17 @@ def compute_cdf(x, approximate):
     if not approximate:
         output = paddle.erf(x * math.sqrt(0.5))
         array = share_rows(output)
-        for rows in split_rows(len(array)):
+
+        def shift(rows):
             array[rows] *= 0.5
             array[rows] += 0.5
+
+        run_by_rows(shift, len(array))
         return output
     output = paddle.empty_like(x)
     array, values = share_rows(output), share_rows(x)
-    for rows in split_rows(len(array)):
+
+    def compute(rows):
         part, value = array[rows], values[rows]
         np.multiply(value, value, out=part)
         part *= 0.044715
@@ -178,16 +182,16 @@ def compute_cdf(x, approximate):
         np.tanh(part, out=part)
         part *= 0.5
         part += 0.5
+
+    run_by_rows(compute, len(array))
     return output
 
 
 def multiply_by_slope(grad, x, cdf, approximate):
     """Multiply grad, a matrix, by the derivative of gelu at x, in place; overwrites cdf."""
-    buffer = np.empty((ROWS, x.shape[1]), 'float32')
-    for rows in split_rows(len(grad)):
+    def multiply(rows):
         value, part = x[rows], cdf[rows]
-        slope = buffer[:len(value)]
-        np.multiply(value, value, out=slope)
+        slope = value * value
         if approximate:
             # c' = 2 c (1 - c) s', where c = (1 + tanh s) / 2
             slope *= 3 * 0.044715
@@ -202,6 +206,8 @@ def multiply_by_slope(grad, x, cdf, approximate):
         slope *= value
         slope += part
         grad[rows] *= slope
+
+    run_by_rows(multiply, len(grad))
 
 
 class Gelu(PyLayer):
@@ -290,7 +296,8 @@ class LayerNorm(PyLayer):
 def write_layer_norm_gradients(grad, x, weight, epsilon, grad_x, products):
     """Fill grad_x, and products = grad * (x - mean) / deviation. All matrices, by rows."""
     width = x.shape[1]
-    for rows in split_rows(len(x)):
+
+    def write(rows):
         product, output = products[rows], grad_x[rows]
         np.subtract(x[rows], x[rows].mean(axis=1, keepdims=True), out=product)
         variance = np.einsum('ij,ij->i', product, product) / width
@@ -303,6 +310,8 @@ def write_layer_norm_gradients(grad, x, weight, epsilon, grad_x, products):
         output -= product * slope
         output *= scale
         product *= grad[rows]
+
+    run_by_rows(write, len(x))
 
 
 def forward_layer_norm(layer, x):
@@ -318,8 +327,16 @@ def copy_heads(source, shape, order):
     """Return the tensor reshaped and transposed, in new memory."""
     array = share(source).reshape(shape).transpose(order)
     output = paddle.empty(array.shape, 'float32')
-    np.copyto(share(output), array)
+    copy_batch(share(output), array)
     return output
+
+
+def copy_batch(target, source):
+    """Copy an array, some of the first axis on each core."""
+    def copy(rows):
+        target[rows] = source[rows]
+
+    run_by_rows(copy, len(target), rows_at_once=1)
 
 
 class SplitHeads(PyLayer):
@@ -334,7 +351,7 @@ class SplitHeads(PyLayer):
         outputs = []
         for part in range(3):
             outputs.append(paddle.empty([batch, num_heads, num_tokens, ctx.shape[-1]], 'float32'))
-            np.copyto(share(outputs[-1]), array[:, :, part].transpose(0, 2, 1, 3))
+            copy_batch(share(outputs[-1]), array[:, :, part].transpose(0, 2, 1, 3))
         outputs[0].scale_(scale)
         return tuple(outputs)
 
@@ -344,7 +361,7 @@ class SplitHeads(PyLayer):
         output = paddle.empty([batch, num_tokens, math.prod(ctx.shape[2:])], 'float32')
         array = share(output).reshape(ctx.shape)
         for part, grad in enumerate(grads):
-            np.copyto(array[:, :, part], share(make_contiguous(grad)).transpose(0, 2, 1, 3))
+            copy_batch(array[:, :, part], share(make_contiguous(grad)).transpose(0, 2, 1, 3))
         array[:, :, 0] *= np.float32(ctx.scale)
         return output
 
@@ -402,11 +419,12 @@ class Attend(PyLayer):
 
 def multiply_by_softmax_slope(grad, probabilities):
     """Turn the gradient of softmax's outputs into that of its inputs, in place, by rows."""
-    rows_at_once = max(ROWS, 2 ** 16 // grad.shape[1])
-    for first in range(0, len(grad), rows_at_once):
-        part, share_of = grad[first:first + rows_at_once], probabilities[first:first + rows_at_once]
+    def multiply(rows):
+        part, share_of = grad[rows], probabilities[rows]
         part -= np.einsum('ij,ij->i', part, share_of)[:, None]
         part *= share_of
+
+    run_by_rows(multiply, len(grad), max(128, 2 ** 16 // grad.shape[1]))
 
 
 def forward_attention(layer, tokens):

@@ -1,0 +1,53 @@
+"""Tensors as arrays of the same memory, and work shared among the cores."""
+
+import threading
+
+import numpy as np
+import paddle
+import pytest
+
+from common import host_memory
+from common.host_memory import run_by_rows, share
+
+
+@pytest.fixture
+def three_threads(monkeypatch):
+    monkeypatch.setattr(host_memory, 'count_threads', lambda: 3)
+    host_memory._get_pool.cache_clear()
+    yield
+    host_memory._get_pool.cache_clear()
+
+
+@pytest.mark.parametrize('count', [0, 1, 127, 128, 129, 1000, 1576])
+def test_every_row_is_taken_once(three_threads, count):
+    taken = np.zeros(count, int)
+
+    def take(rows):
+        assert 0 < rows.stop - rows.start <= 128
+        taken[rows] += 1
+
+    run_by_rows(take, count)
+    assert (taken == 1).all()
+
+
+def test_several_threads_work(three_threads):
+    barrier = threading.Barrier(3, timeout=20)          # passed only by three at a time
+    run_by_rows(lambda rows: barrier.wait(), 3, rows_at_once=1)
+
+
+def test_an_error_in_another_thread_is_raised(three_threads):
+    def fail_at_the_end(rows):
+        if rows.stop == 300:
+            raise ValueError('the last rows')
+
+    with pytest.raises(ValueError, match='the last rows'):
+        run_by_rows(fail_at_the_end, 300, rows_at_once=50)
+
+
+def test_share_is_the_tensor_s_memory():
+    tensor = paddle.zeros([2, 3])
+    share(tensor)[1, 2] = 5
+    assert tensor.numpy()[1, 2] == 5
+    array = share(paddle.ones([4]))         # the array keeps the tensor alive
+    paddle.full([4], 7.0)
+    assert array.tolist() == [1, 1, 1, 1]
