@@ -212,6 +212,13 @@ def test_token_modules_are_shown_for_the_tokens_inside_the_chosen_one():
         View(attention).map_stem()['token module 1'], weights.mean(axis=(0, 1)), atol=1e-7)
 
 
+@pytest.mark.parametrize('scale, title', [
+    (1, 'token module 1'), (1e-6, 'token module 1, sum 1e-06')])
+def test_a_token_module_s_title_tells_rows_that_sum_to_almost_nothing(scale, title):
+    weights = np.full((4, 4), scale / 16)
+    assert visualize._name_stem('token module 1', weights) == title
+
+
 def test_overlay_is_lightest_where_the_map_is_highest():
     gray = Image.new('RGB', (40, 60), (128, 128, 128))
     weights = np.zeros((3, 2))

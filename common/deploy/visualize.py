@@ -152,12 +152,20 @@ def draw(view, crop, preprocessing):
     rows = [[Panel('input', picture), Panel('predictions', draw_text_panel(lines, PANEL)),
              panel(f'rollout, {view.name_token()}', rollout[-1]),
              panel(f'layer {view.layer}, mean of heads', heads.mean(axis=0)),
-             *(panel(name, weights) for name, weights in view.map_stem().items())]]
+             *(panel(_name_stem(name, weights), weights)
+               for name, weights in view.map_stem().items())]]
     rows += _wrap([panel(f'layer {view.layer}, head {i}', weights)
                    for i, weights in enumerate(heads, 1)])
     rows += _wrap([panel(f'rollout to layer {i}', weights)
                    for i, weights in enumerate(rollout, 1)])
     return make_figure(rows, PANEL)
+
+
+def _name_stem(name, weights):
+    """The map is drawn with its largest value bright; where a performer's rows sum to
+    almost nothing, as its epsilon allows, the title says so."""
+    total = weights.sum()
+    return name if abs(total - 1) < 0.05 else f'{name}, sum {total:.1g}'
 
 
 def _wrap(panels):
