@@ -27,11 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TITLE = 'start-up to the first update, ViT-Ti/16'
 
 
-def write_images(folder, count=64):
-    """Write JPEGs of 500 x 375 pixels, two classes, as train/ and val/."""
+def write_images(folder, count=64, validation=None):
+    """Write JPEGs of 500 x 375 pixels, two classes: `count` as train/, and as many or
+    `validation` as val/."""
     generator = np.random.default_rng(0)
-    for part in ('train', 'val'):
-        for number in range(count):
+    for part, images in (('train', count), ('val', validation or count)):
+        for number in range(images):
             path = Path(folder, part, f'class{number % 2}', f'{number}.jpg')
             path.parent.mkdir(parents=True, exist_ok=True)
             small = Image.fromarray(generator.integers(0, 256, (30, 40, 3), 'uint8'))

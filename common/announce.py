@@ -37,8 +37,8 @@ def log_changes(saved_config, config):
             'REPORT_FREQ', 'NPROCS', 'DEVICE', 'WATCHDOG_SECONDS', 'DATA.NUM_WORKERS', 'VISUALDL'}
     for key in sorted((set(saved) | set(now)) - free):
         if saved.get(key) != now.get(key):
-            logger.warning('The run that is continued had %s %r; now it is %r.', key,
-                           saved.get(key), now.get(key))
+            logger.info('The run that is continued had %s %r; now it is %r.', key,
+                        saved.get(key), now.get(key))
 
 
 def _flatten(tree, prefix=''):

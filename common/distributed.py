@@ -3,6 +3,7 @@
 One process is world size 1: every function works there and does nothing.
 """
 
+import contextlib
 import os
 
 import numpy as np
@@ -27,13 +28,26 @@ def is_launched():
     return 'PADDLE_TRAINERS_NUM' in os.environ and 'PADDLE_TRAINER_ID' in os.environ
 
 
+@contextlib.contextmanager
+def explain_lost_rank():
+    """Turn what Gloo raises when another process is gone into a RunError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        if 'gloo' not in str(error):
+            raise
+        raise RunError('Lost another process, whose own message tells why '
+                       f'({str(error).strip().splitlines()[-1]})') from None
+
+
 def gather_over_ranks(values):
     """Return every rank's numbers: float64 array [world size, len(values)]."""
     values = np.asarray(values, dtype='float64')
     if get_world_size() == 1:
         return values[None]
     gathered = []
-    dist.all_gather(gathered, paddle.to_tensor(values, dtype='float64'))
+    with explain_lost_rank():
+        dist.all_gather(gathered, paddle.to_tensor(values, dtype='float64'))
     return np.stack([item.numpy() for item in gathered])
 
 
@@ -62,6 +76,18 @@ def agree_on(name, value):
     if len(set(values)) > 1:
         raise RunError(f'The processes disagree on {name}: {values} on ranks 0 to '
                        f'{len(values) - 1}. Give every process the same files and options.')
+
+
+@paddle.no_grad()
+def average_gradients(parameters):
+    """Replace every gradient by its mean over ranks, in place."""
+    if get_world_size() == 1:
+        return
+    with explain_lost_rank():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad.scale_(1 / get_world_size())
 
 
 def wait_for_all():

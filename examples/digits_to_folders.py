@@ -7,6 +7,7 @@ makes DIR/first_half and DIR/second_half, each with train/0 to train/9 and val/0
 files of 8 x 8 pixels. Every other image goes to the second half, every fourth of a half to val.
 """
 
+import argparse
 import os
 import sys
 
@@ -18,7 +19,7 @@ from common.data.digits import load_digits_rgb
 
 
 def write_folders(root):
-    """Write all 1,797 digits below `root`."""
+    """Write all 1,797 digits below `root`; return their number."""
     images, labels = load_digits_rgb()
     for index, (image, label) in enumerate(zip(images, labels)):
         half = ('first_half', 'second_half')[index % 2]
@@ -26,9 +27,19 @@ def write_folders(root):
         folder = os.path.join(root, half, part, str(label))
         os.makedirs(folder, exist_ok=True)
         Image.fromarray(image).save(os.path.join(folder, f'{index:04d}.png'))
+    return len(images)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
+    parser.add_argument('folder', metavar='DIR', help='new or empty folder')
+    folder = parser.parse_args().folder
+    try:
+        count = write_folders(folder)
+    except OSError as error:
+        parser.error(f'cannot write to {folder}: {error.strerror}')
+    print(f'Wrote {count:,} pictures to {folder}/first_half and {folder}/second_half.')
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 2 or sys.argv[1].startswith('-'):
-        sys.exit('usage: python examples/digits_to_folders.py DIR')
-    write_folders(sys.argv[1])
+    main()

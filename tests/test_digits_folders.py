@@ -50,10 +50,10 @@ def test_both_halves_are_picture_folders_of_ten_classes(folders):
 
 
 def test_the_folder_must_be_named():
-    for arguments in ([], ['-h'], ['a', 'b']):
+    for arguments in ([], ['-bad'], ['a', 'b'], [__file__]):
         done = subprocess.run([sys.executable, 'examples/digits_to_folders.py', *arguments],
                               cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 1 and 'usage: ' in done.stderr
+        assert done.returncode == 2 and 'usage: ' in done.stderr
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 Every case runs in a process of its own with 2 GiB of address space, an alarm
 for each file and an audit hook that reports whatever a payload could do. The
-model is a stand-in without Paddle, which needs more address space than that.
+model is a stand-in of the intact file's shapes.
 """
 
 import collections

@@ -118,7 +118,8 @@ class Loader:
         for path in report['skipped']:
             self.skipped[path] = self.skipped.get(path, 0) + 1
         if report['error']:
-            raise ImageError(report['error'])
+            raise ImageError(f'{report["error"]}\nDelete the file, or go on without such images: '
+                             '-opts DATA.SKIP_CORRUPT True. check_data.py lists them all.')
         if report['failure']:
             raise LoaderError(report['failure'])
         return tensors

@@ -39,8 +39,9 @@ def _run(project, argv):
     page = build_page(load_trained(project, arguments))
     try:
         page.launch(server_name=arguments.host, server_port=arguments.port)
-    except OSError as error:
-        raise UserError(f'Cannot serve on {arguments.host}:{arguments.port}: {error}') from None
+    except OSError:
+        raise UserError(f'Cannot serve on {arguments.host}:{arguments.port}: the port is taken '
+                        'or not allowed. -port=N takes another.') from None
 
 
 def build_page(trained):

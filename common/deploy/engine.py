@@ -235,7 +235,12 @@ def open_paddle(folder, precision, prepare):
     # still read (a scaled one used twice, as in T2T-ViT's performer): wrong logits, silently.
     config.delete_pass('inplace_pass')
     prepare(config, precision)
-    predictor = inference.create_predictor(config)
+    try:
+        predictor = inference.create_predictor(config)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f'{folder}: Paddle cannot load the model ({_first_line(error)}). Its files '
+                        'are damaged or of another version of Paddle: export it again with '
+                        'export_model.py.') from None
     source = predictor.get_input_handle(predictor.get_input_names()[0])
     target = predictor.get_output_handle(predictor.get_output_names()[0])
 
@@ -244,6 +249,11 @@ def open_paddle(folder, precision, prepare):
         predictor.run()
         return target.copy_to_cpu()
     return run
+
+
+def _first_line(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:200]
 
 
 def use_plain(config, precision):

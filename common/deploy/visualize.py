@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from common.cli import FlagParser
-from common.data.images import read_image, show_path
+from common.data.images import ImageError, read_image, show_path
 from common.deploy.attention import make_map, record_attention, roll_out
 from common.deploy.drawing import Panel, draw_text_panel, make_figure, overlay
 from common.deploy.pictures import OutputNames, find_pictures
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import add_model_flags, load_trained
-from common.errors import UserError
+from common.errors import RunError, UserError
 from common.launch import report_errors
 from common.run_log import start_logging
 
@@ -51,8 +51,14 @@ def _run(project, list_token_modules, argv):
     trained = load_trained(project, arguments)
     token_modules = list_token_modules(trained.model)
     names = OutputNames(arguments.output)
+    failed = 0
     for picture in find_pictures(arguments.images, sys.stdin):
-        crop = trained.preprocessing.crop(read_image(picture.path))
+        try:
+            crop = trained.preprocessing.crop(read_image(picture.path))
+        except ImageError as error:
+            failed += 1
+            logger.error('error: %s', error)
+            continue
         attention = record_attention(
             trained.model, trained.preprocessing.normalize([crop]), token_modules)
         view = View(attention, arguments.layer, arguments.token)
@@ -61,6 +67,8 @@ def _run(project, list_token_modules, argv):
         logger.info('%s: %s', show_path(picture.path), show_path(path))
         if arguments.save_arrays:
             np.savez_compressed(path.removesuffix('.png') + '.npz', **view.list_arrays())
+    if failed:
+        raise RunError(f'{failed:,} of the pictures could not be read; they are named above.')
 
 
 class View:

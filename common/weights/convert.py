@@ -136,7 +136,7 @@ def main(targets, arguments=None):
 
 def _run(options):
     if not options.output and not options.list:
-        raise UserError('Say where to write with -o FILE, or use --list.')
+        raise UserError('Say where to write with -o FILE, or use -list.')
     if options.list or options.dry_run:
         checkpoint, arrays = read_arrays(options.source, options.to, not options.no_ema)
         if options.list:

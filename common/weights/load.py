@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import paddle
 
 from common.environment import count_cores
 from common.errors import UserError, suggest
@@ -313,6 +312,8 @@ def _describe(shapes):
 
 def _fill(parameters, new_values, tensors):
     """Write values into the parameters of these names, several at a time."""
+    import paddle  # here: listing and converting files does without it
+
     def fill(name):
         parameter, tensor = parameters[name], tensors.get(name)
         if name in new_values:
@@ -331,6 +332,7 @@ def _fill(parameters, new_values, tensors):
 
 def _cast(array, parameter):
     """Return what set_value takes: an ndarray, or a tensor of a type that NumPy lacks."""
+    import paddle
     array = make_contiguous(array)
     return array if parameter.dtype == paddle.float32 else \
         paddle.to_tensor(array).astype(parameter.dtype)

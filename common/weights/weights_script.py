@@ -25,7 +25,7 @@ def main(is_ours, arguments=None):
     try:
         _run(options, is_ours)
     except (UserError, RunError) as error:
-        print(error, file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     return 0
 
