@@ -28,6 +28,7 @@ tune_cpu()
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
+from common.fast import accelerate  # noqa: E402
 from common.training.checkpoint_store import CheckpointStore  # noqa: E402
 from common.training.ema import ModelEma  # noqa: E402
 from ViT.config import get_config  # noqa: E402
@@ -119,7 +120,9 @@ def main():
     config = get_config(os.path.join(ROOT, 'ViT', 'configs', f'{arguments.config}.yaml'))
     config.defrost()
     config.DATA.IMAGE_SIZE = arguments.image_size
+    config.MODEL.DROPOUT = config.MODEL.ATTENTION_DROPOUT = 0.0
     model = build_vit(config)
+    accelerate(model)
     optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters())
     state = SimpleNamespace(model=model, optimizer=optimizer, ema=ModelEma(model, 0.9999),
                             scaler=None)
