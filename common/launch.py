@@ -63,7 +63,7 @@ def run_multi(project, argv=None):
     one process for each visible GPU, or NPROCS processes.
     """
     code = report_errors(_run_multi, project, sys.argv[1:] if argv is None else argv)
-    if code and is_launched():
+    if is_launched():
         _leave(code)
     return code
 
@@ -171,13 +171,11 @@ def _work(project, argv):
         dist.init_parallel_env()
         run(project, parse_command_line(project, argv, 'main_multi_gpu.py'))
 
-    code = report_errors(join_and_run, project, argv)
-    if code:
-        _leave(code)
+    _leave(report_errors(join_and_run, project, argv))
 
 
 def _leave(code):
-    """End this failed rank at once: Paddle's teardown can wait for the others for seconds."""
+    """End this rank at once: Paddle's teardown waits for the others for seconds, or crashes."""
     for worker in multiprocessing.active_children():
         worker.kill()
     logging.shutdown()
