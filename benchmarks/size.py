@@ -1,10 +1,11 @@
 """Cost against size: images a second and peak memory, tiny to huge, 224 and 384, batch 1 to 64.
 
 python -m benchmarks.size [--workload eval|train] [--models tiny,small,base,large,huge]
-    [--batch_sizes 1,8,64] [--image_sizes 224,384] [--plot size.png]
+    [--batch_sizes 1,8,64] [--image_sizes 224,384] [--most_gflop 3000] [--plot size.png]
 
 The last column is GFLOP/s: constant where nothing grows faster than the arithmetic. A point
-that would need more memory than the machine has is left out.
+that would need more memory than the machine has, or more arithmetic a batch than asked for, is
+left out.
 """
 
 import argparse
@@ -44,7 +45,10 @@ def measure(arguments):
             # A multiple of the patch size: 378 for patches of 14.
             size = image_size - image_size % MODELS[model][2]
             for batch_size in map(int, arguments.batch_sizes.split(',')):
-                if estimate_memory(model, size, batch_size, arguments.workload) > 0.8 * memory:
+                passes = 3 if arguments.workload == 'train' else 1
+                flops = 2 * passes * batch_size * count_work(model, size)[0]
+                needs = estimate_memory(model, size, batch_size, arguments.workload)
+                if needs > 0.8 * memory or flops > 1e9 * arguments.most_gflop:
                     continue
                 name = f'ViT/vit_{model}_patch{MODELS[model][2]}_224'
                 options = ['fast'] if arguments.workload == 'train' else ['fast', 'float32']
@@ -53,8 +57,6 @@ def measure(arguments):
                 results = [contestant.repeat() for _ in range(arguments.repetitions)]
                 contestant.close()
                 seconds = sorted(result['wall'] for result in results)[len(results) // 2]
-                passes = 3 if arguments.workload == 'train' else 1
-                flops = 2 * passes * batch_size * count_work(model, size)[0]
                 yield (model, size, batch_size, batch_size / seconds, results[-1]['peak'],
                        flops / seconds / 1e9)
 
@@ -89,6 +91,7 @@ def main():
     parser.add_argument('--batch_sizes', default='1,8,64')
     parser.add_argument('--image_sizes', default='224,384')
     parser.add_argument('--repetitions', type=int, default=3)
+    parser.add_argument('--most_gflop', type=float, default=3000)
     parser.add_argument('--plot', help='file for the picture (needs matplotlib)')
     arguments = parser.parse_args()
     print(describe_machine())

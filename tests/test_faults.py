@@ -115,7 +115,7 @@ def test_every_odd_kind_of_image_trains(tmp_path):
 
 def test_a_hung_rank_ends_the_job(tmp_path):
     job = Job(tmp_path, 2, {'TRAIN.NUM_EPOCHS': 1000, 'WATCHDOG_SECONDS': 4})
-    job.start().wait_for_text('Saving')
+    assert job.start().wait_for(job.find_checkpoints), job.text
     started = time.monotonic()
     kill(job.find_ranks()[1], signal.SIGSTOP)
     assert job.wait() == 1
@@ -124,7 +124,7 @@ def test_a_hung_rank_ends_the_job(tmp_path):
 
 def test_ranks_end_when_the_starting_process_is_lost(tmp_path):
     job = Job(tmp_path, 2, {'TRAIN.NUM_EPOCHS': 1000})
-    job.start().wait_for_text('Saving')
+    assert job.start().wait_for(job.find_checkpoints), job.text
     started = time.monotonic()
     kill(job.process.pid, signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL
@@ -134,7 +134,7 @@ def test_ranks_end_when_the_starting_process_is_lost(tmp_path):
 
 def test_ranks_end_when_the_launcher_is_lost(tmp_path):
     job = Job(tmp_path, 2, {'TRAIN.NUM_EPOCHS': 1000}, launch=[])
-    job.start().wait_for(lambda: 'Saving' in read_logs(job))
+    assert job.start().wait_for(job.find_checkpoints), read_logs(job)
     started = time.monotonic()
     kill(job.process.pid, signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL
