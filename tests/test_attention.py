@@ -263,6 +263,18 @@ def test_script_writes_a_figure_and_arrays(name, token_modules, tmp_path, capsys
     assert 'Unknown flag -layers. Did you mean layer?' in capsys.readouterr().err
 
 
+def test_a_bad_picture_is_named_and_the_others_are_drawn(tmp_path, capsys):
+    bad, good = tmp_path / 'bad.jpg', tmp_path / 'good.png'
+    bad.write_text('no picture')
+    Image.fromarray(load_digits_rgb()[0][0]).save(good)
+    code = visualize.main(load_fixture('vit')[0], argv=[
+        str(bad), str(good), f'-pretrained={fixture_path("vit")}', f'-output={tmp_path / "out"}'])
+    assert code == 1
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['good.attention.png']
+    printed = capsys.readouterr()
+    assert 'bad.jpg: not an image' in printed.out + printed.err
+
+
 def test_another_models_checkpoint_is_refused(capsys):
     assert visualize.main(load_fixture('vit')[0], None, [
         'x.png', f'-pretrained={fixture_path("t2t")}']) == 2
