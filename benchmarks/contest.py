@@ -15,6 +15,7 @@ import sys
 import time
 from typing import NamedTuple
 
+SETTLE = 0.4            # seconds between two turns: OpenMP's threads go on spinning for 0.2
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -61,7 +62,7 @@ def compare(contestants, repetitions):
     """Run contestants in turn; return {name: Result}, and {name: text} of those that cannot.
 
     contestants: {name: () -> Contestant}. All stay in memory, so that turns follow each other
-    without start-up; one that waits takes no processor time.
+    without start-up, SETTLE apart; one that waits takes no processor time.
     """
     started = {name: start_or_fail(start) for name, start in contestants.items()}
     failed = {name: item for name, item in started.items() if isinstance(item, str)}
@@ -70,6 +71,7 @@ def compare(contestants, repetitions):
     for _ in range(repetitions):
         for name, contestant in running.items():
             measured[name].append(contestant.repeat())
+            time.sleep(SETTLE)
     for contestant in running.values():
         contestant.close()
     return {name: Result(statistics.median(item['wall'] for item in items),

@@ -78,18 +78,6 @@ def agree_on(name, value):
                        f'{len(values) - 1}. Give every process the same files and options.')
 
 
-@paddle.no_grad()
-def average_gradients(parameters):
-    """Replace every gradient by its mean over ranks, in place."""
-    if get_world_size() == 1:
-        return
-    with explain_lost_rank():
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad.scale_(1 / get_world_size())
-
-
 def wait_for_all():
     """Block until every rank has come here."""
     if get_world_size() > 1:
