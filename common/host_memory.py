@@ -24,6 +24,14 @@ def keep_freed_memory():
     return mallopt(mmap_max, 0) == 1 and mallopt(trim_threshold, 2 ** 31 - 1) == 1
 
 
+def release_freed_memory():
+    """Give back to the system, once, what the C library keeps; False where it cannot."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
 def share(tensor):
     """Return a float32 array over a contiguous CPU tensor's memory, which it keeps alive."""
     size = math.prod(tensor.shape)

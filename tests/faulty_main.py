@@ -1,8 +1,8 @@
 """main_multi_gpu.py, one rank of which comes to grief: a program for the tests.
 
 python tests/faulty_main.py KIND arguments...
-KIND: raise, exit (os._exit), kill (SIGKILL), signal (SIGTERM to the starting process), none, or
-jobs: one run after the other in two processes, the arguments being a JSON list of lists.
+KIND: raise, exit (os._exit), kill (SIGKILL), a signal's name (sent to the starting process), none,
+or jobs: one run after the other in two processes, the arguments being a JSON list of lists.
 """
 
 import json
@@ -20,6 +20,7 @@ from common.run import run
 from ViT.main_single_gpu import PROJECT
 
 KIND = sys.argv[1]
+SIGNAL = getattr(signal, KIND, None)        # for the starting process
 
 
 class FaultyDataset:
@@ -37,7 +38,7 @@ class FaultyDataset:
 
     def __getitem__(self, key):
         self.left -= 1
-        if self.left == 0 and (dist.get_rank() == 1) == (KIND != 'signal'):
+        if self.left == 0 and (dist.get_rank() == 1) == (SIGNAL is None):
             with open(os.environ['FAULT_TIME'], 'w') as file:
                 file.write(str(time.time()))
             if KIND == 'raise':
@@ -45,8 +46,7 @@ class FaultyDataset:
             if KIND == 'exit':
                 print('rank 1 leaves', file=sys.stderr, flush=True)
                 os._exit(7)
-            os.kill(*((os.getppid(), signal.SIGTERM) if KIND == 'signal' else
-                      (os.getpid(), signal.SIGKILL)))
+            os.kill(*((os.getppid(), SIGNAL) if SIGNAL else (os.getpid(), signal.SIGKILL)))
         return self.dataset[key]
 
 

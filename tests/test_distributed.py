@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_every_process(tmp_path):
 
 
 def test_a_signal_saves_and_auto_resume_goes_on_in_the_same_folder(tmp_path):
-    done, seconds = start('signal', *train_flags(tmp_path))
+    done, seconds = start('SIGTERM', *train_flags(tmp_path))
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert done.stderr.count('Stopped by SIGTERM') == 1 and seconds < SECONDS
     folder, = os.listdir(tmp_path)
@@ -170,3 +170,15 @@ def test_a_signal_saves_and_auto_resume_goes_on_in_the_same_folder(tmp_path):
     assert os.listdir(tmp_path) == [folder]
     log = (tmp_path / folder / 'log.txt').read_text()
     assert 'Resuming from' in log and 'Done: 10 updates' in log
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGUSR1'])
+def test_other_signals_save_too(name, tmp_path):
+    number = getattr(signal, name)
+    done, seconds = start(name, *train_flags(tmp_path))
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stderr.count(f'Stopped by {name}') == 1 and seconds < SECONDS
+    assert 'Traceback' not in done.stderr
+    folder, = os.listdir(tmp_path)
+    checkpoint = paddle.load(str(tmp_path / folder / 'last.pdparams'))
+    assert 0 < checkpoint['update'] < 2000

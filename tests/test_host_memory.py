@@ -1,5 +1,8 @@
 """Tensors as arrays of the same memory, and work shared among the cores."""
 
+import subprocess
+import sys
+import textwrap
 import threading
 
 import numpy as np
@@ -51,3 +54,28 @@ def test_share_is_the_tensor_s_memory():
     array = share(paddle.ones([4]))         # the array keeps the tensor alive
     paddle.full([4], 7.0)
     assert array.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
+def test_freed_memory_is_kept_until_it_is_released():
+    code = """
+        from common.environment import tune_cpu
+        tune_cpu()
+        import paddle
+        from common import host_memory
+        def resident():
+            with open('/proc/self/statm') as file:
+                return int(file.read().split()[1]) * 4096 >> 20        # MiB
+        host_memory.keep_freed_memory()
+        tensors = [paddle.ones([1 << 18]) for _ in range(200)]         # 1 MiB each
+        full = resident()
+        del tensors[1:-1]                                              # what is left frames it
+        kept = resident()
+        assert host_memory.release_freed_memory()
+        print(full - kept, kept - resident())
+        """
+    done = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True,
+                          text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    freed, released = map(int, done.stdout.split())
+    assert freed < 5 and released > 190
