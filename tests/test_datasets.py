@@ -11,8 +11,9 @@ from PIL import Image
 
 from common.data.datasets import DATASETS, build_dataset
 from common.data.digits import load_digits, load_digits_rgb
-from common.data.images import ImageError, read_image, to_array
+from common.data.images import ImageError, read_image
 from common.data.lists import read_list, write_list
+from common.data.pixels import to_array
 from common.data.transforms import build_eval_transform, build_train_transform
 from common.errors import UserError
 from tests.data_folders import make_config, make_folders, make_image, make_lists

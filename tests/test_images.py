@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.images import ImageError, is_image_name, read_image, show_path, to_array
+from common.data.images import ImageError, is_image_name, read_image, show_path
+from common.data.pixels import to_array
 from tests.data_folders import make_image
 
 FIXTURES = os.path.join(os.path.dirname(__file__), 'fixtures', 'preprocess')

@@ -1,6 +1,7 @@
 """The kernels for resize, transform and rotation against Pillow, byte by byte, and without them."""
 
 import logging
+import platform
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from common.data import pixels
+from common.environment import read_cpu
 
 FILTERS = pixels.FILTERS
 needs_kernels = pytest.mark.skipif(
@@ -84,6 +86,30 @@ def test_transform_and_rotation_equal_pillow(rng, resample):
         degrees = (0, 90, -180, 270, 1e-9)[number // 3] if number < 15 else rng.uniform(-400, 400)
         assert_same(pixels.rotate(image, degrees, resample, fill),
                     image.rotate(degrees, resample, fillcolor=fill))
+
+
+@pytest.mark.parametrize('width', [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 64, 501])
+@pytest.mark.parametrize('height', [1, 2, 5])
+def test_array_equals_pillows(rng, width, height):
+    noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    array = pixels.to_array(Image.fromarray(noise))
+    np.testing.assert_array_equal(array, noise)
+    assert array.dtype == np.uint8
+
+
+# Of processors without any vector instructions, with 256-bit and with 512-bit ones.
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='names x86-64 processors')
+@needs_kernels
+@pytest.mark.parametrize('processor, feature', [
+    ('x86-64', 'sse2'), ('x86-64-v2', 'sse4_2'), ('x86-64-v3', 'avx2'), ('x86-64-v4', 'avx512vl')])
+def test_kernels_of_other_processors(processor, feature, load_anew, monkeypatch, rng):
+    if feature not in read_cpu()[1]:
+        pytest.skip(f'this processor lacks {feature}')
+    monkeypatch.setattr(pixels, 'COMPILE', (*pixels.COMPILE, f'-march={processor}'))
+    monkeypatch.setattr(pixels, 'read_cpu', lambda: ('', set()))        # no -march=native
+    assert load_anew() is not None
+    test_resize_equals_pillow(rng, FILTERS[1])
+    test_transform_and_rotation_equal_pillow(rng, FILTERS[1])
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGBA'])

@@ -14,7 +14,8 @@ from PIL import Image
 
 from common.data.device import Preprocess
 from common.data.digits import load_digits_rgb
-from common.data.images import read_image, to_array
+from common.data.images import read_image
+from common.data.pixels import to_array
 from common.deploy import predict
 from common.deploy.drawing import draw_labels, write_line
 from common.deploy.pictures import OutputNames, Picture, find_pictures

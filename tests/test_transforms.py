@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.images import ImageError, read_image, to_array
+from common.data.images import ImageError, read_image
+from common.data.pixels import to_array
 from common.data.transforms import (
     RandomAffine,
     RandomFlip,

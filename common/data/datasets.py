@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.digits import load_digits_rgb
-from common.data.images import ImageError, read_image, show_path, to_array
+from common.data.images import ImageError, read_image, show_path
 from common.data.lists import (
     PathTable,
     has_loose_images,
@@ -22,6 +22,7 @@ from common.data.lists import (
     scan_folder,
     split_table,
 )
+from common.data.pixels import to_array
 from common.errors import UserError, suggest
 
 LIST_NAMES = {True: 'train_list.txt', False: 'val_list.txt'}    # by is_train

@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 from PIL import Image
 
 from common.errors import UserError
@@ -45,11 +44,6 @@ def check_size(size):
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(f'{width} x {height} pixels are too many (at most {MAX_PIXELS}).')
-
-
-def to_array(image):
-    """Return a PIL RGB image as uint8 [height, width, 3]."""
-    return np.asarray(image, dtype=np.uint8)
 
 
 def is_image_name(name):

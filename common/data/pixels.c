@@ -3,7 +3,7 @@
  * Images are Pillow's own memory: rows of four bytes a pixel, the fourth unused and 255.
  * Pillow's arithmetic decides every pixel: resize sums 22-bit integer weights, across and
  * then down, and rounds to bytes between the two; transform is in double precision and
- * truncates. Here four channels, or sixteen values of a row, go through it at once.
+ * truncates. Here four channels, or up to sixteen values of a row, go through it at once.
  * Compile with -ffp-contract=off: a fused multiply-add would round otherwise.
  */
 
@@ -25,7 +25,6 @@ typedef double doubles8 __attribute__((vector_size(64)));
 
 enum { BILINEAR = 2, BICUBIC = 3 };                     /* Pillow's numbers */
 enum { WEIGHT_BITS = 22, HALF = 1 << (WEIGHT_BITS - 1) };
-enum { LANES = 4, PARTS = 4 * LANES / 8 };              /* rows at a time, in vectors of 8 */
 
 /* Compilers convert short vectors one element after another; the processor does not. */
 
@@ -77,12 +76,35 @@ static inline void store4(uint8_t *to, ints4 values) {
 #endif
 }
 
-static inline void store8(uint8_t *to, ints8 values) {
+/* As many values as the processor takes at once. */
+#ifdef __AVX512F__
+typedef int32_t wide __attribute__((vector_size(64)));
+
+static inline wide load_wide(const uint8_t *from) {
+    return (wide)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
+}
+
+static inline void store_wide(uint8_t *to, wide values) {
+    __m512i positive = _mm512_max_epi32((__m512i)values, _mm512_setzero_si512());
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(positive));
+}
+#else
+typedef ints8 wide;
+
+static inline wide load_wide(const uint8_t *from) {
+    return load8(from);
+}
+
+static inline void store_wide(uint8_t *to, wide values) {
     ints4 halves[2];
     memcpy(halves, &values, sizeof(values));
     store4(to, halves[0]);
     store4(to + 4, halves[1]);
 }
+#endif
+
+enum { LANES = 4 };                                     /* rows at a time, across */
+enum { WIDE = sizeof(wide) / 4, PARTS = 4 * LANES / WIDE };
 
 /* ---- Resize ---- */
 
@@ -138,37 +160,62 @@ static int build_axis(Axis *axis, int in, int out, int start, int count, int fil
     return 1;
 }
 
+/* Copy columns begin to end of LANES rows to `block`, pixel by pixel: those of one column lie
+ * side by side. Rows from `lanes` on repeat the last. */
+static void interleave(const uint8_t *in, size_t stride, int lanes, int begin, int end,
+                       uint8_t *block) {
+    const uint8_t *rows[LANES];
+    for (int lane = 0; lane < LANES; lane++)
+        rows[lane] = in + stride * (lane < lanes ? lane : lanes - 1);
+    int x = begin;
+#ifdef __SSE4_1__
+    for (; x + 4 <= end; x += 4, block += 16 * LANES) {
+        __m128i row[LANES], pair[LANES];
+        for (int lane = 0; lane < LANES; lane++)
+            row[lane] = _mm_loadu_si128((const __m128i *)(rows[lane] + 4 * (size_t)x));
+        for (int i = 0; i < LANES / 2; i++) {
+            pair[2 * i] = _mm_unpacklo_epi32(row[2 * i], row[2 * i + 1]);
+            pair[2 * i + 1] = _mm_unpackhi_epi32(row[2 * i], row[2 * i + 1]);
+        }
+        __m128i *to = (__m128i *)block;
+        _mm_storeu_si128(to, _mm_unpacklo_epi64(pair[0], pair[2]));
+        _mm_storeu_si128(to + 1, _mm_unpackhi_epi64(pair[0], pair[2]));
+        _mm_storeu_si128(to + 2, _mm_unpacklo_epi64(pair[1], pair[3]));
+        _mm_storeu_si128(to + 3, _mm_unpackhi_epi64(pair[1], pair[3]));
+    }
+#endif
+    for (; x < end; x++)
+        for (int lane = 0; lane < LANES; lane++, block += 4)
+            memcpy(block, rows[lane] + 4 * (size_t)x, 4);
+}
+
 /* Resize `rows` rows across, LANES of them at a time, so that each weight is read once for
  * all. `block` is room for LANES rows of `in`; `out` gets `width` pixels a row. */
 static void resize_across(const uint8_t *in, size_t in_stride, int rows, uint8_t *out,
-                          size_t out_stride, int width, const Axis *axis, uint32_t *block) {
+                          size_t out_stride, int width, const Axis *axis, uint8_t *block) {
     int begin = axis->first[0], end = axis->first[width - 1] + axis->count[width - 1];
     for (int row = 0; row < rows; row += LANES) {
         int lanes = rows - row < LANES ? rows - row : LANES;
-        for (int lane = 0; lane < LANES; lane++) {      /* lanes without a row repeat the last */
-            const uint8_t *from = in + in_stride * (row + (lane < lanes ? lane : lanes - 1));
-            for (int x = begin; x < end; x++)
-                memcpy(block + (size_t)LANES * (x - begin) + lane, from + 4 * (size_t)x, 4);
-        }
-        for (int x = 0; x < width; x++) {
+        interleave(in + in_stride * row, in_stride, lanes, begin, end, block);
+        uint8_t *to = out + out_stride * row;
+        for (int x = 0; x < width; x++, to += 4) {
             const int32_t *weights = axis->weights + (size_t)x * axis->reach;
-            const uint8_t *from =
-                (const uint8_t *)(block + (size_t)LANES * (axis->first[x] - begin));
-            ints8 sums[PARTS];
-            for (int part = 0; part < PARTS; part++) sums[part] = (ints8){} + HALF;
+            const uint8_t *from = block + (size_t)4 * LANES * (axis->first[x] - begin);
+            wide sums[PARTS];
+            for (int part = 0; part < PARTS; part++) sums[part] = (wide){} + HALF;
             for (int j = 0; j < axis->count[x]; j++, from += 4 * LANES)
                 for (int part = 0; part < PARTS; part++)
-                    sums[part] += load8(from + 8 * part) * weights[j];
+                    sums[part] += load_wide(from + WIDE * part) * weights[j];
             uint8_t pixels[4 * LANES];
             for (int part = 0; part < PARTS; part++)
-                store8(pixels + 8 * part, sums[part] >> WEIGHT_BITS);
+                store_wide(pixels + WIDE * part, sums[part] >> WEIGHT_BITS);
             for (int lane = 0; lane < lanes; lane++)
-                memcpy(out + out_stride * (row + lane) + 4 * (size_t)x, pixels + 4 * lane, 4);
+                memcpy(to + out_stride * lane, pixels + 4 * lane, 4);
         }
     }
 }
 
-/* Resize `width` columns down: each output row is a sum of input rows, 16 bytes at a time.
+/* Resize `width` columns down: each output row is a sum of input rows.
  * `in` points to its row `first_row`. */
 static void resize_down(const uint8_t *in, size_t in_stride, int first_row, uint8_t *out,
                         size_t out_stride, int width, int height, const Axis *axis) {
@@ -177,14 +224,14 @@ static void resize_down(const uint8_t *in, size_t in_stride, int first_row, uint
         const int32_t *weights = axis->weights + (size_t)y * axis->reach;
         const uint8_t *from = in + in_stride * (axis->first[y] - first_row);
         size_t x = 0;
-        for (; x + 16 <= row_bytes; x += 16) {
-            ints8 low = (ints8){} + HALF, high = low;
+        for (; x + 2 * WIDE <= row_bytes; x += 2 * WIDE) {
+            wide low = (wide){} + HALF, high = low;
             for (int j = 0; j < axis->count[y]; j++) {
-                low += load8(from + in_stride * j + x) * weights[j];
-                high += load8(from + in_stride * j + x + 8) * weights[j];
+                low += load_wide(from + in_stride * j + x) * weights[j];
+                high += load_wide(from + in_stride * j + x + WIDE) * weights[j];
             }
-            store8(out + x, low >> WEIGHT_BITS);
-            store8(out + x + 8, high >> WEIGHT_BITS);
+            store_wide(out + x, low >> WEIGHT_BITS);
+            store_wide(out + x + WIDE, high >> WEIGHT_BITS);
         }
         for (; x < row_bytes; x += 4) {
             ints4 sums = (ints4){} + HALF;
@@ -203,7 +250,7 @@ int resize_window(const uint8_t *in, int64_t in_stride, int in_width, int in_hei
                   int left, int top, int width, int height, int filter, int down_first) {
     Axis across = {0}, down = {0};
     uint8_t *between = NULL;                            /* after the first of the two passes */
-    uint32_t *block = malloc(4 * LANES * (size_t)in_width);
+    uint8_t *block = malloc(4 * LANES * (size_t)in_width);
     size_t out_stride = 4 * (size_t)width;
     int done = block && build_axis(&across, in_width, out_width, left, width, filter)
                && build_axis(&down, in_height, out_height, top, height, filter);
@@ -227,6 +274,20 @@ int resize_window(const uint8_t *in, int64_t in_stride, int in_width, int in_hei
     release_axis(&across);
     release_axis(&down);
     return done;
+}
+
+/* ---- To three bytes a pixel ---- */
+
+void pack(const uint8_t *in, uint8_t *out, int64_t pixels) {
+    int64_t i = 0;
+#ifdef __SSE4_1__
+    __m128i used = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    for (; i + 6 <= pixels; i += 4) {       /* 12 bytes of the 16 written; more follow */
+        __m128i four = _mm_loadu_si128((const __m128i *)(in + 4 * i));
+        _mm_storeu_si128((__m128i *)(out + 3 * i), _mm_shuffle_epi8(four, used));
+    }
+#endif
+    for (; i < pixels; i++) memcpy(out + 3 * i, in + 4 * i, 3);
 }
 
 /* ---- Affine transform ---- */

@@ -1,4 +1,4 @@
-"""Resize, affine transform and rotation of PIL images: Pillow's pixels, in less time.
+"""Resize, affine transform, rotation of PIL images, and their bytes: Pillow's, in less time.
 
 Pillow moves one value at a time. `pixels.c` does the same arithmetic on vectors, in
 Pillow's own memory; the system's C compiler makes it once and the result is kept in
@@ -44,7 +44,7 @@ def resize(image, size, resample, box=None, window=None):
     """
     box, window = box or (0, 0, *image.size), window or (0, 0, *size)
     is_ordinary = _is_inside(box, image.size) and _is_inside(window, size)
-    memory = _find_memory(image, resample) if is_ordinary else None
+    memory = _find_memory(image) if is_ordinary and resample in FILTERS else None
     if memory is None:
         # Cropping first keeps pixels outside the box out; Pillow's resize(box=...) does not.
         image = image if box == (0, 0, *image.size) else image.crop(box)
@@ -55,7 +55,7 @@ def resize(image, size, resample, box=None, window=None):
 
 def transform(image, matrix, resample, fill=0):
     """Return image.transform(image.size, AFFINE, matrix, resample, fillcolor=fill)."""
-    memory = _find_memory(image, resample)
+    memory = _find_memory(image) if resample in FILTERS else None
     if memory is None:
         return image.transform(
             image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill)
@@ -71,6 +71,12 @@ def rotate(image, degrees, resample, fill=0):
     x, y = image.width / 2, image.height / 2
     matrix = (cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y)
     return transform(image, matrix, resample, fill)
+
+
+def to_array(image):
+    """Return a PIL RGB image as uint8 [height, width, 3]."""
+    memory = _find_memory(image)
+    return np.asarray(image, dtype=np.uint8) if memory is None else _pack(load_kernels(), memory)
 
 
 @functools.lru_cache(maxsize=1)
@@ -119,9 +125,9 @@ class _Memory:
         self.address = array.children[0].contents.buffers[1]
 
 
-def _find_memory(image, resample):
+def _find_memory(image):
     """Return the memory of an image that the kernels can take, or None."""
-    if image.mode != 'RGB' or resample not in FILTERS or load_kernels() is None:
+    if image.mode != 'RGB' or load_kernels() is None:
         return None
     try:
         return _Memory(image)
@@ -154,6 +160,13 @@ def _transform(kernels, memory, matrix, resample, fill):
         memory.address, _Memory(result).address, *memory.size, (ctypes.c_double * 6)(*matrix),
         int(resample))
     return result
+
+
+def _pack(kernels, memory):
+    width, height = memory.size
+    array = np.empty((height, width, 3), np.uint8)
+    kernels.pack(memory.address, array.__array_interface__['data'][0], width * height)
+    return array
 
 
 def _is_inside(box, size):
@@ -189,6 +202,8 @@ def _declare(kernels):
         pointer, ctypes.c_int64, number, number, pointer, *8 * (number,))
     kernels.transform_affine.argtypes = pointer, pointer, number, number, pointer, number
     kernels.transform_affine.restype = None
+    kernels.pack.argtypes = pointer, pointer, ctypes.c_int64
+    kernels.pack.restype = None
     return kernels
 
 
@@ -196,6 +211,8 @@ def _equal_pillow(kernels):
     """Return whether the kernels give Pillow's pixels of an image of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (67, 53, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
+    if not np.array_equal(_pack(kernels, _Memory(image)), noise):
+        return False
     memory, box = _Memory(image), (0, 0, *image.size)
     # Larger, smaller, and around the shapes at which Pillow 13 changes the order of the passes.
     sizes = [(80, 90), (20, 22), (60, 66), (60, 67), (43, 46), (43, 47), (43, 48), (30, 10)]

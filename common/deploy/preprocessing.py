@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from common.data.device import Preprocess
-from common.data.images import to_array
+from common.data.pixels import to_array
 from common.data.transforms import FILTERS, ResizeCentreCrop
 from common.errors import UserError, suggest
 
