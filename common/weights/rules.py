@@ -165,7 +165,7 @@ def copy_array(source, target):
     if source.ndim != 2 or source.flags.c_contiguous:
         np.copyto(target, source, casting='unsafe')
         return
-    rows, step = source.T, 64
+    rows, step = source.T, 128
     block = np.empty((step, rows.shape[1] + 32), source.dtype)[:, :rows.shape[1]]
     for start in range(0, len(rows), step):
         part = rows[start:start + step]
