@@ -165,6 +165,24 @@ def test_damaged_program_is_reported(exported, tmp_path):
         load_engine(folder, 'onednn')
 
 
+@pytest.mark.parametrize('what, message', [
+    ('pdiparams', 'Paddle cannot load the model'), ('program', 'Paddle cannot load the model'),
+    ('check', 'is damaged')])
+def test_damaged_files_end_with_code_2(exported, tmp_path, capsys, what, message):
+    folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
+    path = {'pdiparams': folder / 'model.pdiparams', 'check': folder / engines.CHECK_FILE,
+            'program': engines.find_program(str(folder))}[what]
+    with open(path, 'r+b') as file:
+        file.truncate(100)
+    image = tmp_path / 'digit.png'
+    Image.fromarray(load_digits_rgb()[0][0]).save(image)
+    code = predict.main(load_fixture('vit')[0],
+                        [f'-model={folder}', '-engine=plain', str(image)])
+    errors = capsys.readouterr().err
+    assert code == 2 and message in errors and 'export' in errors
+    assert 'Traceback' not in errors
+
+
 def test_preprocessing_beside_the_model_is_the_checkpoints(exported):
     for name in NAMES:
         folder, _, trained = exported[name]

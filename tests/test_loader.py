@@ -112,9 +112,10 @@ def test_corrupt_image_stops_with_its_path(tmp_path, num_workers):
     os.truncate(tmp_path / 'train' / 'dog' / '2.jpg', 200)
     loader = build_loader(dataset, TrainBatches(12, 4, seed=0), config, num_workers)
     start = time.monotonic()
-    with pytest.raises(ImageError, match=r'train/dog/2\.jpg: damaged image'):
+    with pytest.raises(ImageError, match=r'train/dog/2\.jpg: damaged image') as caught:
         for _ in zip(range(4), loader):
             pass
+    assert 'DATA.SKIP_CORRUPT True' in str(caught.value) and 'check_data.py' in str(caught.value)
     assert time.monotonic() - start < 20
 
 
