@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,7 +206,7 @@ def read_check(folder):
     except FileNotFoundError:
         raise UserError(f'{folder} is no exported model: it has no {CHECK_FILE}. '
                         'Make one with export_model.py.') from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f'{path} is damaged ({error}); export the model again.') from None
 
 
