@@ -1,6 +1,13 @@
-"""The errors that end a command with a message instead of a traceback, and name suggestions."""
+"""The errors that end a command with a message, the exit codes, and name suggestions."""
 
 import difflib
+import os
+import signal
+import sys
+import traceback
+
+# In the environment of processes started together: who makes this file prints its error.
+FIRST_ERROR_FILE = 'VIT_FIRST_ERROR_FILE'
 
 
 class UserError(Exception):
@@ -12,6 +19,47 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run failed for a reason that can be named: exit code 1 and this text."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its state was saved: exit code 128 + signal number."""
+
+    def __init__(self, number):
+        super().__init__(f'Stopped by {signal.Signals(number).name}')
+        self.exit_code = 128 + number
+
+
+def report_errors(function, *arguments):
+    """Call the function and return an exit code, with the error on stderr."""
+    try:
+        return function(*arguments) or 0
+    except UserError as error:
+        _print_first(f'error: {error}')
+        return 2
+    except RunError as error:
+        _print_first(f'error: {error}')
+        return 1
+    except Interrupted as stop:
+        _print_first(str(stop))
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception:
+        _print_first(traceback.format_exc())
+        return 1
+
+
+def _print_first(text):
+    """Print an error, unless another of the spawned processes has printed one already."""
+    path = os.environ.get(FIRST_ERROR_FILE)
+    if path:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return
+        except OSError:
+            pass                            # better twice than not at all
+    print(text, file=sys.stderr, flush=True)
 
 
 def suggest(name, valid_names):

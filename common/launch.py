@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,12 +26,11 @@ import paddle.distributed as dist
 from common.cli import parse_command_line
 from common.device import choose_device, count_gpus
 from common.distributed import is_launched
-from common.errors import RunError, UserError
+from common.errors import FIRST_ERROR_FILE, UserError, report_errors
 from common.run import run
-from common.training.stopping import SIGNALS, Interrupted
+from common.training.stopping import SIGNALS
 
 GRACE_SECONDS = 10          # for the other processes to end, after one has failed
-_ERROR_FILE = 'VIT_FIRST_ERROR_FILE'
 _DEFAULT_START_METHOD = multiprocessing.get_all_start_methods()[0]
 
 
@@ -117,7 +115,7 @@ def _spawn(project, argv, processes, backend):
     share_cores(processes)                  # read by Paddle in the processes started below
     os.environ.setdefault('GLOG_minloglevel', '1')      # how they found each other is no news
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[_ERROR_FILE] = os.path.join(folder, 'first_error')
+        os.environ[FIRST_ERROR_FILE] = os.path.join(folder, 'first_error')
         received = []
 
         def forward(number, frame):
@@ -204,36 +202,3 @@ def _is_child_of_launcher():
             return b'paddle.distributed' in file.read()
     except OSError:                         # not Linux
         return False
-
-
-def report_errors(function, *arguments):
-    """Call the function and return an exit code, with the error on stderr."""
-    try:
-        return function(*arguments) or 0
-    except UserError as error:
-        _print_first(f'error: {error}')
-        return 2
-    except RunError as error:
-        _print_first(f'error: {error}')
-        return 1
-    except Interrupted as stop:
-        _print_first(str(stop))
-        return stop.exit_code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Exception:
-        _print_first(traceback.format_exc())
-        return 1
-
-
-def _print_first(text):
-    """Print an error, unless another of the spawned processes has printed one already."""
-    path = os.environ.get(_ERROR_FILE)
-    if path:
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:
-            return
-        except OSError:
-            pass                            # better twice than not at all
-    print(text, file=sys.stderr, flush=True)

@@ -10,8 +10,7 @@ from common.deploy.drawing import overlay
 from common.deploy.ranking import rank_classes
 from common.deploy.trained import add_model_flags, load_trained
 from common.deploy.visualize import View
-from common.errors import UserError
-from common.launch import report_errors
+from common.errors import UserError, report_errors
 from common.run_log import start_logging
 
 SHOWN = 480                     # pixels a side of the overlay

@@ -23,8 +23,7 @@ from common.cli import FlagParser
 from common.deploy import engine as engines
 from common.deploy.predict import make_dynamic_predictor
 from common.deploy.trained import add_model_flags, load_trained
-from common.errors import RunError, UserError, suggest
-from common.launch import report_errors
+from common.errors import RunError, UserError, report_errors, suggest
 from common.run_log import start_logging
 
 FORMATS = ('paddle', 'onnx')

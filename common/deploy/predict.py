@@ -28,8 +28,7 @@ from common.deploy.preprocessing import check_class_names, read_folder, read_lab
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import FLAGS, add_model_flags, load_trained
 from common.environment import count_cores
-from common.errors import RunError, UserError
-from common.launch import report_errors
+from common.errors import RunError, UserError, report_errors
 from common.run_log import logger
 
 EXAMPLES = """examples:

@@ -16,8 +16,7 @@ from common.deploy.drawing import Panel, draw_text_panel, make_figure, overlay
 from common.deploy.pictures import OutputNames, find_pictures
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import add_model_flags, load_trained
-from common.errors import RunError, UserError
-from common.launch import report_errors
+from common.errors import RunError, UserError, report_errors
 from common.run_log import start_logging
 
 PANEL = 168                     # pixels

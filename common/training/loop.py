@@ -8,13 +8,13 @@ import paddle
 from paddle.distributed.parallel import sync_params_buffers
 
 from common.distributed import get_rank, get_world_size
-from common.errors import RunError
+from common.errors import Interrupted, RunError
 from common.host_memory import release_freed_memory
 from common.run_log import format_duration, logger
 from common.training.gradient_mean import GradientMean
 from common.training.meter import Meter
 from common.training.optimizer import clip_gradients
-from common.training.stopping import Interrupted, StopRequest, Watchdog
+from common.training.stopping import StopRequest, Watchdog
 
 
 @dataclass

@@ -13,14 +13,6 @@ SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
 LAUNCHER_REPEATS_SECONDS = 2    # paddle.distributed.launch sends SIGTERM three times, 0.2 s apart
 
 
-class Interrupted(Exception):
-    """A signal ended the run after its state was saved: exit code 128 + signal number."""
-
-    def __init__(self, number):
-        super().__init__(f'Stopped by {signal.Signals(number).name}')
-        self.exit_code = 128 + number
-
-
 class StopRequest:
     """Remember the first signal, so that the loop can end at the end of an update.
 
