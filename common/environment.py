@@ -70,7 +70,7 @@ def describe_cpu():
     return 'CPU settings: ' + ', '.join(parts)
 
 
-_TUNED = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'MKL_DEBUG_CPU_TYPE')
+_TUNED = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'KMP_BLOCKTIME', 'MKL_DEBUG_CPU_TYPE')
 
 
 def choose_settings(vendor, flags, cores, environment):
@@ -80,7 +80,10 @@ def choose_settings(vendor, flags, cores, environment):
     features as /proc/cpuinfo names them. cores: for this process. environment:
     what the user has set; those names are never in the result.
     """
-    settings = {'OMP_NUM_THREADS': str(max(1, cores))}
+    settings = {'OMP_NUM_THREADS': str(max(1, cores)),
+                # Milliseconds that a thread of OpenMP looks for its next work, and keeps a core
+                # from NumPy's threads and the loader's processes. The default is 200.
+                'KMP_BLOCKTIME': '1'}
     # MKL 2019 takes its fast paths on Intel only; this variable names one. A path that
     # the processor lacks would be an illegal instruction, hence the check of its flags.
     if vendor == 'AuthenticAMD' and 'MKL_ENABLE_INSTRUCTIONS' not in environment:

@@ -104,7 +104,7 @@ def multiply_and_add(x, weight, bias):
         def add(rows):
             array[rows] += values
 
-        run_by_rows(add, len(array))
+        run_by_rows(add, array)
     return output.reshape([*x.shape[:-1], weight.shape[1]])
 
 
@@ -167,7 +167,7 @@ def compute_cdf(x, approximate):
             array[rows] *= 0.5
             array[rows] += 0.5
 
-        run_by_rows(shift, len(array))
+        run_by_rows(shift, array)
         return output
     output = paddle.empty_like(x)
     array, values = share_rows(output), share_rows(x)
@@ -183,7 +183,7 @@ def compute_cdf(x, approximate):
         part *= 0.5
         part += 0.5
 
-    run_by_rows(compute, len(array))
+    run_by_rows(compute, array)
     return output
 
 
@@ -207,7 +207,7 @@ def multiply_by_slope(grad, x, cdf, approximate):
         slope += part
         grad[rows] *= slope
 
-    run_by_rows(multiply, len(grad))
+    run_by_rows(multiply, grad)
 
 
 class Gelu(PyLayer):
@@ -311,7 +311,7 @@ def write_layer_norm_gradients(grad, x, weight, epsilon, grad_x, products):
         output *= scale
         product *= grad[rows]
 
-    run_by_rows(write, len(x))
+    run_by_rows(write, x)
 
 
 def forward_layer_norm(layer, x):
@@ -336,7 +336,7 @@ def copy_batch(target, source):
     def copy(rows):
         target[rows] = source[rows]
 
-    run_by_rows(copy, len(target), rows_at_once=1)
+    run_by_rows(copy, target)
 
 
 class SplitHeads(PyLayer):
@@ -424,7 +424,7 @@ def multiply_by_softmax_slope(grad, probabilities):
         part -= np.einsum('ij,ij->i', part, share_of)[:, None]
         part *= share_of
 
-    run_by_rows(multiply, len(grad), max(128, 2 ** 16 // grad.shape[1]))
+    run_by_rows(multiply, grad)
 
 
 def forward_attention(layer, tokens):

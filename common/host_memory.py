@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+BLOCK = 1 << 18         # numbers that a thread works on at a time: 1 MB
+LEAST = 1 << 15         # numbers that are worth another thread
+
 
 def keep_freed_memory():
     """Let the C library keep what is freed instead of giving it back to the system.
@@ -49,17 +52,21 @@ def share_rows(tensor):
     return share(tensor).reshape(-1, tensor.shape[-1])
 
 
-def run_by_rows(work, count, rows_at_once=128):
-    """Call work(slice) for slices that cover `count` rows, on all of this process's cores.
+def run_by_rows(work, array):
+    """Call work(slice) for slices that cover the rows (first axis) of an array, on all cores.
 
-    NumPy lets other threads run while it computes. The default keeps what is computed at a
-    time within a core's cache, at a few hundred kilobytes.
+    NumPy lets other threads run while it computes. A slice is BLOCK numbers or little more:
+    larger ones leave the cores' caches, smaller ones make threads wait for Python's lock.
     """
+    count = len(array)
+    width = max(1, array.size // max(1, count))
+    rows_at_once = -(-BLOCK // width)
+
     def run(first, end):
         for start in range(first, end, rows_at_once):
             work(slice(start, min(start + rows_at_once, end)))
 
-    threads = min(count_threads(), count // rows_at_once)
+    threads = min(count_threads(), count, array.size // LEAST)
     if threads < 2:
         run(0, count)
         return

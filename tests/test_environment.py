@@ -30,12 +30,12 @@ def test_mkl_path_follows_the_flags(machine):
     assert settings['OMP_NUM_THREADS'] == '4'
 
 
-@pytest.mark.parametrize('name', ['OMP_NUM_THREADS', 'MKL_DEBUG_CPU_TYPE'])
+@pytest.mark.parametrize('name', ['OMP_NUM_THREADS', 'KMP_BLOCKTIME', 'MKL_DEBUG_CPU_TYPE'])
 def test_the_users_setting_wins(name):
     vendor, flags, _ = MACHINES['AMD EPYC 9004 (Zen 4)']
     settings = choose_settings(vendor, flags, cores=4, environment={name: '1'})
     assert name not in settings
-    assert len(settings) == 1           # the other one is still chosen
+    assert len(settings) == 2           # the others are still chosen
 
 
 def test_mkl_variables_of_the_user_are_not_fought():

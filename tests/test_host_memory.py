@@ -1,5 +1,6 @@
 """Tensors as arrays of the same memory, and work shared among the cores."""
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -15,27 +16,38 @@ from common.host_memory import run_by_rows, share
 
 @pytest.fixture
 def three_threads(monkeypatch):
+    """Three threads, from 10 numbers on, at 30 numbers a time."""
     monkeypatch.setattr(host_memory, 'count_threads', lambda: 3)
+    monkeypatch.setattr(host_memory, 'LEAST', 10)
+    monkeypatch.setattr(host_memory, 'BLOCK', 30)
     host_memory._get_pool.cache_clear()
     yield
     host_memory._get_pool.cache_clear()
 
 
-@pytest.mark.parametrize('count', [0, 1, 127, 128, 129, 1000, 1576])
-def test_every_row_is_taken_once(three_threads, count):
-    taken = np.zeros(count, int)
+@pytest.mark.parametrize('shape', [
+    (0, 4), (1, 1), (29,), (31,), (1000,), (7, 5), (100, 7), (5, 300), (3, 2, 8), (9, 0)])
+def test_every_row_is_taken_once(three_threads, shape):
+    taken = np.zeros(shape[0], int)
 
     def take(rows):
-        assert 0 < rows.stop - rows.start <= 128
+        width = max(1, math.prod(shape[1:]))
+        assert 0 < rows.stop - rows.start < 30 / width + 1
         taken[rows] += 1
 
-    run_by_rows(take, count)
+    run_by_rows(take, np.empty(shape))
     assert (taken == 1).all()
 
 
 def test_several_threads_work(three_threads):
     barrier = threading.Barrier(3, timeout=20)          # passed only by three at a time
-    run_by_rows(lambda rows: barrier.wait(), 3, rows_at_once=1)
+    run_by_rows(lambda rows: barrier.wait(), np.empty((3, 30)))
+
+
+def test_little_work_is_done_here(three_threads):
+    threads = set()
+    run_by_rows(lambda rows: threads.add(threading.current_thread()), np.empty((19, 1)))
+    assert threads == {threading.current_thread()}
 
 
 def test_an_error_in_another_thread_is_raised(three_threads):
@@ -44,7 +56,7 @@ def test_an_error_in_another_thread_is_raised(three_threads):
             raise ValueError('the last rows')
 
     with pytest.raises(ValueError, match='the last rows'):
-        run_by_rows(fail_at_the_end, 300, rows_at_once=50)
+        run_by_rows(fail_at_the_end, np.empty(300))
 
 
 def test_share_is_the_tensor_s_memory():
