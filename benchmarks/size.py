@@ -95,7 +95,11 @@ def main():
     parser.add_argument('--plot', help='file for the picture (needs matplotlib)')
     arguments = parser.parse_args()
     print(describe_machine())
-    points = list(measure(arguments))
+    points = []
+    for point in measure(arguments):
+        points.append(point)
+        print('... {} {} pixels, batch {}: {:.2f} images/s'.format(*point[:4]), file=sys.stderr,
+              flush=True)
     print_table(('model', 'pixels', 'batch', 'images/s', 'peak GB', 'GFLOP/s'),
                 [(model, size, batch, f'{speed:.2f}', f'{peak / 1e9:.2f}', f'{rate:.0f}')
                  for model, size, batch, speed, peak, rate in points])
