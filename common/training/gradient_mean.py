@@ -75,7 +75,8 @@ def open_slots():
     """Return float32 [2, ranks, CHUNK] in memory that all ranks share, or None without any.
 
     There is none where the ranks run on several machines, in containers of their own, or
-    where /dev/shm is missing or full. Nothing stays behind, however the processes end.
+    where /dev/shm is missing or full. Once all have opened the file it has no name any more,
+    so that nothing stays behind, however the processes end.
     """
     ranks = get_world_size()
     size = 4 * 2 * ranks * CHUNK
