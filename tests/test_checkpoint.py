@@ -466,11 +466,20 @@ def test_a_fault_at_any_call_leaves_the_old_one_good(
         assert failures > 15                        # the writes of one save, each once
 
 
-@pytest.mark.parametrize('error', ['nothing', 'lost'])
-def test_a_disk_that_loses_bytes_is_noticed(tmp_path, monkeypatch, trained_run, error):
+@pytest.mark.parametrize('error, is_last, expected', [
+    ('nothing', False, 'takes no more bytes'),
+    ('lost', False, 'the disk returned other bytes than were written'),
+    ('lost', True, 'the disk returned other bytes than were written'),
+    ('cut', True, 'the disk returned fewer bytes than were written')])
+def test_a_disk_that_loses_bytes_is_noticed(
+        tmp_path, monkeypatch, trained_run, error, is_last, expected):
+    at = 5
+    if is_last:
+        _, _, fault, _ = save_with_fault(
+            monkeypatch, tmp_path / 'counted', trained_run, 'write', 10 ** 6, error)
+        at = fault.calls
     store, log, _, first = save_with_fault(
-        monkeypatch, tmp_path / 'run', trained_run, 'write', 5, error)
-    expected = 'takes no more bytes' if error == 'nothing' else 'checksum does not match'
+        monkeypatch, tmp_path / 'run', trained_run, 'write', at, error)
     assert expected in log.text
     assert find_resume(str(tmp_path / 'run'), None).endswith(os.path.basename(first))
 

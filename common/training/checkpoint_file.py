@@ -30,6 +30,7 @@ FOOTER = struct.Struct('<8sQII')
 CRC = struct.Struct('<I')
 MAX_SUMMARY = 1 << 20
 CHUNK = 4 << 20                     # bytes written or read at once
+COMPARED = 256 << 10                # bytes compared at once: they stay in a core's cache
 TEMPORARY = '.writing'              # ending of a file that is not complete
 
 _EMPTY = np.zeros(0)
@@ -68,16 +69,16 @@ def write_checkpoint(path, payload, summary):
     """Write `payload` (what pickle takes) and `summary` (what JSON takes) durably to path.
 
     The bytes go to a temporary file in the same folder, are synced, read back
-    and compared with their checksum, and only then renamed, so that `path`
-    is at every moment either what it was or complete. Raises OSError, or
-    CheckpointError where the disk returns other bytes than were written;
-    the temporary file is removed.
+    and compared with the payload, and only then renamed, so that `path` is at
+    every moment either what it was or complete. The payload must not change
+    meanwhile. Raises OSError, or CheckpointError where the disk returns other
+    bytes than were written; the temporary file is removed.
     """
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f'.{name}{TEMPORARY}')
     try:
-        _write_file(temporary, payload, summary)
-        verify_checkpoint(temporary)
+        trailer = _write_file(temporary, payload, summary)
+        _read_back(temporary, payload, trailer)
         os.replace(temporary, path)
         sync_folder(folder)
     except BaseException:
@@ -113,14 +114,13 @@ def verify_checkpoint(path):
         summary, stored_crc, size = _read_trailer(path)
         crc = 0
         left = size - CRC.size
-        buffer = mmap.mmap(-1, CHUNK)       # aligned as the disk needs it
+        buffer = _Chunk()
         while left:
-            count = file.read_into(buffer)
+            count = min(left, file.read_into(buffer.memory))
             if not count:
                 raise CheckpointError('shrank while it was read')
-            with memoryview(buffer) as view, view[:min(count, left)] as chunk:
-                crc = zlib.crc32(chunk, crc)
-                left -= len(chunk)
+            crc = zlib.crc32(buffer.bytes[:count], crc)
+            left -= count
     if crc != stored_crc:
         raise CheckpointError('its checksum does not match: the file is damaged')
     return summary
@@ -158,25 +158,62 @@ class _ChecksummedFile:
         self.file = file
         self.crc = 0
         self.size = 0
-        self.buffer = mmap.mmap(-1, CHUNK)  # aligned as the disk needs it
+        self.buffer = _Chunk()
         self.filled = 0
 
     def write(self, data):
-        data = memoryview(data).cast('B')
-        self.crc = zlib.crc32(data, self.crc)
+        data = np.frombuffer(data, 'uint8')
         self.size += len(data)
-        while data:
+        while len(data):
             part = data[:CHUNK - self.filled]
-            self.buffer[self.filled:self.filled + len(part)] = part
+            self.crc = zlib.crc32(part, self.crc)
+            self.buffer.bytes[self.filled:self.filled + len(part)] = part
             self.filled += len(part)
             data = data[len(part):]
             if self.filled == CHUNK:
                 self.flush()
 
     def flush(self):
-        with memoryview(self.buffer) as view, view[:self.filled] as chunk:
-            self.file.write(chunk)
+        self.file.write(memoryview(self.buffer.bytes[:self.filled]))
         self.filled = 0
+
+
+class _ComparedFile:
+    """A `write` that raises CheckpointError unless the file has these bytes there already."""
+
+    def __init__(self, file):
+        self.file = file
+        self.buffer = _Chunk()
+        self.start = self.end = 0           # what of the buffer is still to be compared
+
+    def write(self, data):
+        data = np.frombuffer(data, 'uint8')
+        while len(data):
+            if self.start == self.end:
+                self._fill()
+            part = data[:self.end - self.start]
+            stored = self.buffer.bytes[self.start:self.start + len(part)]
+            for at in range(0, len(part), COMPARED):
+                if not np.array_equal(part[at:at + COMPARED], stored[at:at + COMPARED]):
+                    raise CheckpointError('the disk returned other bytes than were written')
+            self.start += len(part)
+            data = data[len(part):]
+
+    def _fill(self):
+        self.start, self.end = 0, self.file.read_into(self.buffer.memory)
+        if not self.end:
+            raise CheckpointError('the disk returned fewer bytes than were written')
+
+
+class _Chunk:
+    """CHUNK bytes, aligned as the disk needs them.
+
+    NumPy copies and compares: it lets training run meanwhile, as a memoryview does not.
+    """
+
+    def __init__(self):
+        self.memory = mmap.mmap(-1, CHUNK)
+        self.bytes = np.frombuffer(self.memory, 'uint8')
 
 
 class _UncachedFile:
@@ -249,19 +286,32 @@ def _open_uncached(path, flags):
 
 
 def _write_file(path, payload, summary):
+    """Write a new file and sync it; return its trailer."""
     with _open_uncached(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
         checksummed = _ChecksummedFile(file)
-        # Protocol 5 writes arrays without a copy of each.
-        pickler = pickle.Pickler(checksummed, protocol=5)
-        pickler.fast = True     # its memo would keep every object for as long as it works
-        pickler.dump(payload)
-        pickle_size = checksummed.size
+        _pickle(payload, checksummed)
         text = json.dumps(summary).encode()
-        checksummed.write(text)
-        checksummed.write(FOOTER.pack(MAGIC, pickle_size, len(text), 0)[:-CRC.size])
-        checksummed.write(CRC.pack(checksummed.crc))
+        trailer = text + FOOTER.pack(MAGIC, checksummed.size, len(text), 0)[:-CRC.size]
+        checksummed.write(trailer)
+        stored_crc = CRC.pack(checksummed.crc)
+        checksummed.write(stored_crc)
         checksummed.flush()
         os.fsync(file.descriptor)
+    return trailer + stored_crc
+
+
+def _read_back(path, payload, trailer):
+    """Raise CheckpointError unless the file starts with these bytes."""
+    with _open_uncached(path, os.O_RDONLY) as file:
+        compared = _ComparedFile(file)
+        _pickle(payload, compared)
+        compared.write(trailer)
+
+
+def _pickle(payload, file):
+    pickler = pickle.Pickler(file, protocol=5)      # writes arrays without a copy of each
+    pickler.fast = True         # its memo would keep every object for as long as it works
+    pickler.dump(payload)
 
 
 def _read_trailer(path):

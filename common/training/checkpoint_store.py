@@ -23,7 +23,7 @@ from common.training.checkpoint_file import (
 
 BEST = 'best.pdparams'
 LAST = 'last.pdparams'
-WRITER_NICENESS = 10            # training goes first where both want the same core
+WRITER_NICENESS = 19            # training goes first where both want the same core
 
 
 class CheckpointStore:
