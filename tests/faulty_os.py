@@ -14,7 +14,8 @@ class FaultyOs:
 
     function: one of CALLS, or "any" of them. at: 0 means every call. error: an errno;
     "short" (a part is written), "nothing" (0 bytes are), "lost" (the disk says yes and
-    stores zeros), "cut" (it says yes and stores nothing), "slow" (the call takes 20 ms) or "kill" (SIGKILL, before the call).
+    stores zeros), "cut" (it says yes and stores nothing), "slow" (the call takes
+    20 ms) or "kill" (SIGKILL, before the call).
     """
 
     def __init__(self, function, at, error):

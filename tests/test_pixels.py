@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import compiled
 from common.data import pixels
 from common.environment import read_cpu
 
@@ -105,8 +106,8 @@ def test_array_equals_pillows(rng, width, height):
 def test_kernels_of_other_processors(processor, feature, load_anew, monkeypatch, rng):
     if feature not in read_cpu()[1]:
         pytest.skip(f'this processor lacks {feature}')
-    monkeypatch.setattr(pixels, 'COMPILE', (*pixels.COMPILE, f'-march={processor}'))
-    monkeypatch.setattr(pixels, 'read_cpu', lambda: ('', set()))        # no -march=native
+    monkeypatch.setattr(compiled, 'COMPILE', (*compiled.COMPILE, f'-march={processor}'))
+    monkeypatch.setattr(compiled, 'read_cpu', lambda: ('', set()))        # no -march=native
     assert load_anew() is not None
     test_resize_equals_pillow(rng, FILTERS[1])
     test_transform_and_rotation_equal_pillow(rng, FILTERS[1])
@@ -134,31 +135,12 @@ def test_an_image_in_several_pieces(rng):
                 image.crop((500, 400, 900, 700)).resize((40, 30), FILTERS[1]))
 
 
-@needs_kernels
-def test_compiled_once(load_anew, monkeypatch, tmp_path):
-    assert load_anew() is not None
-    made = list((tmp_path / 'cache' / 'vit-paddle').iterdir())
-    assert [path.suffix for path in made] == ['.so']
-    pixels.load_kernels.cache_clear()
-    monkeypatch.setattr(pixels.subprocess, 'run', None)
-    assert load_anew() is not None
-
-
-@pytest.mark.parametrize(
-    'what', ['off', 'no compiler', 'broken source', 'other pixels', 'no cache'])
-def test_pillow_does_it_without_the_kernels(what, load_anew, monkeypatch, tmp_path, caplog, rng):
+@pytest.mark.parametrize('what', ['off', 'other pixels'])
+def test_pillow_does_it_without_the_kernels(what, load_anew, monkeypatch, caplog, rng):
     if what == 'off':
-        monkeypatch.setenv(pixels.SWITCH, '0')
-    elif what == 'no compiler':
-        monkeypatch.setattr(pixels, 'COMPILE', ('no-such-compiler',))
-    elif what == 'broken source':
-        (tmp_path / 'pixels.c').write_text('int main(')
-        monkeypatch.setattr(pixels, 'SOURCE', str(tmp_path / 'pixels.c'))
-    elif what == 'other pixels':
-        monkeypatch.setattr(pixels, 'PILLOW', 12 if pixels.PILLOW >= 13 else 13)
+        monkeypatch.setenv(compiled.SWITCH, '0')
     else:
-        (tmp_path / 'file').touch()
-        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+        monkeypatch.setattr(pixels, 'PILLOW', 12 if pixels.PILLOW >= 13 else 13)
     with caplog.at_level(logging.INFO):
         assert load_anew() is None
     assert [record.message.startswith('Image kernels: ') for record in caplog.records] == [True]

@@ -1,36 +1,26 @@
 """Resize, affine transform, rotation of PIL images, and their bytes: Pillow's, in less time.
 
 Pillow moves one value at a time. `pixels.c` does the same arithmetic on vectors, in
-Pillow's own memory; the system's C compiler makes it once and the result is kept in
-~/.cache/vit-paddle. Pillow itself is used where there is no compiler, where Pillow does
-not show its memory (before 11.2), for other modes and filters, and if the kernels give
-one byte that differs from Pillow's when they are first loaded. The pixels are the same
-either way. VIT_FAST_PIXELS=0 in the environment turns the kernels off.
+Pillow's own memory. Pillow itself is used where there is no compiled library (see
+common/compiled.py), where Pillow does not show its memory (before 11.2), for other modes
+and filters, and if the kernels give one byte that differs from Pillow's when they are
+first loaded. The pixels are the same either way.
 """
 
 import ctypes
 import functools
-import hashlib
 import itertools
 import logging
 import math
 import os
-import platform
-import subprocess
-import tempfile
 
 import numpy as np
 import PIL
 from PIL import Image
 
-from common.environment import read_cpu
+from common.compiled import LibraryError, load_library
 
-SWITCH = 'VIT_FAST_PIXELS'
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'pixels.c')
-# A fused multiply-add would round differently.
-COMPILE = ('cc', '-O3', '-ffp-contract=off', '-shared', '-fPIC')
-COMPILE_SECONDS = 60        # a compiler that takes longer is none
-
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 PILLOW = int(PIL.__version__.split('.')[0])
 
@@ -82,20 +72,15 @@ def to_array(image):
 @functools.lru_cache(maxsize=1)
 def load_kernels():
     """Return the compiled kernels, or None with the reason in the log."""
-    if os.environ.get(SWITCH, '1') == '0':
-        logger.info('Image kernels: turned off (%s=0).', SWITCH)
-        return None
     if not hasattr(Image.Image, '__arrow_c_array__'):
         reason = f'Pillow {PIL.__version__} does not show its memory, 11.2 does'
     else:
         try:
-            kernels = _declare(ctypes.CDLL(_compile()))
+            kernels = _declare(load_library(SOURCE))
             if _equal_pillow(kernels):
                 return kernels
             reason = f'their pixels are not those of Pillow {PIL.__version__}'
-        except subprocess.CalledProcessError as error:
-            reason = f'{COMPILE[0]}: {error.stderr.decode(errors="replace").strip()[:200]}'
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
+        except (LibraryError, ValueError) as error:
             reason = str(error)
     logger.info('Image kernels: none (%s). Pillow does it: the same pixels, more slowly.', reason)
     return None
@@ -171,29 +156,6 @@ def _pack(kernels, memory):
 
 def _is_inside(box, size):
     return 0 <= box[0] < box[2] <= size[0] and 0 <= box[1] < box[3] <= size[1]
-
-
-def _compile():
-    """Return the path of the library for this source, compiler and processor."""
-    with open(SOURCE, 'rb') as file:
-        source = file.read()
-    # The home folder may be shared with machines that have another processor: its features
-    # are part of the name, and used only where they are known.
-    flags = sorted(read_cpu()[1])
-    command = [*COMPILE, '-march=native'] if flags else [*COMPILE]
-    key = repr((source, command, platform.machine(), flags))
-    name = f'pixels-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so'
-    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    folder = os.path.join(cache, 'vit-paddle')
-    path = os.path.join(folder, name)
-    if not os.path.exists(path):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            made = os.path.join(work, name)
-            subprocess.run([*command, SOURCE, '-lm', '-o', made], check=True, capture_output=True,
-                           timeout=COMPILE_SECONDS)
-            os.replace(made, path)          # several processes may come here at once
-    return path
 
 
 def _declare(kernels):

@@ -19,10 +19,10 @@ import mmap
 import os
 import pickle
 import struct
-import zlib
 
 import numpy as np
 
+from common.bulk import are_equal, crc32
 from common.errors import RunError
 
 MAGIC = b'\x00ViTckpt'
@@ -30,7 +30,6 @@ FOOTER = struct.Struct('<8sQII')
 CRC = struct.Struct('<I')
 MAX_SUMMARY = 1 << 20
 CHUNK = 4 << 20                     # bytes written or read at once
-COMPARED = 256 << 10                # bytes compared at once: they stay in a core's cache
 TEMPORARY = '.writing'              # ending of a file that is not complete
 
 _EMPTY = np.zeros(0)
@@ -119,7 +118,7 @@ def verify_checkpoint(path):
             count = min(left, file.read_into(buffer.memory))
             if not count:
                 raise CheckpointError('shrank while it was read')
-            crc = zlib.crc32(buffer.bytes[:count], crc)
+            crc = crc32(buffer.bytes[:count], crc)
             left -= count
     if crc != stored_crc:
         raise CheckpointError('its checksum does not match: the file is damaged')
@@ -166,7 +165,7 @@ class _ChecksummedFile:
         self.size += len(data)
         while len(data):
             part = data[:CHUNK - self.filled]
-            self.crc = zlib.crc32(part, self.crc)
+            self.crc = crc32(part, self.crc)
             self.buffer.bytes[self.filled:self.filled + len(part)] = part
             self.filled += len(part)
             data = data[len(part):]
@@ -193,9 +192,8 @@ class _ComparedFile:
                 self._fill()
             part = data[:self.end - self.start]
             stored = self.buffer.bytes[self.start:self.start + len(part)]
-            for at in range(0, len(part), COMPARED):
-                if not np.array_equal(part[at:at + COMPARED], stored[at:at + COMPARED]):
-                    raise CheckpointError('the disk returned other bytes than were written')
+            if not are_equal(part, stored):
+                raise CheckpointError('the disk returned other bytes than were written')
             self.start += len(part)
             data = data[len(part):]
 
@@ -208,7 +206,7 @@ class _ComparedFile:
 class _Chunk:
     """CHUNK bytes, aligned as the disk needs them.
 
-    NumPy copies and compares: it lets training run meanwhile, as a memoryview does not.
+    NumPy copies them: it lets training run meanwhile, as a memoryview does not.
     """
 
     def __init__(self):
