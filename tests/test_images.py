@@ -1,6 +1,7 @@
 """Reading images: every mode of the preprocessing fixtures, and every kind of broken file."""
 
 import hashlib
+import io
 import json
 import os
 import struct
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.data import images
 from common.data.images import ImageError, is_image_name, read_image, show_path
 from common.data.pixels import to_array
 from tests.data_folders import make_image
@@ -76,6 +78,27 @@ def make_png(width, height, data):
     header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(data))
             + chunk(b'IEND', b''))
+
+
+@pytest.mark.parametrize('case', ['at once', 'too large', 'cut short'])
+def test_whole_files_and_others(tmp_path, monkeypatch, case):
+    path = str(tmp_path / 'image.png')
+    expected = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    Image.fromarray(expected).save(path)
+    size = os.path.getsize(path)
+    opened = []
+    real_open = Image.open
+    monkeypatch.setattr(Image, 'open', lambda file: opened.append(file) or real_open(file))
+    monkeypatch.setattr(images, 'READ_WHOLE', size - (case == 'too large'))
+    if case == 'cut short':
+        monkeypatch.setattr(images, 'open', lambda *_, **__: ShortFile(path), raising=False)
+    np.testing.assert_array_equal(to_array(read_image(path)), expected)
+    assert (opened == [path]) == (case != 'at once')
+
+
+class ShortFile(io.FileIO):
+    def read(self, size):
+        return super().read(size // 2)
 
 
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')

@@ -19,6 +19,7 @@ import paddle
 
 from common.data.images import ImageError
 from common.errors import RunError
+from common.host_memory import keep_freed_memory
 
 SHARED_MEMORY = '/dev/shm'
 PREFETCH = 2                # batches under way for each worker
@@ -173,6 +174,7 @@ class _SampleReader(paddle.io.Dataset):
     def start_worker(self, worker):
         """Prepare a worker process: signals meant for the training process do not end it."""
         self.worker = worker
+        keep_freed_memory()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end_if_closing)

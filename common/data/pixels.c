@@ -88,7 +88,7 @@ static inline void store_wide(uint8_t *to, wide values) {
     __m512i positive = _mm512_max_epi32((__m512i)values, _mm512_setzero_si512());
     _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(positive));
 }
-#else
+#elif defined(__AVX2__)
 typedef ints8 wide;
 
 static inline wide load_wide(const uint8_t *from) {
@@ -101,9 +101,19 @@ static inline void store_wide(uint8_t *to, wide values) {
     store4(to, halves[0]);
     store4(to + 4, halves[1]);
 }
+#else
+typedef ints4 wide;
+
+static inline wide load_wide(const uint8_t *from) {
+    return load4(from);
+}
+
+static inline void store_wide(uint8_t *to, wide values) {
+    store4(to, values);
+}
 #endif
 
-enum { LANES = 4 };                                     /* rows at a time, across */
+enum { LANES = 4, COLUMNS = 4 };                        /* rows and columns at a time, across */
 enum { WIDE = sizeof(wide) / 4, PARTS = 4 * LANES / WIDE };
 
 /* ---- Resize ---- */
@@ -111,7 +121,8 @@ enum { WIDE = sizeof(wide) / 4, PARTS = 4 * LANES / WIDE };
 typedef struct {                    /* where each output of one axis comes from */
     int reach;                      /* weights kept for each output */
     int *first, *count;             /* [outputs]: inputs from `first` on, `count` of them */
-    int32_t *weights;               /* [outputs][reach] */
+    int most;                       /* the largest count */
+    int32_t *weights;               /* [outputs][reach], 0 beyond the count */
     double *exact;                  /* [reach] */
 } Axis;
 
@@ -135,7 +146,7 @@ static int build_axis(Axis *axis, int in, int out, int start, int count, int fil
     double support = (filter == BILINEAR ? 1.0 : 2.0) * stretch, inverse = 1.0 / stretch;
     axis->reach = (int)ceil(support) * 2 + 1;
     axis->first = malloc(2 * (size_t)count * sizeof(int));
-    axis->weights = malloc((size_t)count * axis->reach * sizeof(int32_t));
+    axis->weights = calloc((size_t)count * axis->reach, sizeof(int32_t));
     axis->exact = malloc(axis->reach * sizeof(double));
     if (!axis->first || !axis->weights || !axis->exact) return 0;
     axis->count = axis->first + count;
@@ -156,6 +167,7 @@ static int build_axis(Axis *axis, int in, int out, int start, int count, int fil
         }
         axis->first[i] = first;
         axis->count[i] = end - first;
+        if (end - first > axis->most) axis->most = end - first;
     }
     return 1;
 }
@@ -189,26 +201,54 @@ static void interleave(const uint8_t *in, size_t stride, int lanes, int begin, i
             memcpy(block, rows[lane] + 4 * (size_t)x, 4);
 }
 
+/* Sum up the LANES pixels of output column x. All columns have as many weights: the processor
+ * cannot guess a count that changes. from: the first input column. */
+static inline void sum_columns(const uint8_t *from, const Axis *axis, int x, wide sums[PARTS]) {
+    const int32_t *weights = axis->weights + (size_t)x * axis->reach;
+    for (int part = 0; part < PARTS; part++) sums[part] = (wide){} + HALF;
+    for (int j = 0; j < axis->most; j++, from += 4 * LANES)
+        for (int part = 0; part < PARTS; part++)
+            sums[part] += load_wide(from + WIDE * part) * weights[j];
+    for (int part = 0; part < PARTS; part++) sums[part] >>= WEIGHT_BITS;
+}
+
 /* Resize `rows` rows across, LANES of them at a time, so that each weight is read once for
- * all. `block` is room for LANES rows of `in`; `out` gets `width` pixels a row. */
+ * all. `block` is room for LANES rows of `in` and axis->reach pixels more; `out` gets `width`
+ * pixels a row. */
 static void resize_across(const uint8_t *in, size_t in_stride, int rows, uint8_t *out,
                           size_t out_stride, int width, const Axis *axis, uint8_t *block) {
     int begin = axis->first[0], end = axis->first[width - 1] + axis->count[width - 1];
     for (int row = 0; row < rows; row += LANES) {
-        int lanes = rows - row < LANES ? rows - row : LANES;
+        int lanes = rows - row < LANES ? rows - row : LANES, x = 0;
         interleave(in + in_stride * row, in_stride, lanes, begin, end, block);
         uint8_t *to = out + out_stride * row;
-        for (int x = 0; x < width; x++, to += 4) {
-            const int32_t *weights = axis->weights + (size_t)x * axis->reach;
+#ifdef __AVX512BW__
+        for (; x + COLUMNS <= width && lanes == LANES; x += COLUMNS, to += 4 * COLUMNS) {
+            wide sums[COLUMNS];
+#pragma GCC unroll 4
+            for (int i = 0; i < COLUMNS; i++)
+                sum_columns(block + (size_t)4 * LANES * (axis->first[x + i] - begin), axis, x + i,
+                            sums + i);
+            /* Packing puts the pixels of a row side by side. */
+            __m512i *column = (__m512i *)sums;
+            __m512i four = _mm512_packus_epi16(_mm512_packs_epi32(column[0], column[1]),
+                                               _mm512_packs_epi32(column[2], column[3]));
+            __m128i *to_row[LANES];
+            for (int lane = 0; lane < LANES; lane++)
+                to_row[lane] = (__m128i *)(to + out_stride * lane);
+            _mm_storeu_si128(to_row[0], _mm512_castsi512_si128(four));
+            _mm_storeu_si128(to_row[1], _mm512_extracti32x4_epi32(four, 1));
+            _mm_storeu_si128(to_row[2], _mm512_extracti32x4_epi32(four, 2));
+            _mm_storeu_si128(to_row[3], _mm512_extracti32x4_epi32(four, 3));
+        }
+#endif
+        for (; x < width; x++, to += 4) {
             const uint8_t *from = block + (size_t)4 * LANES * (axis->first[x] - begin);
-            wide sums[PARTS];
-            for (int part = 0; part < PARTS; part++) sums[part] = (wide){} + HALF;
-            for (int j = 0; j < axis->count[x]; j++, from += 4 * LANES)
-                for (int part = 0; part < PARTS; part++)
-                    sums[part] += load_wide(from + WIDE * part) * weights[j];
             uint8_t pixels[4 * LANES];
+            wide sums[PARTS];
+            sum_columns(from, axis, x, sums);
             for (int part = 0; part < PARTS; part++)
-                store_wide(pixels + WIDE * part, sums[part] >> WEIGHT_BITS);
+                store_wide(pixels + WIDE * part, sums[part]);
             for (int lane = 0; lane < lanes; lane++)
                 memcpy(to + out_stride * lane, pixels + 4 * lane, 4);
         }
@@ -249,11 +289,14 @@ int resize_window(const uint8_t *in, int64_t in_stride, int in_width, int in_hei
                   uint8_t *out, int out_width, int out_height,
                   int left, int top, int width, int height, int filter, int down_first) {
     Axis across = {0}, down = {0};
-    uint8_t *between = NULL;                            /* after the first of the two passes */
-    uint8_t *block = malloc(4 * LANES * (size_t)in_width);
+    uint8_t *block = NULL, *between = NULL;             /* between the two passes */
     size_t out_stride = 4 * (size_t)width;
-    int done = block && build_axis(&across, in_width, out_width, left, width, filter)
+    int done = build_axis(&across, in_width, out_width, left, width, filter)
                && build_axis(&down, in_height, out_height, top, height, filter);
+    if (done) {
+        block = malloc(4 * LANES * ((size_t)in_width + across.reach));
+        done = block != NULL;
+    }
     if (done) {
         int first = down.first[0];
         int rows = down.first[height - 1] + down.count[height - 1] - first;
