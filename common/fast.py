@@ -25,7 +25,14 @@ from common.host_memory import (
     make_contiguous,
     run_by_rows,
     share,
-    share_rows,
+)
+from common.row_kernels import (
+    compute_layer_norm_gradients,
+    gelu,
+    multiply_by_gelu_slope,
+    multiply_by_softmax_slope,
+    softmax_,
+    sum_rows,
 )
 
 
@@ -120,11 +127,6 @@ def linear_gradients(ctx, x, weight, grad):
     return grad_x, grad_weight, grad_bias
 
 
-def sum_rows(matrix):
-    ones = paddle.ones([1, matrix.shape[0]])
-    return paddle.matmul(ones, matrix).reshape([-1])
-
-
 def wants_gradient(tensor):
     return tensor is not None and not tensor.stop_gradient
 
@@ -156,73 +158,18 @@ def forward_linear(layer, x):
 # GELU
 
 
-def compute_cdf(x, approximate):
-    """Return the factor c of gelu(x) = x * c, shaped as x: the normal distribution's, or its
-    approximation by tanh."""
-    if not approximate:
-        output = paddle.erf(x * math.sqrt(0.5))
-        array = share_rows(output)
-
-        def shift(rows):
-            array[rows] *= 0.5
-            array[rows] += 0.5
-
-        run_by_rows(shift, array)
-        return output
-    output = paddle.empty_like(x)
-    array, values = share_rows(output), share_rows(x)
-
-    def compute(rows):
-        part, value = array[rows], values[rows]
-        np.multiply(value, value, out=part)
-        part *= 0.044715
-        part += 1
-        part *= value
-        part *= math.sqrt(2 / math.pi)
-        np.tanh(part, out=part)
-        part *= 0.5
-        part += 0.5
-
-    run_by_rows(compute, array)
-    return output
-
-
-def multiply_by_slope(grad, x, cdf, approximate):
-    """Multiply grad, a matrix, by the derivative of gelu at x, in place; overwrites cdf."""
-    def multiply(rows):
-        value, part = x[rows], cdf[rows]
-        slope = value * value
-        if approximate:
-            # c' = 2 c (1 - c) s', where c = (1 + tanh s) / 2
-            slope *= 3 * 0.044715
-            slope += 1
-            slope *= 2 * math.sqrt(2 / math.pi)
-            slope *= part
-            slope *= 1 - part
-        else:
-            slope *= -0.5
-            np.exp(slope, out=slope)
-            slope *= 1 / math.sqrt(2 * math.pi)
-        slope *= value
-        slope += part
-        grad[rows] *= slope
-
-    run_by_rows(multiply, grad)
-
-
 class Gelu(PyLayer):
     @staticmethod
     def forward(ctx, x, approximate):
         ctx.save_for_backward(x)
         ctx.approximate = approximate
-        return F.gelu(x, approximate)
+        return gelu(x, approximate)
 
     @staticmethod
     def backward(ctx, grad):
         x, = ctx.saved_tensor()
         output = paddle.assign(grad)
-        multiply_by_slope(share_rows(output), share_rows(x),
-                          share_rows(compute_cdf(x, ctx.approximate)), ctx.approximate)
+        multiply_by_gelu_slope(output, x, ctx.approximate)
         return output
 
 
@@ -240,17 +187,16 @@ class GeluLinear(PyLayer):
         ctx.save_for_backward(x, weight)
         ctx.approximate = approximate
         ctx.wanted = [wants_gradient(tensor) for tensor in (x, weight, bias)]
-        return multiply_and_add(F.gelu(x, approximate), weight, bias)
+        return multiply_and_add(gelu(x, approximate), weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensor()
-        cdf = compute_cdf(x, ctx.approximate)
-        active = (x * cdf).reshape([-1, x.shape[-1]])
+        active = gelu(x, ctx.approximate).reshape([-1, x.shape[-1]])
         grad_x, grad_weight, grad_bias = linear_gradients(
             ctx, active, weight, grad.reshape([-1, grad.shape[-1]]))
         if grad_x is not None:
-            multiply_by_slope(share(grad_x), share_rows(x), share_rows(cdf), ctx.approximate)
+            multiply_by_gelu_slope(grad_x, x, ctx.approximate)
             grad_x = grad_x.reshape(x.shape)
         return grad_x, grad_weight, grad_bias
 
@@ -281,37 +227,8 @@ class LayerNorm(PyLayer):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensor()
-        grad = make_contiguous(grad)
-        grad_x = paddle.empty_like(x)
-        products = paddle.empty_like(x)                 # of gradient and normalised input
-        write_layer_norm_gradients(share_rows(grad), share_rows(x), share(weight), ctx.epsilon,
-                                   share_rows(grad_x), share_rows(products))
-        width = x.shape[-1]
-        wants_x, wants_weight, wants_bias = ctx.wanted
-        return (grad_x if wants_x else None,
-                sum_rows(products.reshape([-1, width])) if wants_weight else None,
-                sum_rows(grad.reshape([-1, width])) if wants_bias else None)
-
-
-def write_layer_norm_gradients(grad, x, weight, epsilon, grad_x, products):
-    """Fill grad_x, and products = grad * (x - mean) / deviation. All matrices, by rows."""
-    width = x.shape[1]
-
-    def write(rows):
-        product, output = products[rows], grad_x[rows]
-        np.subtract(x[rows], x[rows].mean(axis=1, keepdims=True), out=product)
-        variance = np.einsum('ij,ij->i', product, product) / width
-        scale = (1 / np.sqrt(variance + epsilon))[:, None]
-        product *= scale                                                # normalised input
-        np.multiply(grad[rows], weight, out=output)
-        shift = output.mean(axis=1, keepdims=True)
-        slope = (np.einsum('ij,ij->i', output, product) / width)[:, None]
-        output -= shift
-        output -= product * slope
-        output *= scale
-        product *= grad[rows]
-
-    run_by_rows(write, x)
+        grads = compute_layer_norm_gradients(make_contiguous(grad), x, weight, ctx.epsilon)
+        return tuple(grad if wanted else None for grad, wanted in zip(grads, ctx.wanted))
 
 
 def forward_layer_norm(layer, x):
@@ -392,7 +309,7 @@ def split_gradient(grad, shape):
 
 
 def compute_probabilities(q, k):
-    return F.softmax_(paddle.matmul(q, k, transpose_y=True), axis=-1)
+    return softmax_(paddle.matmul(q, k, transpose_y=True))
 
 
 class Attend(PyLayer):
@@ -413,18 +330,8 @@ class Attend(PyLayer):
         probabilities = compute_probabilities(q, k)
         grad_v = paddle.matmul(probabilities, grad, transpose_x=True)
         slope = paddle.matmul(grad, v, transpose_y=True)
-        multiply_by_softmax_slope(share_rows(slope), share_rows(probabilities))
+        multiply_by_softmax_slope(slope, probabilities)
         return (paddle.matmul(slope, k), paddle.matmul(slope, q, transpose_x=True), grad_v)
-
-
-def multiply_by_softmax_slope(grad, probabilities):
-    """Turn the gradient of softmax's outputs into that of its inputs, in place, by rows."""
-    def multiply(rows):
-        part, share_of = grad[rows], probabilities[rows]
-        part -= np.einsum('ij,ij->i', part, share_of)[:, None]
-        part *= share_of
-
-    run_by_rows(multiply, grad)
 
 
 def forward_attention(layer, tokens):

@@ -11,7 +11,7 @@ import pytest
 from paddle import nn
 
 import tests.test_training_parity as parity
-from common import fast
+from common import compiled, fast, row_kernels
 from common.training.optimizer import clip_gradients
 from T2T_ViT.t2t_vit import T2TViT
 from ViT.vit import VisionTransformer, build_vit
@@ -86,6 +86,17 @@ def test_numbers_are_the_plain_model_s(name):
     assert fast.accelerate(model) >= 20
     assert_same_run(run_once(model), plain)
     assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize('name', ['vit', 'vit, tanh, mean of tokens', 't2t'])
+def test_the_same_without_compiled_kernels(name, monkeypatch):
+    monkeypatch.setenv(compiled.SWITCH, '0')
+    row_kernels.load_kernels.cache_clear()
+    try:
+        test_numbers_are_the_plain_model_s(name)
+        assert row_kernels.load_kernels() is None
+    finally:
+        row_kernels.load_kernels.cache_clear()
 
 
 def test_restore():
