@@ -72,9 +72,18 @@ def choose_forward(layer):
     parts = set(layer._sub_layers)
     if {'fc1', 'fc2', 'dropout'} <= parts <= {'fc1', 'fc2', 'dropout', 'act'}:
         return forward_mlp
-    if {'qkv', 'attn_dropout', 'proj_dropout'} <= parts and hasattr(layer, 'num_heads'):
-        return forward_attention
-    return None
+    return forward_attention if is_attention(layer) else None
+
+
+def is_attention(layer):
+    """Whether a layer is multi-head attention: of the blocks, not of a token module."""
+    return {'qkv', 'attn_dropout', 'proj_dropout'} <= set(layer._sub_layers) \
+        and hasattr(layer, 'num_heads')
+
+
+def get_scale(layer):
+    """Return the factor of the queries of a layer for which is_attention."""
+    return layer.scale if hasattr(layer, 'scale') else layer.head_size ** -0.5
 
 
 def fits(*tensors):
@@ -338,8 +347,7 @@ def forward_attention(layer, tokens):
     qkv = layer.qkv(tokens)
     if not fits(qkv):
         return layer.plain_forward(tokens)
-    scale = layer.scale if hasattr(layer, 'scale') else layer.head_size ** -0.5
-    q, k, v = apply(SplitHeads, qkv, layer.num_heads, scale)
+    q, k, v = apply(SplitHeads, qkv, layer.num_heads, get_scale(layer))
     if must_show_probabilities(layer.attn_dropout):
         scores = paddle.matmul(q, k, transpose_y=True)
         probabilities = layer.attn_dropout(F.softmax(scores, axis=-1))

@@ -22,6 +22,7 @@ import paddle
 from common.cli import FlagParser
 from common.deploy import engine as engines
 from common.deploy.predict import make_dynamic_predictor
+from common.deploy.projections import separate_projections
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
 from common.run_log import start_logging
@@ -94,7 +95,7 @@ def export_model(trained, folder, formats=('paddle',)):
 def save_program(model, image_size, folder):
     """Write the Paddle program and its weights: images [any, 3, S, S] -> logits."""
     spec = [paddle.static.InputSpec([None, 3, image_size, image_size], 'float32', 'images')]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), separate_projections(model):
         # Of Paddle 2.6: autocast, which is off here anyway, has no effect.
         warnings.filterwarnings('ignore', message='.*auto_cast is an experimental')
         program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
