@@ -31,7 +31,8 @@ def transpose(source, target):
         raise ValueError(f'{source.shape} does not transpose to {target.shape}')
     kernels = load_kernels()
     if kernels is None or source.dtype != np.float32 or target.dtype != np.float32 \
-            or not _has_plain_rows(source) or not _has_plain_rows(target):
+            or not _has_plain_rows(source) or not _has_plain_rows(target) \
+            or not target.flags.writeable:      # NumPy refuses it
         _transpose_in_blocks(source, target)
         return
     kernels.transpose(_get_address(source), source.strides[0] // 4, _get_address(target),

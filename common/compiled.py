@@ -38,14 +38,14 @@ def load_library(source):
 
 
 def _compile(path):
-    """Return the path of the library for this source, compiler and processor."""
+    """Return the path of the library for this source, command, C library and processor."""
     with open(path, 'rb') as file:
         source = file.read()
     # The home folder may be shared with machines that have another processor: its features
     # are part of the name, and used only where they are known.
     flags = sorted(read_cpu()[1])
     command = [*COMPILE, '-march=native'] if flags else [*COMPILE]
-    key = repr((source, command, platform.machine(), flags))
+    key = repr((source, command, platform.machine(), platform.libc_ver(), flags))
     stem = os.path.splitext(os.path.basename(path))[0]
     name = f'{stem}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so'
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')

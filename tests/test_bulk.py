@@ -109,6 +109,14 @@ def test_transpose_refuses_other_shapes(way):
         bulk.transpose(np.zeros((20, 30), np.float32), np.zeros((30, 19), np.float32))
 
 
+def test_transpose_refuses_to_write_what_is_read_only(way):
+    target = np.zeros((20, 30), np.float32)
+    target.flags.writeable = False
+    with pytest.raises(ValueError, match='read-only'):
+        bulk.transpose(np.ones((30, 20), np.float32), target)
+    assert target.sum() == 0
+
+
 def test_are_equal(way, rng):
     first = rng.integers(0, 256, 3 * bulk.COMPARED + 5, dtype=np.uint8)
     assert bulk.are_equal(first, first.copy())

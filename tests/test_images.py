@@ -96,6 +96,26 @@ def test_whole_files_and_others(tmp_path, monkeypatch, case):
     assert (opened == [path]) == (case != 'at once')
 
 
+def test_an_image_in_many_strips(tmp_path):
+    """Reading all that is left for every strip would take the square of their number."""
+    expected = np.random.default_rng(0).integers(0, 256, (300, 20, 3), dtype=np.uint8)
+    path = str(tmp_path / 'image.tif')
+    Image.fromarray(expected).save(path, tiffinfo={278: 1})         # rows per strip
+    read = []
+    real_read = io.BytesIO.read
+
+    class CountingBytes(io.BytesIO):
+        def read(self, size=-1):
+            data = real_read(self, size)
+            read.append(len(data))
+            return data
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(images.io, 'BytesIO', CountingBytes)
+        np.testing.assert_array_equal(to_array(read_image(path)), expected)
+    assert 0 < sum(read) < 40 * os.path.getsize(path)
+
+
 class ShortFile(io.FileIO):
     def read(self, size):
         return super().read(size // 2)

@@ -50,7 +50,8 @@ def _open(path):
     if not data or len(data) != size:           # too large, or the read was cut short
         return Image.open(path)
     image = Image.open(io.BytesIO(data))
-    image.decodermaxblock = size                # in one piece
+    if len(image.tile) == 1:
+        image.decodermaxblock = size            # in one piece, not joined from several
     return image
 
 
