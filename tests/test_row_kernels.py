@@ -89,6 +89,17 @@ def test_gelu_keeps_the_digits_of_its_tail():
     np.testing.assert_allclose(found, value, rtol=1e-5)
 
 
+@needs_compiler
+def test_softmax_keeps_its_digits():
+    """Of two scores it is exp's own error: a few units in the last place."""
+    scores = np.zeros((4000, 2), 'float32')
+    scores[:, 1] = -np.linspace(0, 80, 4000)
+    powers = np.exp(scores.astype('float64'))
+    exact = powers / powers.sum(axis=1, keepdims=True)
+    found = to_double(row_kernels.softmax_(paddle.to_tensor(scores)))
+    np.testing.assert_allclose(found, exact, rtol=4e-7)
+
+
 @pytest.mark.parametrize('shape', SHAPES)
 def test_softmax(way, shape):
     scores = draw(shape, scale=10.0)
