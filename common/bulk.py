@@ -6,20 +6,25 @@ are the same. See common/compiled.py for when there is no compiled library.
 
 import ctypes
 import functools
-import logging
 import os
 import zlib
 
 import numpy as np
 
-from common.compiled import LibraryError, load_library
+from common import compiled
+from common.compiled import get_address
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'bulk.c')
 LEAST = 1 << 12             # bytes that are worth a call
 COMPARED = 1 << 18          # bytes that NumPy compares at once: a result fits into the cache
 STEP = 128                  # rows that NumPy transposes at once
 
-logger = logging.getLogger(__name__)
+POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
+SIGNATURES = {
+    'transpose': (None, (POINTER, NUMBER, POINTER, NUMBER, NUMBER, NUMBER)),
+    'are_equal': (ctypes.c_int, (POINTER, POINTER, NUMBER)),
+    'fold_crc': (NUMBER, (POINTER, NUMBER, ctypes.c_uint32, POINTER)),
+}
 
 
 def transpose(source, target):
@@ -35,7 +40,7 @@ def transpose(source, target):
             or not target.flags.writeable:      # NumPy refuses it
         _transpose_in_blocks(source, target)
         return
-    kernels.transpose(_get_address(source), source.strides[0] // 4, _get_address(target),
+    kernels.transpose(get_address(source), source.strides[0] // 4, get_address(target),
                       target.strides[0] // 4, *source.shape)
 
 
@@ -45,7 +50,7 @@ def crc32(data, crc=0):
     kernels = load_kernels() if len(data) >= LEAST else None
     if kernels is not None:
         folded = (ctypes.c_uint8 * 16)()
-        done = kernels.fold_crc(_get_address(data), len(data), crc ^ 0xffffffff, folded)
+        done = kernels.fold_crc(get_address(data), len(data), crc ^ 0xffffffff, folded)
         if done:
             crc = zlib.crc32(folded, 0xffffffff)        # from a register of zero
             data = data[done:]
@@ -56,7 +61,7 @@ def are_equal(first, second):
     """Return whether two contiguous uint8 arrays of the same length hold the same bytes."""
     kernels = load_kernels()
     if kernels is not None:
-        return bool(kernels.are_equal(_get_address(first), _get_address(second), len(first)))
+        return bool(kernels.are_equal(get_address(first), get_address(second), len(first)))
     return all(np.array_equal(first[at:at + COMPARED], second[at:at + COMPARED])
                for at in range(0, len(first), COMPARED))
 
@@ -64,18 +69,7 @@ def are_equal(first, second):
 @functools.lru_cache(maxsize=1)
 def load_kernels():
     """Return the compiled kernels, or None with the reason in the log."""
-    try:
-        kernels = load_library(SOURCE)
-    except LibraryError as error:
-        logger.info('Kernels for checkpoints: none (%s). NumPy does it, more slowly.', error)
-        return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    kernels.transpose.argtypes = pointer, number, pointer, number, number, number
-    kernels.transpose.restype = None
-    kernels.are_equal.argtypes = pointer, pointer, number
-    kernels.fold_crc.argtypes = pointer, number, ctypes.c_uint32, pointer
-    kernels.fold_crc.restype = number
-    return kernels
+    return compiled.load_kernels(SOURCE, 'checkpoints', SIGNATURES)
 
 
 def _transpose_in_blocks(source, target):
@@ -90,7 +84,3 @@ def _transpose_in_blocks(source, target):
 
 def _has_plain_rows(array):
     return array.strides[1] == 4 and array.strides[0] % 4 == 0 and array.flags.aligned
-
-
-def _get_address(array):
-    return array.__array_interface__['data'][0]

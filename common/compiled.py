@@ -7,6 +7,7 @@ turns all of them off.
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -18,6 +19,9 @@ SWITCH = 'VIT_COMPILED'
 # A fused multiply-add would round differently than separate operations do.
 COMPILE = ('cc', '-O3', '-ffp-contract=off', '-shared', '-fPIC')
 COMPILE_SECONDS = 60        # a compiler that takes longer is none
+
+
+logger = logging.getLogger(__name__)
 
 
 class LibraryError(Exception):
@@ -35,6 +39,27 @@ def load_library(source):
         raise LibraryError(f'{COMPILE[0]}: {text}') from None
     except (OSError, subprocess.SubprocessError) as error:
         raise LibraryError(str(error)) from None
+
+
+def load_kernels(source, what, signatures):
+    """Return the library of a C source for callers that can do without; None, and why in the log.
+
+    what: for the log. signatures: {function: (type of the result, types of the arguments)}.
+    """
+    try:
+        library = load_library(source)
+    except LibraryError as error:
+        logger.info('Kernels for %s: none (%s). NumPy does it, more slowly.', what, error)
+        return None
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def get_address(array):
+    """Return where an ndarray's numbers are, for a kernel's pointer."""
+    return array.__array_interface__['data'][0]
 
 
 def _compile(path):

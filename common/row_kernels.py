@@ -7,7 +7,6 @@ piece, and in the processor's memory.
 
 import ctypes
 import functools
-import logging
 import math
 import os
 
@@ -15,12 +14,21 @@ import numpy as np
 import paddle
 from paddle.nn import functional as F
 
-from common.compiled import LibraryError, load_library
+from common import compiled
+from common.compiled import get_address
 from common.host_memory import run_by_rows, share, share_rows
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'row_kernels.c')
 
-logger = logging.getLogger(__name__)
+POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int64
+SIGNATURES = {
+    'gelu': (None, (POINTER, POINTER, NUMBER, ctypes.c_int)),
+    'gelu_slope': (None, (POINTER, POINTER, NUMBER, ctypes.c_int)),
+    'softmax': (None, (POINTER, NUMBER, NUMBER)),
+    'softmax_slope': (None, (POINTER, POINTER, NUMBER, NUMBER)),
+    'layer_norm_gradients': (None, (POINTER, POINTER, POINTER, ctypes.c_float, POINTER, POINTER,
+                                    POINTER, NUMBER, NUMBER)),
+}
 
 
 def gelu(x, approximate):
@@ -32,7 +40,8 @@ def gelu(x, approximate):
     array, values = share_rows(output), share_rows(x)
 
     def compute(rows):
-        kernels.gelu(_point(values[rows]), _point(array[rows]), values[rows].size, approximate)
+        kernels.gelu(
+            get_address(values[rows]), get_address(array[rows]), values[rows].size, approximate)
 
     run_by_rows(compute, array)
     return output
@@ -49,7 +58,7 @@ def multiply_by_gelu_slope(grad, x, approximate):
 
     def multiply(rows):
         kernels.gelu_slope(
-            _point(array[rows]), _point(values[rows]), values[rows].size, approximate)
+            get_address(array[rows]), get_address(values[rows]), values[rows].size, approximate)
 
     run_by_rows(multiply, array)
 
@@ -62,7 +71,7 @@ def softmax_(scores):
     array = share_rows(scores)
 
     def compute(rows):
-        kernels.softmax(_point(array[rows]), *array[rows].shape)
+        kernels.softmax(get_address(array[rows]), *array[rows].shape)
 
     run_by_rows(compute, array)
     return scores
@@ -77,7 +86,8 @@ def multiply_by_softmax_slope(grad, probabilities):
         return
 
     def multiply(rows):
-        kernels.softmax_slope(_point(array[rows]), _point(values[rows]), *array[rows].shape)
+        kernels.softmax_slope(
+            get_address(array[rows]), get_address(values[rows]), *array[rows].shape)
 
     run_by_rows(multiply, array)
 
@@ -99,8 +109,8 @@ def compute_layer_norm_gradients(grad, x, weight, epsilon):
         above, values, slopes = (array[rows] for array in arrays)
         sums[rows.start] = np.zeros((2, len(factors)), np.float32)
         kernels.layer_norm_gradients(
-            _point(above), _point(values), _point(factors), epsilon, _point(slopes),
-            *(_point(total) for total in sums[rows.start]), *values.shape)
+            *map(get_address, (above, values, factors)), epsilon,
+            *map(get_address, (slopes, *sums[rows.start])), *values.shape)
 
     run_by_rows(compute, arrays[0])
     # In the order of the rows, whichever core was first: two runs give the same bits.
@@ -117,25 +127,7 @@ def sum_rows(matrix):
 @functools.lru_cache(maxsize=1)
 def load_kernels():
     """Return the compiled kernels, or None with the reason in the log."""
-    try:
-        kernels = load_library(SOURCE)
-    except LibraryError as error:
-        logger.info('Kernels for training: none (%s). NumPy does it, more slowly.', error)
-        return None
-    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    for function, arguments in (
-            (kernels.gelu, (pointer, pointer, number, ctypes.c_int)),
-            (kernels.gelu_slope, (pointer, pointer, number, ctypes.c_int)),
-            (kernels.softmax, (pointer, number, number)),
-            (kernels.softmax_slope, (pointer, pointer, number, number)),
-            (kernels.layer_norm_gradients, (pointer, pointer, pointer, real, pointer, pointer,
-                                            pointer, number, number))):
-        function.argtypes, function.restype = arguments, None
-    return kernels
-
-
-def _point(array):
-    return array.__array_interface__['data'][0]
+    return compiled.load_kernels(SOURCE, 'training', SIGNATURES)
 
 
 # The same without the kernels.

@@ -19,24 +19,6 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(params=['kernels', 'off'])
-def way(request, monkeypatch):
-    """With the kernels and without them."""
-    if request.param == 'off':
-        monkeypatch.setenv(compiled.SWITCH, '0')
-    bulk.load_kernels.cache_clear()
-    yield request.param
-    bulk.load_kernels.cache_clear()
-
-
-@pytest.fixture
-def load_anew(monkeypatch, tmp_path):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    bulk.load_kernels.cache_clear()
-    yield bulk.load_kernels
-    bulk.load_kernels.cache_clear()
-
-
 @needs_compiler
 def test_kernels_are_there():
     assert bulk.load_kernels() is not None
@@ -133,20 +115,20 @@ def test_are_equal(way, rng):
 @pytest.mark.parametrize('processor, feature', [
     (['-march=x86-64'], 'sse2'), (['-march=x86-64-v2', '-mpclmul'], 'pclmulqdq'),
     (['-march=x86-64-v3'], 'avx2')])
-def test_kernels_of_other_processors(processor, feature, load_anew, monkeypatch, rng):
+def test_kernels_of_other_processors(processor, feature, empty_library_cache, monkeypatch, rng):
     if feature not in read_cpu()[1]:
         pytest.skip(f'this processor lacks {feature}')
     monkeypatch.setattr(compiled, 'COMPILE', (*compiled.COMPILE, *processor))
     monkeypatch.setattr(compiled, 'read_cpu', lambda: ('', set()))      # no -march=native
-    assert load_anew() is not None
+    assert bulk.load_kernels() is not None
     check_crc32(rng)
     check_transpose(rng)
 
 
-def test_the_log_says_why_there_are_none(load_anew, monkeypatch, caplog):
+def test_the_log_says_why_there_are_none(empty_library_cache, monkeypatch, caplog):
     monkeypatch.setenv(compiled.SWITCH, '0')
     with caplog.at_level(logging.INFO):
-        assert load_anew() is None
+        assert bulk.load_kernels() is None
     assert [record.message for record in caplog.records] == [
         'Kernels for checkpoints: none (turned off by VIT_COMPILED=0). '
         'NumPy does it, more slowly.']

@@ -23,15 +23,6 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture
-def load_anew(monkeypatch, tmp_path):
-    """Load the kernels from an empty cache, in this test only."""
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    pixels.load_kernels.cache_clear()
-    yield pixels.load_kernels
-    pixels.load_kernels.cache_clear()
-
-
 def make_noise(rng, width, height):
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -103,12 +94,12 @@ def test_array_equals_pillows(rng, width, height):
 @needs_kernels
 @pytest.mark.parametrize('processor, feature', [
     ('x86-64', 'sse2'), ('x86-64-v2', 'sse4_2'), ('x86-64-v3', 'avx2'), ('x86-64-v4', 'avx512vl')])
-def test_kernels_of_other_processors(processor, feature, load_anew, monkeypatch, rng):
+def test_kernels_of_other_processors(processor, feature, empty_library_cache, monkeypatch, rng):
     if feature not in read_cpu()[1]:
         pytest.skip(f'this processor lacks {feature}')
     monkeypatch.setattr(compiled, 'COMPILE', (*compiled.COMPILE, f'-march={processor}'))
     monkeypatch.setattr(compiled, 'read_cpu', lambda: ('', set()))        # no -march=native
-    assert load_anew() is not None
+    assert pixels.load_kernels() is not None
     test_resize_equals_pillow(rng, FILTERS[1])
     test_transform_and_rotation_equal_pillow(rng, FILTERS[1])
 
@@ -136,13 +127,13 @@ def test_an_image_in_several_pieces(rng):
 
 
 @pytest.mark.parametrize('what', ['off', 'other pixels'])
-def test_pillow_does_it_without_the_kernels(what, load_anew, monkeypatch, caplog, rng):
+def test_pillow_does_it_without_the_kernels(what, empty_library_cache, monkeypatch, caplog, rng):
     if what == 'off':
         monkeypatch.setenv(compiled.SWITCH, '0')
     else:
         monkeypatch.setattr(pixels, 'PILLOW', 12 if pixels.PILLOW >= 13 else 13)
     with caplog.at_level(logging.INFO):
-        assert load_anew() is None
+        assert pixels.load_kernels() is None
     assert [record.message.startswith('Image kernels: ') for record in caplog.records] == [True]
     image = make_noise(rng, 40, 90)
     assert_same(pixels.resize(image, (20, 21), FILTERS[1], (3, 4, 30, 80), (2, 2, 9, 9)),

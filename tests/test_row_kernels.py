@@ -17,15 +17,6 @@ needs_compiler = pytest.mark.skipif(not shutil.which('cc'), reason='needs a C co
 SHAPES = [(3, 1), (2, 7), (5, 16), (4, 3, 33), (300, 197), (130, 768)]
 
 
-@pytest.fixture(params=['kernels', 'off'])
-def way(request, monkeypatch):
-    if request.param == 'off':
-        monkeypatch.setenv(compiled.SWITCH, '0')
-    row_kernels.load_kernels.cache_clear()
-    yield request.param
-    row_kernels.load_kernels.cache_clear()
-
-
 @needs_compiler
 def test_kernels_are_there():
     assert row_kernels.load_kernels() is not None
@@ -177,29 +168,22 @@ def test_two_runs_are_identical(way):
 @needs_compiler
 @pytest.mark.parametrize('processor, feature', [
     ('x86-64', 'sse2'), ('x86-64-v3', 'avx2'), ('x86-64-v4', 'avx512vl')])
-def test_kernels_of_other_processors(processor, feature, monkeypatch, tmp_path):
+def test_kernels_of_other_processors(processor, feature, empty_library_cache, monkeypatch):
     if feature not in read_cpu()[1]:
         pytest.skip(f'this processor lacks {feature}')
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.setattr(compiled, 'COMPILE', (*compiled.COMPILE, f'-march={processor}'))
     monkeypatch.setattr(compiled, 'read_cpu', lambda: ('', set()))      # no -march=native
-    row_kernels.load_kernels.cache_clear()
-    try:
-        assert row_kernels.load_kernels() is not None
-        for shape in SHAPES:
-            check_gelu(draw(shape), approximate=False)
-            test_softmax(None, shape)
-            if shape[-1] > 1:
-                test_layer_norm(None, shape)
-    finally:
-        row_kernels.load_kernels.cache_clear()
+    assert row_kernels.load_kernels() is not None
+    for shape in SHAPES:
+        check_gelu(draw(shape), approximate=False)
+        test_softmax(None, shape)
+        if shape[-1] > 1:
+            test_layer_norm(None, shape)
 
 
-def test_the_log_says_why_there_are_none(monkeypatch, caplog):
+def test_the_log_says_why_there_are_none(empty_library_cache, monkeypatch, caplog):
     monkeypatch.setenv(compiled.SWITCH, '0')
-    row_kernels.load_kernels.cache_clear()
     with caplog.at_level(logging.INFO):
         assert row_kernels.load_kernels() is None
-    row_kernels.load_kernels.cache_clear()
     assert [record.message for record in caplog.records] == [
         'Kernels for training: none (turned off by VIT_COMPILED=0). NumPy does it, more slowly.']

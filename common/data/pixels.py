@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from common.compiled import LibraryError, load_library
+from common.compiled import LibraryError, get_address, load_library
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'pixels.c')
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
@@ -150,7 +150,7 @@ def _transform(kernels, memory, matrix, resample, fill):
 def _pack(kernels, memory):
     width, height = memory.size
     array = np.empty((height, width, 3), np.uint8)
-    kernels.pack(memory.address, array.__array_interface__['data'][0], width * height)
+    kernels.pack(memory.address, get_address(array), width * height)
     return array
 
 
