@@ -2,7 +2,7 @@
 
 from config import get_config
 
-from common.data import check
+from common.tools import check_data as check
 
 if __name__ == '__main__':
     raise SystemExit(check.main(get_config))

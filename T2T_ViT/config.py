@@ -6,8 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import ModelRules, build_default_config, load_config
-from common.environment import tune_cpu
 from common.errors import UserError
+from common.machine.environment import tune_cpu
 
 tune_cpu()      # nothing above imports Paddle, which reads these settings once
 

@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.weights.convert import main
+from common.tools.convert_weights import main
 
 if __name__ == '__main__':
     sys.exit(main(('paddle', 't2t')))

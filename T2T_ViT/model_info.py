@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from T2T_ViT.config import get_config  # first: it tunes the CPU before Paddle is imported
 
 # isort: split
-from common.model_info import main
+from common.tools.model_info import main
 from T2T_ViT.t2t_vit import build_t2t_vit
 
 if __name__ == '__main__':

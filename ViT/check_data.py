@@ -4,7 +4,7 @@ import sys
 
 from config import get_config
 
-from common.data.check import main
+from common.tools.check_data import main
 
 if __name__ == '__main__':
     sys.exit(main(get_config))

@@ -7,8 +7,8 @@ if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) not in sys.path:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from common.config import ModelRules, build_default_config, load_config
-from common.environment import tune_cpu
 from common.errors import UserError
+from common.machine.environment import tune_cpu
 
 tune_cpu()      # before anything else imports Paddle, which reads these settings only once
 

@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.launch import run_multi
+from common.run.launch import run_multi
 from ViT.main_single_gpu import PROJECT
 
 if __name__ == '__main__':

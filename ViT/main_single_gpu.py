@@ -10,7 +10,7 @@ import sys
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))
 
-from common.launch import Project, run_single
+from common.run.launch import Project, run_single
 from ViT.config import get_config
 from ViT.datasets import get_dataset
 from ViT.vit import build_vit

@@ -8,7 +8,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from ViT.config import get_config  # first: it tunes the CPU
 
 # isort: split
-from common.model_info import main
+from common.tools.model_info import main
 from ViT.vit import build_vit
 
 if __name__ == '__main__':

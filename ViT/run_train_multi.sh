@@ -1,8 +1,8 @@
 #!/bin/sh
 # Train on every visible GPU; CUDA_VISIBLE_DEVICES=0,1 or -nprocs=2 takes fewer.
 # An interrupted run is continued; RESUME= begins a new one. Further arguments are passed on;
-# ../common/launch.sh tells what the environment may set:
+# ../common/run/launch.sh tells what the environment may set:
 #   DATA_PATH=/dataset/imagenet CFG=configs/vit_small_patch16_224.yaml sh run_train_multi.sh
 here=$(dirname "$0")
-exec sh "$here/../common/launch.sh" "$here/main_multi_gpu.py" configs/vit_base_patch16_224.yaml 128 \
+exec sh "$here/../common/run/launch.sh" "$here/main_multi_gpu.py" configs/vit_base_patch16_224.yaml 128 \
     -resume="${RESUME-auto}" -amp "$@"

@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.weights.weights_script import main
+from common.tools.weights import main
 
 if __name__ == '__main__':
     sys.exit(main(lambda name: not name.startswith('t2t/')))

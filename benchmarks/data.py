@@ -101,7 +101,7 @@ def make_decoding(what, folder):
 
 def make_ours(what, folder):
     """Return a function that makes the batches of one epoch."""
-    from common.environment import tune_cpu
+    from common.machine.environment import tune_cpu
     tune_cpu()
 
     from common.data.batch import TrainBatch

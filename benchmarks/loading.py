@@ -133,7 +133,7 @@ def make_hugging_face(size, form, path):
 
 def run_ours(size, form, folder):
     """Load a file; return the difference, the seconds, the peak memory and the file's size."""
-    from common.environment import tune_cpu
+    from common.machine.environment import tune_cpu
     tune_cpu()
     import paddle
 

@@ -12,7 +12,7 @@ import tempfile
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
 sys.path.insert(0, ROOT)
 
-from common.environment import tune_cpu  # noqa: E402
+from common.machine.environment import tune_cpu  # noqa: E402
 
 tune_cpu()
 
@@ -20,8 +20,8 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 from benchmarks.contest import serve  # noqa: E402
-from common.fast import accelerate  # noqa: E402
-from common.host_memory import release_freed_memory  # noqa: E402
+from common.kernels.fast import accelerate  # noqa: E402
+from common.machine.host_memory import release_freed_memory  # noqa: E402
 from common.training.optimizer import build_optimizer, clip_gradients  # noqa: E402
 
 
@@ -88,7 +88,7 @@ def make_evaluation(name, batch_size, how, precision='float32', image_size=None)
         return evaluate
     from common.deploy import engine as engines
     from common.deploy.export import save_program
-    from common.host_memory import keep_freed_memory
+    from common.machine.host_memory import keep_freed_memory
     keep_freed_memory()
     folder = tempfile.mkdtemp()
     save_program(model, config.DATA.IMAGE_SIZE, folder)

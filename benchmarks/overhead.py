@@ -18,7 +18,7 @@ import time
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
 sys.path.insert(0, ROOT)
 
-from common.environment import tune_cpu  # noqa: E402
+from common.machine.environment import tune_cpu  # noqa: E402
 
 tune_cpu()
 
@@ -27,7 +27,7 @@ import paddle  # noqa: E402
 from benchmarks.contest import describe_machine, print_table  # noqa: E402
 from benchmarks.startup import write_images  # noqa: E402
 from common.data.batch import TrainBatch  # noqa: E402
-from common.launch import run_single  # noqa: E402
+from common.run.launch import run_single  # noqa: E402
 from common.training import loop  # noqa: E402
 from ViT.main_single_gpu import PROJECT  # noqa: E402
 from ViT.vit import VisionTransformer  # noqa: E402

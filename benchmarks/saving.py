@@ -21,15 +21,15 @@ from types import SimpleNamespace
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
-from common.environment import tune_cpu
+from common.machine.environment import tune_cpu
 
 tune_cpu()
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
-from common.fast import accelerate  # noqa: E402
-from common.training.checkpoint_store import CheckpointStore  # noqa: E402
+from common.checkpoints.store import CheckpointStore  # noqa: E402
+from common.kernels.fast import accelerate  # noqa: E402
 from common.training.ema import ModelEma  # noqa: E402
 from ViT.config import get_config  # noqa: E402
 from ViT.vit import build_vit  # noqa: E402

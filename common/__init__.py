@@ -1,5 +1,5 @@
 """What the model directories share. Importing this package imports nothing.
 
 Paddle reads thread counts and CPU flags when it is first imported, so
-`common.environment` must be able to run before it.
+`common.machine.environment` must be able to run before it.
 """

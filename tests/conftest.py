@@ -4,12 +4,12 @@ import logging
 
 import pytest
 
-from common.environment import tune_cpu
+from common.machine.environment import tune_cpu
 
 tune_cpu()
 
-from common import bulk, compiled, row_kernels  # noqa: E402
 from common.data import pixels  # noqa: E402
+from common.kernels import bulk, compiled, row_kernels  # noqa: E402
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import numpy as np
 
 from common.data import erasing, mixup
-from common.data.device import Preprocess
-from common.distributed import get_rank
+from common.data.normalize import Preprocess
+from common.machine.distributed import get_rank
 
 MIXUP_STREAM = 0x4D4958     # keeps mixup's random numbers apart from every other use of the seed
 

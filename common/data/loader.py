@@ -19,7 +19,7 @@ import paddle
 
 from common.data.images import ImageError
 from common.errors import RunError
-from common.host_memory import keep_freed_memory
+from common.machine.host_memory import keep_freed_memory
 
 SHARED_MEMORY = '/dev/shm'
 PREFETCH = 2                # batches under way for each worker

@@ -11,7 +11,7 @@ import paddle
 import paddle.nn.functional as F
 
 from common.errors import UserError
-from common.host_memory import share
+from common.machine.host_memory import share
 
 
 def is_active(config):

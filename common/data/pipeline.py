@@ -5,7 +5,7 @@ continues in the middle of an epoch, uses build_dataset, TrainBatches and
 build_loader itself.
 """
 
-from common.environment import tune_cpu
+from common.machine.environment import tune_cpu
 
 tune_cpu()      # the loader imports Paddle
 

@@ -2,7 +2,7 @@
 
 Pillow moves one value at a time. `pixels.c` does the same arithmetic on vectors, in
 Pillow's own memory. Pillow itself is used where there is no compiled library (see
-common/compiled.py), where Pillow does not show its memory (before 11.2), for other modes
+common/kernels/compiled.py), where Pillow does not show its memory (before 11.2), for other modes
 and filters, and if the kernels give one byte that differs from Pillow's when they are
 first loaded. The pixels are the same either way.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from common.compiled import LibraryError, get_address, load_library
+from common.kernels.compiled import LibraryError, get_address, load_library
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'pixels.c')
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)

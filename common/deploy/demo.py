@@ -11,7 +11,7 @@ from common.deploy.ranking import rank_classes
 from common.deploy.trained import add_model_flags, load_trained
 from common.deploy.visualize import View
 from common.errors import UserError, report_errors
-from common.run_log import start_logging
+from common.run.log import start_logging
 
 SHOWN = 480                     # pixels a side of the overlay
 TOP_CLASSES = 5
@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 def main(project, argv=None):
     """Serve the page until it is interrupted; return the exit code.
 
-    project: common.launch.Project. argv: arguments without the script's name; None: sys.argv's.
+    project: common.run.launch.Project. argv: arguments without the script's name; None: sys.argv's.
     """
     return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.environment import count_cores, read_cpu, tune_cpu
 from common.errors import RunError, UserError
+from common.machine.environment import count_cores, read_cpu, tune_cpu
 
 ENGINES = ('plain', 'onednn', 'openvino', 'onnxruntime')
 PRECISIONS = ('float32', 'bfloat16')

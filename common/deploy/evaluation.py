@@ -1,15 +1,17 @@
 """Evaluation on a CPU by an inference engine, which is faster than the dynamic model."""
 
+import logging
 import tempfile
 
 import paddle
 
-from common import fast
 from common.deploy import engine as engines
 from common.deploy.export import save_program
 from common.deploy.predict import make_dynamic_predictor
 from common.errors import RunError, UserError
-from common.run_log import logger
+from common.kernels import fast
+
+logger = logging.getLogger(__name__)
 
 MIN_IMAGES = 5000       # with fewer, exporting and trying the engines costs more than it saves
 

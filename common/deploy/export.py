@@ -25,7 +25,7 @@ from common.deploy.predict import make_dynamic_predictor
 from common.deploy.projections import separate_projections
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
-from common.run_log import start_logging
+from common.run.log import start_logging
 
 FORMATS = ('paddle', 'onnx')
 BATCH_SIZES = (1, 3, engines.CHECK_IMAGES)
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 def main(project, argv=None):
     """Export a trained model; return the exit code.
 
-    project: common.launch.Project. argv: arguments without the script's name; None: sys.argv's.
+    project: common.run.launch.Project. argv: arguments without the script's name; None: sys.argv's.
     """
     return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
 

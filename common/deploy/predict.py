@@ -27,9 +27,10 @@ from common.deploy.pictures import OutputNames, Picture, find_pictures
 from common.deploy.preprocessing import check_class_names, read_folder, read_labels
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import FLAGS, add_model_flags, load_trained
-from common.environment import count_cores
 from common.errors import RunError, UserError, report_errors
-from common.run_log import logger
+from common.machine.environment import count_cores
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   python predict.py cat.jpg -pretrained=./output/train-20260101-10-00-00/best
@@ -52,7 +53,7 @@ class Reading(NamedTuple):
 def main(project, argv=None):
     """Predict the classes of pictures; return the exit code, 1 if some could not be read.
 
-    project: common.launch.Project. argv: arguments without the script's name; None: sys.argv's.
+    project: common.run.launch.Project. argv: arguments without the script's name; None: sys.argv's.
     """
     return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from common.data.device import Preprocess
+from common.data.normalize import Preprocess
 from common.data.pixels import to_array
 from common.data.transforms import FILTERS, ResizeCentreCrop
 from common.errors import UserError, suggest

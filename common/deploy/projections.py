@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
-from common.fast import get_scale, is_attention
+from common.kernels.fast import get_scale, is_attention
 
 NAMES = ('q', 'k', 'v')
 

@@ -20,8 +20,8 @@ from common.deploy.preprocessing import (
     read_config,
     read_labels,
 )
-from common.device import choose_device
 from common.errors import UserError
+from common.machine.device import choose_device
 from common.weights import load_from_config
 from common.weights.containers import open_container
 from common.weights.registry import resolve

@@ -17,7 +17,7 @@ from common.deploy.pictures import OutputNames, find_pictures
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
-from common.run_log import start_logging
+from common.run.log import start_logging
 
 PANEL = 168                     # pixels
 COLUMNS = 6                     # panels a row
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 def main(project, list_token_modules=None, argv=None):
     """Draw the attention of a model over pictures; return the exit code.
 
-    project: common.launch.Project. list_token_modules: gives the TokenModule of a model
+    project: common.run.launch.Project. list_token_modules: gives the TokenModule of a model
     whose stem attends too. argv: arguments without the script's name; None: sys.argv's.
     """
     return report_errors(_run, project, list_token_modules or (lambda model: ()),

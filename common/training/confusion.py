@@ -1,15 +1,17 @@
 """What an evaluation got wrong: accuracy of each class, confusion matrix, worst mistakes."""
 
 import csv
+import logging
 import os
 
 import numpy as np
 import paddle
 from PIL import Image, ImageDraw
 
-from common.distributed import gather_over_ranks
-from common.run_log import logger
+from common.machine.distributed import gather_over_ranks
 from common.training.losses import compute_log_softmax
+
+logger = logging.getLogger(__name__)
 
 MATRIX_CLASSES = 1000       # more classes make a confusion matrix of no use to anybody
 PICTURE_CLASSES = 100

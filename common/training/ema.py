@@ -4,8 +4,8 @@ import contextlib
 
 import paddle
 
+from common.checkpoints.optimizer_state import assign_array
 from common.errors import UserError
-from common.training.optimizer_state import assign_array
 
 
 class ModelEma:

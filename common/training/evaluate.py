@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
-from common.distributed import sum_over_ranks
+from common.machine.distributed import sum_over_ranks
 from common.training.losses import per_sample_cross_entropy
 
 

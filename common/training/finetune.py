@@ -6,9 +6,12 @@ layers 1 to `depth` are the blocks, and layer `depth` + 1 is what follows them
 (last norm, pre-logits, classifier), as in MAE's and BEiT's fine-tuning.
 """
 
+import logging
+
 from common.errors import UserError
-from common.run_log import logger
 from common.weights.load import HEADS
+
+logger = logging.getLogger(__name__)
 
 BACKBONE = 'backbone'
 

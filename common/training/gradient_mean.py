@@ -5,6 +5,7 @@ fits their cache: a quarter of the time of Gloo, which sends everything through 
 """
 
 import contextlib
+import logging
 import mmap
 import os
 import tempfile
@@ -13,15 +14,16 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from common.distributed import (
+from common.machine.distributed import (
     broadcast_texts,
     explain_lost_rank,
     gather_over_ranks,
     get_rank,
     get_world_size,
 )
-from common.host_memory import share
-from common.run_log import logger
+from common.machine.host_memory import share
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20             # numbers of a process at a time: 4 MB
 BLOCK = 1 << 17             # numbers added at a time, which stay in a core's own cache

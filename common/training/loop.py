@@ -1,20 +1,23 @@
 """The training loop: one flat function over optimizer updates."""
 
 import contextlib
+import logging
 from dataclasses import dataclass, field
 
 import numpy as np
 import paddle
 from paddle.distributed.parallel import sync_params_buffers
 
-from common.distributed import get_rank, get_world_size
 from common.errors import Interrupted, RunError
-from common.host_memory import release_freed_memory
-from common.run_log import format_duration, logger
+from common.machine.distributed import get_rank, get_world_size
+from common.machine.host_memory import release_freed_memory
+from common.run.log import format_duration
 from common.training.gradient_mean import GradientMean
 from common.training.meter import Meter
 from common.training.optimizer import clip_gradients
 from common.training.stopping import StopRequest, Watchdog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import paddle
 
-from common.distributed import gather_over_ranks
+from common.machine.distributed import gather_over_ranks
 
 
 class Meter:

@@ -1,9 +1,12 @@
 """Mixed precision: autocast, loss scaling, and weights in half precision (O2)."""
 
+import logging
+
 import paddle
 
-from common.distributed import get_world_size
-from common.run_log import logger
+from common.machine.distributed import get_world_size
+
+logger = logging.getLogger(__name__)
 
 
 class Precision:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from common.distributed import is_launched
+from common.machine.distributed import is_launched
 
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
 LAUNCHER_REPEATS_SECONDS = 2    # paddle.distributed.launch sends SIGTERM three times, 0.2 s apart

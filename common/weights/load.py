@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.environment import count_cores
 from common.errors import UserError, suggest
-from common.host_memory import share
+from common.machine.environment import count_cores
+from common.machine.host_memory import share
 from common.weights.checkpoint import list_first, read_checkpoint
 from common.weights.registry import resolve
 from common.weights.resize import resize_positions

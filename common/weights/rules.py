@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import bulk
+from common.kernels import bulk
 
 
 def keep(array):

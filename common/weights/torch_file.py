@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from common.bulk import crc32
-from common.environment import count_cores
+from common.kernels.bulk import crc32
+from common.machine.environment import count_cores
 from common.weights.safe_pickle import NUMPY_FUNCTIONS, Inert, PickleError, Reader
 
 # torch.serialization.MAGIC_NUMBER as a pickle of protocol 2.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.data.digits import load_digits_rgb
 from common.deploy import demo
-from tests.trained_digits import load_fixture
+from tests.support.trained_digits import load_fixture
 
 pytestmark = pytest.mark.slow
 pytest.importorskip('gradio')

@@ -8,10 +8,10 @@ import io
 
 import pytest
 
-from common.launch import run_single
-from common.training import checkpoint_file
-from tests.digits_job import Job, assert_same_result
-from tests.faulty_os import parse_fault
+from common.checkpoints import file as checkpoint_file
+from common.run.launch import run_single
+from tests.support.digits_job import Job, assert_same_result
+from tests.support.faulty_os import parse_fault
 from ViT.main_single_gpu import PROJECT
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from tests.digits_job import Job, assert_same_result
-from tests.interruptions import Interrupter
+from tests.support.digits_job import Job, assert_same_result
+from tests.support.interruptions import Interrupter
 
 pytestmark = pytest.mark.slow
 KILLS = 200

@@ -1,0 +1,1 @@
+"""Arithmetic on a CPU by other means than the framework's own operators."""

@@ -1,0 +1,1 @@
+"""The machine a process runs on: CPU settings, devices, other processes, memory."""

@@ -1,0 +1,86 @@
+"""What a run says of itself before it starts, and of its data when it ends."""
+
+import logging
+import platform
+
+import numpy as np
+import paddle
+import yaml
+
+from common.config import dump_config
+from common.machine.device import describe_device
+from common.machine.distributed import get_world_size
+from common.machine.environment import describe_cpu
+
+logger = logging.getLogger(__name__)
+
+
+def log_start(project, config, device, folder):
+    """Log what the run is and what it runs on."""
+    logger.info('%s %s: %s', 'Evaluating' if config.EVAL else 'Training', config.MODEL.NAME, folder)
+    logger.info('%s', describe_device(config.DEVICE, device))
+    logger.info('%s', describe_cpu())
+    logger.info('Python %s, Paddle %s, NumPy %s; %d process%s, seed %d',
+                platform.python_version(), paddle.__version__, np.__version__, get_world_size(),
+                'es' if get_world_size() > 1 else '', config.SEED)
+
+
+def log_changes(saved_config, config):
+    """Warn of every option that is not as in the run that is continued.
+
+    saved_config: yaml text, or None (PaddleViT's checkpoints have none). Where the output
+    goes and how often it is written may change freely.
+    """
+    if saved_config is None:
+        return
+    saved = dict(_flatten(yaml.safe_load(saved_config)))
+    now = dict(_flatten(yaml.safe_load(dump_config(config))))
+    free = {'MODEL.RESUME', 'SAVE', 'SAVE_FREQ', 'SAVE_STEPS', 'SAVE_MINUTES', 'KEEP',
+            'REPORT_FREQ', 'NPROCS', 'DEVICE', 'WATCHDOG_SECONDS', 'DATA.NUM_WORKERS', 'VISUALDL'}
+    for key in sorted((set(saved) | set(now)) - free):
+        if saved.get(key) != now.get(key):
+            logger.info('The run that is continued had %s %r; now it is %r.', key,
+                        saved.get(key), now.get(key))
+
+
+def _flatten(tree, prefix=''):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f'{prefix}{name}.')
+        else:
+            yield prefix + name, value
+
+
+def log_skipped(skipped):
+    """Log which unreadable images DATA.SKIP_CORRUPT replaced. skipped: {path: times}."""
+    if skipped:
+        logger.warning('%d unreadable images were skipped, %d times in all: %s%s', len(skipped),
+                       sum(skipped.values()), ', '.join(sorted(skipped)[:5]),
+                       ', ...' if len(skipped) > 5 else '')
+
+
+def log_plan(config, plan, schedule, effective_batch):
+    """Log the lengths and rates that the run will have."""
+    logger.info('Effective batch %d = %d images x %d processes x %d accumulated; %d updates an '
+                'epoch, %d in all; warmup %d updates; peak learning rate %.1e, weight decay %g',
+                effective_batch, config.DATA.BATCH_SIZE, get_world_size(),
+                config.TRAIN.ACCUM_ITER, plan.updates_per_epoch, plan.total_updates,
+                plan.warmup_updates, schedule.peak, config.TRAIN.WEIGHT_DECAY)
+    warn_of_other_batch(config, schedule, effective_batch)
+
+
+def warn_of_other_batch(config, schedule, effective_batch):
+    """Warn where an update takes another number of images than in the recipe."""
+    train = config.TRAIN
+    recipe_batch = train.RECIPE_BATCH or train.LINEAR_SCALED_LR
+    if recipe_batch in (None, effective_batch):
+        return
+    rate = 'stays the same (TRAIN.LINEAR_SCALED_LR would scale it)'
+    if train.LINEAR_SCALED_LR:
+        rate = f'is scaled from {train.BASE_LR:.1e} to {schedule.peak:.1e}'
+    images = config.DATA.BATCH_SIZE * get_world_size()
+    remedy = '' if recipe_batch % images else \
+        f' Use -accum_iter={recipe_batch // images} for {recipe_batch}.'
+    logger.warning('The recipe has %d images an update, this run %d: the learning rate %s, and '
+                   'an epoch has %.3g times the updates.%s', recipe_batch, effective_batch, rate,
+                   recipe_batch / effective_batch, remedy)

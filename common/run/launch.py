@@ -1,0 +1,204 @@
+"""Starting a run: in this process, in several on this machine, or as part of a launched job.
+
+Every way ends in an exit code: 0 done, 1 a failure, 2 wrong input, 128 + N signal N.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.machine.environment import count_cores, share_cores, tune_cpu
+
+tune_cpu()      # before Paddle is imported
+
+import paddle.distributed as dist
+
+from common.cli import parse_command_line
+from common.errors import FIRST_ERROR_FILE, UserError, report_errors
+from common.machine.device import choose_device, count_gpus
+from common.machine.distributed import is_launched
+from common.run.job import run
+from common.training.stopping import SIGNALS
+
+GRACE_SECONDS = 10          # for the other processes to end, after one has failed
+_DEFAULT_START_METHOD = multiprocessing.get_all_start_methods()[0]
+
+
+@dataclass(frozen=True)
+class Project:
+    """What a model directory gives to the shared code."""
+
+    name: str
+    folder: str                     # of the model directory
+    get_config: Callable            # (path, flags, opts) -> config
+    get_dataset: Callable           # (config, is_train) -> data set
+    build_model: Callable           # (config) -> model
+    example_configs: tuple          # for -h: (digits config, ImageNet config)
+
+
+def run_single(project, argv=None):
+    """Train or evaluate in this process; return the exit code.
+
+    argv: arguments without the script's name; None: those of the command line.
+    """
+    return report_errors(_run_single, project, sys.argv[1:] if argv is None else argv)
+
+
+def run_multi(project, argv=None):
+    """Train or evaluate in several processes; return the exit code.
+
+    Joins the job where paddle.distributed.launch started this process; otherwise starts
+    one process for each visible GPU, or NPROCS processes.
+    """
+    code = report_errors(_run_multi, project, sys.argv[1:] if argv is None else argv)
+    if is_launched():
+        _leave(code)
+    return code
+
+
+def _run_single(project, argv):
+    config = parse_command_line(project, argv, 'main_single_gpu.py')
+    if is_launched() and int(os.environ['PADDLE_TRAINERS_NUM']) > 1:
+        raise UserError('main_single_gpu.py is one process; under paddle.distributed.launch use '
+                        'main_multi_gpu.py.')
+    if config.NPROCS not in (None, 1):
+        raise UserError(f'main_single_gpu.py is one process; -nprocs={config.NPROCS} is for '
+                        'main_multi_gpu.py.')
+    run(project, config)
+
+
+def _run_multi(project, argv):
+    config = parse_command_line(project, argv, 'main_multi_gpu.py')
+    if is_launched():
+        if _is_child_of_launcher():
+            _end_with_parent()
+        dist.init_parallel_env()
+        run(project, config)
+        return 0
+    processes, backend = choose_processes(config)
+    if processes == 1:
+        run(project, config)
+        return 0
+    return _spawn(project, argv, processes, backend)
+
+
+def choose_processes(config):
+    """Return (number of processes, backend). Raises UserError for more than the devices."""
+    wanted = config.NPROCS
+    if choose_device(config.DEVICE) == 'cpu':
+        limit = max(2, count_cores())       # two always work, so that any machine can try it
+        if wanted is not None and wanted > limit:
+            raise UserError(f'-nprocs={wanted} is more than this machine\'s {limit} processor '
+                            'cores can serve.')
+        return wanted or 1, 'gloo'
+    gpus = count_gpus()
+    if config.DEVICE.startswith('gpu:'):
+        raise UserError('-device=gpu:N is one GPU; for several use -nprocs, and '
+                        'CUDA_VISIBLE_DEVICES to choose which.')
+    if wanted is not None and wanted > gpus:
+        raise UserError(f'-nprocs={wanted}, but Paddle sees {gpus} GPU{"s" * (gpus != 1)}.')
+    return wanted or gpus, 'nccl'
+
+
+def _spawn(project, argv, processes, backend):
+    """Start the processes, pass signals on, and return the first failure's exit code."""
+    share_cores(processes)                  # read by Paddle in the processes started below
+    os.environ.setdefault('GLOG_minloglevel', '1')      # how they found each other is no news
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FIRST_ERROR_FILE] = os.path.join(folder, 'first_error')
+        received = []
+
+        def forward(number, frame):
+            received.append(number)
+            for process in context.processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*CPUONLY mode')
+            context = dist.spawn(_work, args=(project, argv), nprocs=processes, join=False,
+                                 backend=backend)
+        for name in SIGNALS:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), forward)
+        code = _wait(context.processes)
+    return 128 + received[0] if received and code else code
+
+
+def _wait(processes):
+    """Wait for all to end; after a failure end the others. Returns the first failure's code."""
+    code, deadline = 0, None
+    alive = {process.sentinel: process for process in processes}
+    while alive:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        for sentinel in multiprocessing.connection.wait(list(alive), timeout):
+            process = alive.pop(sentinel)
+            process.join()
+            if process.exitcode and not code:
+                code = process.exitcode if process.exitcode > 0 else 128 - process.exitcode
+                if process.exitcode < 0:
+                    name = signal.Signals(-process.exitcode).name
+                    print(f'error: process {process.pid} was ended by {name}', file=sys.stderr)
+                deadline = time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() >= deadline:
+            for process in alive.values():
+                process.kill()
+            deadline = time.monotonic() + GRACE_SECONDS
+    return code
+
+
+def _work(project, argv):
+    """Be one of the spawned processes."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpgid(0, 0)        # Ctrl-C reaches the parent only, which passes it on once
+    # A spawned process would spawn its loader workers too, each importing Paddle for seconds.
+    multiprocessing.set_start_method(_DEFAULT_START_METHOD, force=True)
+    _end_with_parent()
+
+    def join_and_run(project, argv):
+        dist.init_parallel_env()
+        run(project, parse_command_line(project, argv, 'main_multi_gpu.py'))
+
+    _leave(report_errors(join_and_run, project, argv))
+
+
+def _leave(code):
+    """End this rank at once: Paddle's teardown waits for the others for seconds, or crashes."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with_parent():
+    """End this process when the one that started it is gone, which would leave it behind."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        print('error: the starting process is gone; ending', file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_child_of_launcher():
+    """Whether the parent is paddle.distributed.launch, not a shell that may end before us."""
+    try:
+        with open(f'/proc/{os.getppid()}/cmdline', 'rb') as file:
+            return b'paddle.distributed' in file.read()
+    except OSError:                         # not Linux
+        return False

@@ -1,0 +1,1 @@
+"""Scripts beside training: curves, model sizes, data checks, weight conversion."""

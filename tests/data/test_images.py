@@ -1,0 +1,144 @@
+"""Reading images: every mode of the preprocessing fixtures, and every kind of broken file."""
+
+import hashlib
+import io
+import json
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data import images
+from common.data.images import ImageError, is_image_name, read_image, show_path
+from common.data.pixels import to_array
+from tests.support.data_folders import make_image
+
+FIXTURES = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'fixtures', 'preprocess')
+with open(os.path.join(FIXTURES, 'index.json'), encoding='utf-8') as file:
+    INDEX = json.load(file)['images']
+
+
+@pytest.mark.parametrize('name', INDEX)
+def test_decodes_as_the_reference(name):
+    image = read_image(os.path.join(FIXTURES, name))
+    assert image.mode == 'RGB' and list(image.size) == INDEX[name]['size_wh']
+    assert hashlib.sha256(to_array(image).tobytes()).hexdigest() == INDEX[name]['rgb_sha256']
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new('RGB', (8, 8), color) for color in ('red', 'blue')]
+    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
+    assert to_array(read_image(tmp_path / 'a.gif'))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I;16', 'F'])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    path = str(tmp_path / 'image.tif')
+    Image.new(mode, (5, 4)).save(path)
+    assert to_array(read_image(path)).shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize('name', ['with space.png', 'ünï-日本.png', 'new\nline.png', b'\xff.png'])
+def test_any_file_name(tmp_path, name):
+    path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
+    Image.new('RGB', (3, 2)).save(os.fsdecode(path))
+    assert read_image(path).size == (3, 2)
+    os.truncate(path, 30)
+    with pytest.raises(ImageError) as raised:
+        read_image(path)
+    assert '\n' not in str(raised.value) and str(raised.value).isprintable()
+
+
+def test_truncated_jpeg(tmp_path):
+    path = str(tmp_path / 'cut.jpg')
+    make_image(path, (200, 200))
+    os.truncate(path, os.path.getsize(path) // 2)
+    with pytest.raises(ImageError, match=r'cut\.jpg: damaged image: .*truncated'):
+        read_image(path)
+
+
+def test_empty_missing_folder_text(tmp_path):
+    (tmp_path / 'empty.jpg').touch()
+    (tmp_path / 'text.jpg').write_text('no image')
+    (tmp_path / 'folder.jpg').mkdir()
+    for name, reason in {
+            'empty.jpg': 'the file is empty', 'text.jpg': 'not an image', 'folder.jpg': 'directory',
+            'none.jpg': 'no such image file'}.items():
+        with pytest.raises(ImageError, match=f'{name}.*{reason}'):
+            read_image(str(tmp_path / name))
+
+
+def make_png(width, height, data):
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack('>I', len(content)) + body + struct.pack('>I', zlib.crc32(body))
+    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(data))
+            + chunk(b'IEND', b''))
+
+
+@pytest.mark.parametrize('case', ['at once', 'too large', 'cut short'])
+def test_whole_files_and_others(tmp_path, monkeypatch, case):
+    path = str(tmp_path / 'image.png')
+    expected = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    Image.fromarray(expected).save(path)
+    size = os.path.getsize(path)
+    opened = []
+    real_open = Image.open
+    monkeypatch.setattr(Image, 'open', lambda file: opened.append(file) or real_open(file))
+    monkeypatch.setattr(images, 'READ_WHOLE', size - (case == 'too large'))
+    if case == 'cut short':
+        monkeypatch.setattr(images, 'open', lambda *_, **__: ShortFile(path), raising=False)
+    np.testing.assert_array_equal(to_array(read_image(path)), expected)
+    assert (opened == [path]) == (case != 'at once')
+
+
+def test_an_image_in_many_strips(tmp_path):
+    """Reading all that is left for every strip, as Pillow 10 would, takes their number squared."""
+    expected = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    path = str(tmp_path / 'image.tif')
+    Image.fromarray(expected).save(path, tiffinfo={278: 1})         # rows per strip
+    with images._open(path) as image:
+        assert len(image.tile) == 300
+        assert image.decodermaxblock < os.path.getsize(path)
+    np.testing.assert_array_equal(to_array(read_image(path)), expected)
+
+
+class ShortFile(io.FileIO):
+    def read(self, size):
+        return super().read(size // 2)
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+@pytest.mark.parametrize('side', [13_400, 60_000])
+def test_decompression_bomb(tmp_path, side):
+    path = str(tmp_path / 'bomb.png')
+    with open(path, 'wb') as file:
+        file.write(make_png(side, side, bytes(1000)))
+    with pytest.raises(ImageError, match=r'bomb\.png.*pixels'):
+        read_image(path)
+
+
+def test_damaged_bytes_never_raise_anything_else(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ('landscape_500x375.jpg', 'rgba.png', 'palette_transparent.png'):
+        with open(os.path.join(FIXTURES, name), 'rb') as file:
+            content = np.frombuffer(file.read(), np.uint8)
+        for _ in range(40):
+            damaged = content[:rng.integers(1, len(content))].copy()
+            damaged[rng.integers(0, len(damaged), 8)] = rng.integers(0, 256, 8)
+            path = str(tmp_path / name)
+            damaged.tofile(path)
+            try:
+                read_image(path)
+            except ImageError as error:
+                assert str(error).startswith(path)
+
+
+def test_names():
+    assert is_image_name('A.JPEG') and is_image_name('b.webp')
+    assert not is_image_name('._a.jpg') and not is_image_name('notes.txt')
+    assert show_path(b'a b/\xc3\xa9.jpg') == 'a b/é.jpg'

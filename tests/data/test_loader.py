@@ -1,0 +1,255 @@
+"""The loader: the same data for any number of workers, and what happens when one fails."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import paddle
+import pytest
+
+from common.data import loader as loader_module
+from common.data.datasets import build_dataset
+from common.data.images import ImageError
+from common.data.loader import LoaderError, build_loader
+from common.data.pipeline import get_dataloader, get_dataset
+from common.data.sampler import EvalBatches, TrainBatches
+from common.data.transforms import build_train_transform
+from tests.support.data_folders import make_config, make_folders, make_image
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def collect(batches):
+    return [[tensor.numpy() for tensor in batch] for batch in batches]
+
+
+def build_train(path, **options):
+    config = make_config(DATA__DATA_PATH=str(path), **options)
+    return build_dataset(config, True, build_train_transform(config)), config
+
+
+@pytest.fixture(scope='module')
+def digits():
+    config = make_config(DATA__DATASET='digits', TRAIN__AFFINE_DEGREES=10.0)
+    return build_dataset(config, True, build_train_transform(config)), config
+
+
+def test_batches_hold_the_samples_of_the_sampler(digits):
+    dataset, config = digits
+    batches = TrainBatches(len(dataset), 16, seed=0).slice(80, 90)     # 84 an epoch
+    keys = list(batches)
+    loaded = list(build_loader(dataset, batches, config, num_workers=2))
+    assert len(loaded) == len(keys) == 10 and keys[3][0][0] == 0 and keys[4][0][0] == 1
+    for batch, batch_keys in zip(loaded, keys):
+        assert [tensor.dtype for tensor in batch] == [paddle.uint8, paddle.int64, paddle.int64]
+        images, labels, indices = (tensor.numpy() for tensor in batch)
+        samples = [dataset[key] for key in batch_keys]
+        assert np.array_equal(images, np.stack([sample[0] for sample in samples]))
+        assert labels.tolist() == [sample[1] for sample in samples]
+        assert indices.tolist() == [index for _, index in batch_keys]
+
+
+@pytest.mark.parametrize('use_shared_memory', [True, False])
+@pytest.mark.parametrize('num_workers', [1, 4])
+def test_workers_change_nothing(digits, num_workers, use_shared_memory):
+    dataset, _ = digits
+    config = make_config(DATA__DATASET='digits', DATA__USE_SHARED_MEMORY=use_shared_memory)
+    batches = TrainBatches(len(dataset), 16, seed=0).slice(80, 92)
+    expected = collect(build_loader(dataset, batches, config, num_workers=0))
+    loaded = collect(build_loader(dataset, batches, config, num_workers=num_workers))
+    assert len(loaded) == len(expected) == 12
+    for batch, other in zip(loaded, expected):
+        assert all(np.array_equal(a, b) for a, b in zip(batch, other))
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_evaluation_loads_every_sample_each_time(digits, num_workers):
+    dataset, config = digits
+    loader = build_loader(dataset, EvalBatches(37, 8), config, num_workers)
+    assert len(loader) == 5
+    for _ in range(2):
+        batches = collect(loader)
+        assert [len(batch[1]) for batch in batches] == [8, 8, 8, 8, 5]
+        assert np.concatenate([batch[2] for batch in batches]).tolist() == list(range(37))
+
+
+def test_no_batches_at_all(digits):
+    dataset, config = digits
+    assert list(build_loader(dataset, EvalBatches(1, 8, 1, 2), config, num_workers=2)) == []
+
+
+def test_an_endless_loader_ends_its_workers_when_left(digits):
+    dataset, config = digits
+    loader = build_loader(dataset, TrainBatches(len(dataset), 16, seed=0), config, num_workers=2)
+    batches = iter(loader)
+    for _ in range(200):        # more than two epochs
+        next(batches)
+    workers = list(loader._iterator._workers)
+    assert all(worker.is_alive() for worker in workers)
+    handler = signal.getsignal(signal.SIGCHLD)      # Paddle's would raise anywhere in the program
+    assert not getattr(handler, '__module__', '').startswith('paddle')
+    start = time.monotonic()
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
+    assert time.monotonic() - start < 5
+
+
+def test_starting_is_quick(digits):
+    dataset, config = digits
+    loader = build_loader(dataset, TrainBatches(len(dataset), 16, seed=0), config, num_workers=2)
+    start = time.monotonic()
+    next(iter(loader))
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_corrupt_image_stops_with_its_path(tmp_path, num_workers):
+    dataset, config = build_train(make_folders(tmp_path))
+    os.truncate(tmp_path / 'train' / 'dog' / '2.jpg', 200)
+    loader = build_loader(dataset, TrainBatches(12, 4, seed=0), config, num_workers)
+    start = time.monotonic()
+    with pytest.raises(ImageError, match=r'train/dog/2\.jpg: damaged image') as caught:
+        for _ in zip(range(4), loader):
+            pass
+    assert 'DATA.SKIP_CORRUPT True' in str(caught.value) and 'check_data.py' in str(caught.value)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_corrupt_images_are_skipped_and_counted(tmp_path, num_workers):
+    dataset, config = build_train(make_folders(tmp_path), DATA__SKIP_CORRUPT=True)
+    for number in (1, 2):
+        os.truncate(tmp_path / 'train' / 'dog' / f'{number}.jpg', 200)
+    loader = build_loader(dataset, TrainBatches(12, 4, seed=0).slice(0, 6), config, num_workers)
+    batches = collect(loader)
+    indices = np.concatenate([batch[2] for batch in batches])
+    assert len(indices) == 24 and not {5, 6} & set(indices.tolist())
+    assert np.bincount(indices)[7] == 6         # its own two and those of 5 and 6
+    # Sample 5 is replaced after looking at 5 and 6, sample 6 after looking at 6.
+    assert loader.skipped == {
+        str(tmp_path / 'train' / 'dog' / '1.jpg'): 2, str(tmp_path / 'train' / 'dog' / '2.jpg'): 4}
+
+
+def test_vanished_folder_is_an_error_not_a_hang(tmp_path):
+    dataset, config = build_train(make_folders(tmp_path))
+    os.rename(tmp_path / 'train', tmp_path / 'gone')
+    with pytest.raises(ImageError, match='no such image file'):
+        next(iter(build_loader(dataset, TrainBatches(12, 4, seed=0), config, num_workers=2)))
+
+
+class Deadly:
+    """A transform that ends its process, or fails, at one colour."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __call__(self, image, rng):
+        if image.size == (41, 30):
+            self.act()
+        return image.resize((32, 32))
+
+
+def kill_self():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail():
+    raise ZeroDivisionError('of our own making')
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_dead_worker_is_reported_with_its_sample(tmp_path, num_workers):
+    dataset, config = build_train(make_folders(tmp_path))
+    make_image(str(tmp_path / 'train' / 'dog' / '3.jpg'), size=(41, 30))
+    dataset.transform = Deadly(kill_self)
+    loader = build_loader(dataset, TrainBatches(12, 4, seed=0), config, num_workers)
+    start = time.monotonic()
+    with pytest.raises(LoaderError, match=r'worker \d died \(signal 9.*train/dog/3\.jpg'):
+        for _ in loader:
+            pass
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_own_mistake_in_a_worker_keeps_its_traceback(tmp_path, num_workers):
+    dataset, config = build_train(make_folders(tmp_path))
+    make_image(str(tmp_path / 'train' / 'dog' / '3.jpg'), size=(41, 30))
+    dataset.transform = Deadly(fail)
+    loader = build_loader(dataset, TrainBatches(12, 4, seed=0), config, num_workers)
+    with pytest.raises(LoaderError, match=r'(?s)dog/3\.jpg.*in fail.*of our own making'):
+        list(zip(range(3), loader))
+
+
+def test_signals_for_the_training_process_do_not_end_workers(digits):
+    dataset, config = digits
+    loader = build_loader(dataset, TrainBatches(len(dataset), 16, seed=0), config, num_workers=2)
+    batches = iter(loader)
+    next(batches)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for worker in loader._iterator._workers:
+            os.kill(worker.pid, number)
+    for _ in range(20):
+        next(batches)
+    assert 'digits training image' in loader.describe_workers()
+    batches.close()
+
+
+def test_little_shared_memory_falls_back_to_pipes(digits, monkeypatch, caplog):
+    dataset, config = digits
+    full = os.statvfs_result((4096, 4096, 100, 3, 3, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(loader_module.os, 'statvfs', lambda path: full)
+    batches = TrainBatches(len(dataset), 64, seed=0).slice(0, 3)
+    with caplog.at_level(logging.WARNING):
+        loader = build_loader(dataset, batches, config, num_workers=1)
+    assert '/dev/shm has 0 MB free' in caplog.text and not loader._loader.use_shared_memory
+    assert len(list(loader)) == 3
+
+
+def test_paddlevits_functions_give_one_epoch():
+    config = make_config(DATA__DATASET='digits', DATA__BATCH_SIZE=64, DATA__NUM_WORKERS=1)
+    train = get_dataset(config)
+    loader = get_dataloader(config, train)
+    first = np.concatenate([batch[2].numpy() for batch in loader])
+    second = np.concatenate([batch[2].numpy() for batch in get_dataloader(config, train, epoch=1)])
+    assert len(loader) == 21 and len(set(first.tolist())) == len(second) == 21 * 64
+    assert not np.array_equal(first, second)
+    val = get_dataset(config, is_train=False)
+    seen = np.concatenate(
+        [batch[2].numpy() for batch in get_dataloader(config, val, is_train=False)])
+    assert sorted(seen.tolist()) == list(range(len(val)))
+
+
+@pytest.mark.parametrize('ending', ['sys.exit(3)', 'raise KeyboardInterrupt', 'os._exit(4)'])
+def test_a_process_that_ends_leaves_no_worker(ending):
+    """Workers ignore SIGTERM while training goes on, but must not outlive it."""
+    script = (
+        'import os, sys\n'
+        'from common.data.pipeline import get_dataset, get_dataloader\n'
+        'from tests.support.data_folders import make_config\n'
+        'config = make_config(DATA__DATASET="digits", DATA__BATCH_SIZE=16, DATA__NUM_WORKERS=2)\n'
+        'loader = get_dataloader(config, get_dataset(config))\n'
+        'batches = iter(loader)\n'
+        'next(batches)\n'
+        'print(*[worker.pid for worker in loader._iterator._workers], flush=True)\n'
+        f'{ending}\n')
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2, done.stderr
+    assert done.returncode in (3, 4, 1, 130, -2)
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() - start < 40, 'workers outlive the process'
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    try:
+        with open(f'/proc/{pid}/stat', encoding='ascii') as file:
+            return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,70 @@
+"""Evaluation by an inference engine counts what the model itself counts."""
+
+import logging
+
+import numpy as np
+import paddle
+import pytest
+
+from common.deploy import evaluation
+from common.kernels import fast
+from common.training.evaluate import evaluate
+from common.training.precision import Precision
+from tests.support.recipe import fill_by_recipe
+from ViT.config import get_config
+from ViT.vit import build_vit
+
+
+def build(**flags):
+    config = get_config(flags={
+        'DATA.IMAGE_SIZE': 32, 'MODEL.PATCH_SIZE': 8, 'MODEL.EMBED_DIM': 48, 'MODEL.DEPTH': 2,
+        'MODEL.NUM_HEADS': 4, 'MODEL.NUM_CLASSES': 10, **flags})
+    model = build_vit(config)
+    fill_by_recipe(model, salt=7)
+    fast.accelerate(model)
+    return config, model
+
+
+def run(model, config):
+    generator = np.random.default_rng(0)
+    batches = [(generator.standard_normal((size, 3, 32, 32)).astype('float32'),
+                paddle.to_tensor(generator.integers(0, 10, size)), None) for size in (8, 8, 5)]
+    return evaluate(model, batches, paddle.to_tensor, Precision(config, 'cpu'))
+
+
+@pytest.mark.parametrize('name', ['plain', 'onednn'])
+def test_engine_evaluates_as_the_model(name):
+    config, model = build(EVAL_ENGINE=name)
+    expected = run(model, config)
+    evaluator = evaluation.choose_evaluator(model, config, num_images=21)
+    assert evaluator is not model
+    found = run(evaluator, config)
+    assert (found.images, found.acc1, found.acc5) == (21, expected.acc1, expected.acc5)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_few_images_are_not_worth_an_engine():
+    config, model = build(EVAL_ENGINE='auto')
+    few = evaluation.MIN_IMAGES - 1
+    assert evaluation.choose_evaluator(model, config, few) is model
+
+
+def test_model_is_the_model():
+    config, model = build(EVAL_ENGINE='model')
+    assert evaluation.choose_evaluator(model, config, 10 ** 6) is model
+
+
+def test_a_failing_engine_leaves_the_model(monkeypatch, caplog):
+    config, model = build(EVAL_ENGINE='plain')
+    expected = run(model, config)
+
+    def fail(folder, name):
+        raise evaluation.RunError('it crashed (signal 11).')
+
+    monkeypatch.setattr(evaluation.engines, 'load_engine', fail)
+    monkeypatch.setattr(evaluation.logger, 'propagate', True)
+    with caplog.at_level(logging.INFO):
+        evaluator = evaluation.choose_evaluator(model, config, 10)
+    assert evaluator is model and 'it crashed (signal 11).' in caplog.text
+    assert run(model, config).loss == expected.loss
+    assert 'forward' in vars(model.blocks[0].attn)

@@ -1,0 +1,185 @@
+"""Several processes: the figures of one process, and an end for all when one fails."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import paddle
+import pytest
+
+from common.run.launch import _wait, run_single
+from tests.support.images import VAL_IMAGES, make_imagenet
+from ViT.config import get_config
+from ViT.main_single_gpu import PROJECT
+from ViT.vit import build_vit
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+DIGITS = os.path.join(ROOT, 'ViT', 'configs', 'vit_digits.yaml')
+TINY = ['MODEL.DEPTH', '1', 'MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2']
+SECONDS = 30            # within which all processes end after one has failed
+
+
+def read_metrics(output, event):
+    folder, = os.listdir(output)
+    with open(os.path.join(output, folder, 'metrics.jsonl')) as file:
+        entries = [json.loads(line) for line in file]
+    return [entry for entry in entries if entry['event'] == event]
+
+
+def start(*argv, log_dir=None):
+    """Run faulty_main.py to its end; return the process and its seconds after the fault."""
+    command = [sys.executable]
+    if log_dir:
+        command += ['-m', 'paddle.distributed.launch', '--nproc_per_node', '2', '--log_dir',
+                    log_dir]
+    with tempfile.TemporaryDirectory() as folder:
+        fault = os.path.join(folder, 'time')
+        program = os.path.join(ROOT, 'tests', 'support', 'faulty_main.py')
+        done = subprocess.run([*command, program, *argv],
+                              env=os.environ | {'FAULT_TIME': fault}, capture_output=True,
+                              text=True, check=False, timeout=240)
+        ended = time.time()
+        if not os.path.exists(fault):
+            return done, None
+        with open(fault) as file:
+            return done, ended - float(file.read())
+
+
+# The same figures
+
+@pytest.fixture(scope='module')
+def jobs(tmp_path_factory):
+    """Train and evaluate in two processes, all in one start; returns a folder and flags."""
+    folder = tmp_path_factory.mktemp('ranks')
+    images = make_imagenet(folder / 'images')
+    weights = str(folder / 'weights.pdparams')
+    opts = ['-opts', *TINY, 'MODEL.PATCH_SIZE', '8', 'MODEL.NUM_CLASSES', '7']
+    evaluation = ['-dataset=imagenet2012', f'-data_path={images}', '-image_size=32', '-eval',
+                  f'-pretrained={weights}', '-num_workers=0', *opts]
+    training = [f'-cfg={DIGITS}', '-num_workers=0', '-opts', 'TRAIN.NUM_STEPS', '20',
+                'TRAIN.WARMUP_STEPS', '2', 'REPORT_FREQ', '1', *TINY]
+    paddle.seed(3)
+    model = build_vit(get_config(flags={'DATA.IMAGE_SIZE': 32}, opts=opts[1:]))
+    for parameter in model.parameters():        # initial logits are too close to zero
+        parameter.set_value(parameter + 0.3 * paddle.randn(parameter.shape))
+    paddle.save(model.state_dict(), weights)
+    two = [[f'-output={folder}/2-{size}', f'-batch_size={size}', *evaluation]
+           for size in (1, 7, 64)]
+    two.append([f'-output={folder}/2-train', '-batch_size=16', *training])
+    done, _ = start('jobs', json.dumps(two))
+    assert done.returncode == 0, done.stderr
+    return folder, evaluation, training
+
+
+def test_evaluation_is_exact_for_any_batch_size_and_two_processes(jobs):
+    folder, evaluation, _ = jobs
+    results = []
+    for size in (1, 7, 64):
+        assert run_single(PROJECT, [f'-output={folder}/1-{size}', f'-batch_size={size}',
+                                    *evaluation]) == 0
+        results += [read_metrics(f'{folder}/{processes}-{size}', 'eval')[0]
+                    for processes in (1, 2)]
+    for result in results:
+        assert result['images'] == VAL_IMAGES
+        assert (result['acc1'], result['acc5']) == (results[0]['acc1'], results[0]['acc5'])
+        assert result['loss'] == pytest.approx(results[0]['loss'], abs=1e-6)
+    assert 0 < results[0]['acc1'] < results[0]['acc5'] < 100
+
+
+def test_two_processes_follow_one_with_twice_the_batch(jobs):
+    folder, _, training = jobs
+    assert run_single(PROJECT, [f'-output={folder}/1-train', '-batch_size=32', *training]) == 0
+    one, two = (read_metrics(f'{folder}/{processes}-train', 'train_step')
+                for processes in (1, 2))
+    assert len(one) == len(two) == 20
+    for expected, found in zip(one, two):
+        assert found['loss'] == pytest.approx(expected['loss'], abs=1e-5)
+        assert found['grad_norm'] == pytest.approx(expected['grad_norm'], rel=1e-3)
+        assert found['lr'] == expected['lr']
+    assert one[-1]['loss'] != one[0]['loss']
+    evals = [read_metrics(f'{folder}/{processes}-train', 'eval')[0] for processes in (1, 2)]
+    assert evals[0]['loss'] == pytest.approx(evals[1]['loss'], abs=1e-5)
+
+
+# Faults
+
+def train_flags(output, *opts):
+    return [f'-cfg={DIGITS}', '-nprocs=2', '-device=cpu', '-num_workers=0', '-batch_size=16',
+            f'-output={output}', '-opts', 'TRAIN.NUM_STEPS', '2000', 'TRAIN.WARMUP_EPOCHS', '0',
+            'VALIDATE_FREQ', '1000', *TINY, *opts]
+
+
+@pytest.mark.parametrize('kind, code, text', [
+    ('raise', 1, 'RuntimeError: rank 1 has had enough'),
+    ('exit', 7, 'rank 1 leaves'),
+    ('kill', 128 + signal.SIGKILL, 'SIGKILL'),
+])
+def test_all_end_when_one_fails(kind, code, text, tmp_path):
+    done, seconds = start(kind, *train_flags(tmp_path))
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count(text) == 1, done.stderr
+    assert done.stderr.count('Traceback') == (kind == 'raise')
+    assert seconds < SECONDS
+
+
+def test_what_does_not_end_by_itself_is_killed(monkeypatch):
+    monkeypatch.setattr('common.run.launch.GRACE_SECONDS', 0.5)
+    context = multiprocessing.get_context('fork')
+    processes = [context.Process(target=time.sleep, args=(60,)),
+                 context.Process(target=os._exit, args=(3,))]
+    for process in processes:
+        process.start()
+    started = time.monotonic()
+    assert _wait(processes) == 3
+    assert time.monotonic() - started < 20
+    assert processes[0].exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize('kind, text', [('raise', 'rank 1 has had enough'), ('kill', None)])
+def test_all_end_under_the_launcher(kind, text, tmp_path):
+    done, seconds = start(kind, *train_flags(tmp_path / 'runs')[:1],
+                          *train_flags(tmp_path / 'runs')[2:],
+                          log_dir=str(tmp_path / 'log'))
+    assert done.returncode != 0
+    logs = ''.join(path.read_text(errors='replace') for path in (tmp_path / 'log').iterdir())
+    assert text is None or text in logs + done.stdout + done.stderr
+    assert seconds < SECONDS
+
+
+def test_a_loss_that_is_not_finite_stops_every_process(tmp_path):
+    done, _ = start('none', *train_flags(
+        tmp_path, 'TRAIN.BASE_LR', '1e30', 'TRAIN.GRAD_CLIP', 'None'))
+    assert done.returncode == 1
+    assert done.stderr.count('not finite') == 1 and 'update 2' in done.stderr
+    assert 'learning rate 1.0e+30' in done.stderr and 'good checkpoint' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_signal_saves_and_auto_resume_goes_on_in_the_same_folder(tmp_path):
+    done, seconds = start('SIGTERM', *train_flags(tmp_path))
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.stderr.count('Stopped by SIGTERM') == 1 and seconds < SECONDS
+    folder, = os.listdir(tmp_path)
+    assert os.path.exists(tmp_path / folder / 'last.pdparams')
+    done, _ = start('none', '-resume=auto', *train_flags(tmp_path, 'TRAIN.NUM_STEPS', '10'))
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path) == [folder]
+    log = (tmp_path / folder / 'log.txt').read_text()
+    assert 'Resuming from' in log and 'Done: 10 updates' in log
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGUSR1'])
+def test_other_signals_save_too(name, tmp_path):
+    number = getattr(signal, name)
+    done, seconds = start(name, *train_flags(tmp_path))
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stderr.count(f'Stopped by {name}') == 1 and seconds < SECONDS
+    assert 'Traceback' not in done.stderr
+    folder, = os.listdir(tmp_path)
+    checkpoint = paddle.load(str(tmp_path / folder / 'last.pdparams'))
+    assert 0 < checkpoint['update'] < 2000
