@@ -104,7 +104,7 @@ def make_ours(what, folder):
     from common.machine.environment import tune_cpu
     tune_cpu()
 
-    from common.data.batch import TrainBatch
+    from common.data.batch import build_train_batch
     from common.data.pipeline import get_dataloader, get_dataset
     from ViT.config import get_config
     config = get_config(os.path.join(ROOT, 'ViT', 'configs', 'vit_base_patch16_224.yaml'))
@@ -125,7 +125,7 @@ def make_ours(what, folder):
     if what == 'evaluate':
         from common.data.pipeline import get_val_transforms
         dataset.transform = get_val_transforms(config)
-    finish = TrainBatch(config, IMAGES // BATCH_SIZE) if what == 'augment' else None
+    finish = build_train_batch(config, IMAGES // BATCH_SIZE) if what == 'augment' else None
     epochs = iter(range(1000))
 
     def load():

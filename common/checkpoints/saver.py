@@ -6,6 +6,7 @@ import time
 
 from common.checkpoints.store import CheckpointStore
 from common.config import dump_config
+from common.data.preprocessing import read_preprocessing
 from common.machine.distributed import get_rank, get_world_size
 from common.weights import describe_numerics
 
@@ -50,7 +51,7 @@ class Saver:
             'seed': config.SEED, 'world_size': get_world_size(), 'config': dump_config(config),
             'class_names': self.job.dataset_train.class_names,
             'numerics': describe_numerics(state.model),
-            'preprocessing': describe_preprocessing(config),
+            'preprocessing': read_preprocessing(config).as_record(),
         }, is_best)
         logger.info('Saving %s%s', path, ' (best so far)' if is_best else '')
 
@@ -65,11 +66,3 @@ class Saver:
         """Wait for the last save. Raises RunError if it failed."""
         if self.store is not None:
             self.store.wait()
-
-
-def describe_preprocessing(config):
-    """Return what turns a picture into the model's input, for checkpoints and exports."""
-    data = config.DATA
-    return {'image_size': data.IMAGE_SIZE, 'crop_pct': data.CROP_PCT,
-            'interpolation': data.INTERPOLATION, 'mean': list(data.IMAGENET_MEAN),
-            'std': list(data.IMAGENET_STD), 'channels': data.IMAGE_CHANNELS}

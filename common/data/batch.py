@@ -2,28 +2,34 @@
 
 import numpy as np
 
-from common.data import erasing, mixup
+from common.data.erasing import RandomErasing, build_erasing
+from common.data.mixup import Mixup, build_mixup
 from common.data.normalize import Preprocess
 from common.machine.distributed import get_rank
 
 MIXUP_STREAM = 0x4D4958     # keeps mixup's random numbers apart from every other use of the seed
 
 
-class TrainBatch:
-    """Normalise, erase and mix one training batch.
+def build_train_batch(config, batches_per_epoch: int) -> 'TrainBatch':
+    """Return the TrainBatch that the config describes. batches_per_epoch: of one process."""
+    preprocess = Preprocess(config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD)
+    return TrainBatch(preprocess, build_erasing(config), build_mixup(config), config.SEED,
+                      batches_per_epoch)
 
-    Erasing is seeded by (SEED, epoch, sample), mixup by (SEED, batch number, rank).
+
+class TrainBatch:
+    """Normalise, erase and mix one training batch; erase and mix may be None.
+
+    Erasing is seeded by (seed, epoch, sample), mixup by (seed, batch number, rank).
     """
 
-    def __init__(self, config, batches_per_epoch):
-        self.seed = config.SEED
+    def __init__(self, preprocess: Preprocess, erase: RandomErasing | None, mix: Mixup | None,
+                 seed: int, batches_per_epoch: int):
+        self.preprocess = preprocess
+        self.erase = erase
+        self.mix = mix
+        self.seed = seed
         self.batches_per_epoch = batches_per_epoch
-        self.preprocess = Preprocess(config)
-        self.erase = self.mix = None
-        if erasing.is_active(config):
-            self.erase = erasing.RandomErasing(config)
-        if mixup.is_active(config):
-            self.mix = mixup.Mixup(config, config.MODEL.NUM_CLASSES)
 
     def __call__(self, batch, number):
         """Return (images float32 [B, 3, H, W], targets) of micro-batch `number` of the run.

@@ -9,8 +9,6 @@ import math
 import numpy as np
 import paddle
 
-from common.errors import UserError
-
 MIN_AREA, MAX_AREA = 0.02, 1 / 3            # of the image
 MIN_ASPECT = 0.3                            # height / width, up to 1 / MIN_ASPECT
 ATTEMPTS = 10                               # to draw a rectangle that fits
@@ -18,29 +16,31 @@ ATTEMPTS = 10                               # to draw a rectangle that fits
 STREAM = 0x657261                           # keeps these numbers apart from other draws
 
 
-def is_active(config):
-    """Return whether the config asks for random erasing."""
-    return config.TRAIN.RANDOM_ERASE_PROB > 0
+def build_erasing(config) -> 'RandomErasing | None':
+    """Return the RandomErasing of TRAIN.RANDOM_ERASE_*, or None where it is off."""
+    train = config.TRAIN
+    if train.RANDOM_ERASE_PROB == 0:
+        return None
+    return RandomErasing(train.RANDOM_ERASE_PROB, train.RANDOM_ERASE_MODE,
+                         train.RANDOM_ERASE_COUNT, train.RANDOM_ERASE_SPLIT, config.SEED)
 
 
 class RandomErasing:
     """Replace rectangles of the images by noise or zero, in place.
 
-    RANDOM_ERASE_MODE: "pixel" writes N(0, 1) into every value, "rand" one N(0, 1)
-    a channel, "const" zero, which is the mean after normalisation. Each image is
-    chosen with RANDOM_ERASE_PROB and gets 1 to RANDOM_ERASE_COUNT rectangles, which
-    share the area. RANDOM_ERASE_SPLIT leaves the first half of each batch alone.
+    mode: "pixel" writes N(0, 1) into every value, "rand" one N(0, 1) a channel, "const"
+    zero, which is the mean after normalisation. Each image is chosen with the probability
+    `prob` and gets 1 to `max_count` rectangles, which share the area. split: leave the
+    first half of each batch alone.
     """
 
-    def __init__(self, config):
-        train = config.TRAIN
-        self.prob = train.RANDOM_ERASE_PROB
-        self.mode = train.RANDOM_ERASE_MODE
-        self.max_count = train.RANDOM_ERASE_COUNT
-        self.split = train.RANDOM_ERASE_SPLIT
-        self.seed = config.SEED
-        if self.max_count < 1:
-            raise UserError(f'TRAIN.RANDOM_ERASE_COUNT must be 1 or more, not {self.max_count}.')
+    def __init__(self, prob: float, mode: str = 'pixel', max_count: int = 1, split: bool = False,
+                 seed: int = 0):
+        self.prob = prob
+        self.mode = mode
+        self.max_count = max_count
+        self.split = split
+        self.seed = seed
 
     def __call__(self, images, epoch, indices):
         """Return `images`, erased in place.

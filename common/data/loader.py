@@ -40,7 +40,8 @@ def build_loader(dataset, batches, config, num_workers=None):
         num_workers = config.DATA.NUM_WORKERS
     use_shared_memory = config.DATA.USE_SHARED_MEMORY
     if num_workers and use_shared_memory:
-        use_shared_memory = _has_shared_memory(batches.batch_size, num_workers, config)
+        use_shared_memory = _has_shared_memory(
+            batches.batch_size, num_workers, config.DATA.IMAGE_SIZE)
     return Loader(dataset, batches, num_workers, use_shared_memory)
 
 
@@ -217,13 +218,13 @@ def _collate(samples):
             json.dumps(report)]
 
 
-def _has_shared_memory(batch_size, num_workers, config):
+def _has_shared_memory(batch_size, num_workers, image_size):
     """Tell whether /dev/shm has room for the batches under way; say so when it has not."""
     if not os.path.isdir(SHARED_MEMORY):
         return False
     stats = os.statvfs(SHARED_MEMORY)
     free = stats.f_bavail * stats.f_frsize
-    batch_bytes = batch_size * config.DATA.IMAGE_SIZE ** 2 * 3
+    batch_bytes = batch_size * image_size ** 2 * 3
     needed = batch_bytes * (PREFETCH * num_workers + 2)
     if free >= needed:
         return True

@@ -6,6 +6,8 @@ Sample b of a batch of B is mixed with sample B - 1 - b, as in timm, so the midd
 sample of an odd batch meets itself and stays as it is.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -14,39 +16,52 @@ from common.errors import UserError
 from common.machine.host_memory import share
 
 
-def is_active(config):
+def is_active(config) -> bool:
     """Return whether the config asks for mixup or CutMix."""
     train = config.TRAIN
     asked = train.MIXUP_ALPHA > 0 or train.CUTMIX_ALPHA > 0 or train.CUTMIX_MINMAX is not None
     return asked and train.MIXUP_PROB > 0
 
 
+def build_mixup(config) -> 'Mixup | None':
+    """Return the Mixup of TRAIN.MIXUP_* and CUTMIX_*, or None where both are off."""
+    train = config.TRAIN
+    if not is_active(config):
+        return None
+    return Mixup(
+        config.MODEL.NUM_CLASSES, train.MIXUP_ALPHA, train.CUTMIX_ALPHA, train.CUTMIX_MINMAX,
+        prob=train.MIXUP_PROB, switch_prob=train.MIXUP_SWITCH_PROB, mode=train.MIXUP_MODE,
+        smoothing=train.SMOOTHING)
+
+
 class Mixup:
     """Mix images and labels: (images [B, C, H, W], labels [B]) -> (images, targets [B, K]).
 
-    MIXUP_MODE says what shares one draw of (lambda, box): "batch" every sample,
+    mode says what shares one draw of (lambda, box): "batch" every sample,
     "pair" the two samples that are mixed with each other, "elem" none.
-    CUTMIX_MINMAX (smallest, largest side of the box as a share of the image's)
-    replaces the box drawn from CUTMIX_ALPHA. Label smoothing is part of the targets:
-    off = smoothing / K, on = 1 - smoothing + off.
+    prob: of mixing at all; switch_prob: of CutMix where both are on. cutmix_minmax
+    (smallest, largest side of the box as a share of the image's) replaces the box drawn
+    from cutmix_alpha. Label smoothing is part of the targets: off = smoothing / K,
+    on = 1 - smoothing + off. Raises UserError for a cutmix_minmax that is no range.
     """
 
-    def __init__(self, config, num_classes):
-        train = config.TRAIN
-        self.mode = train.MIXUP_MODE
-        self.prob = train.MIXUP_PROB
-        self.switch_prob = train.MIXUP_SWITCH_PROB
-        self.mixup_alpha = train.MIXUP_ALPHA
-        self.cutmix_alpha = train.CUTMIX_ALPHA
-        self.cutmix_minmax = train.CUTMIX_MINMAX
-        if self.cutmix_minmax is not None:
-            check_minmax(self.cutmix_minmax)
-            self.cutmix_alpha = 1.0         # the box has a law of its own; this turns CutMix on
-        self.smoothing = train.SMOOTHING
+    def __init__(self, num_classes: int, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0,
+                 cutmix_minmax: Sequence[float] | None = None, prob: float = 1.0,
+                 switch_prob: float = 0.5, mode: str = 'batch', smoothing: float = 0.0):
         self.num_classes = num_classes
+        self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = cutmix_alpha
+        self.cutmix_minmax = cutmix_minmax
+        if cutmix_minmax is not None:
+            check_minmax(cutmix_minmax)
+            self.cutmix_alpha = 1.0         # the box has a law of its own; this turns CutMix on
+        self.prob = prob
+        self.switch_prob = switch_prob
+        self.mode = mode
+        self.smoothing = smoothing
         # Paddle's CPU kernels take eight times as long for the same arithmetic.
         self.on_cpu = paddle.get_device() == 'cpu'
-        assert is_active(config), 'neither mixup nor CutMix is on'
+        assert self.mixup_alpha > 0 or self.cutmix_alpha > 0, 'neither mixup nor CutMix is on'
 
     def __call__(self, images, labels, generator):
         """Return (mixed images, soft targets float32 [B, K]); `images` may be overwritten.

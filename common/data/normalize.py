@@ -4,6 +4,8 @@ Workers hand over uint8 pixels, a quarter of the bytes of float32; the device
 turns them into the model's input. Training and evaluation share this code.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import paddle
 
@@ -13,13 +15,14 @@ from common.machine.host_memory import share
 class Preprocess:
     """Turn uint8 images [B, H, W, C] into normalised float32 [B, C, H, W].
 
-    The result is (pixel / 255 - mean) / std, written as pixel * scale + shift; it
-    differs from the division by rounding only (below 1e-6).
+    mean, std: one number a channel, of pixels scaled to [0, 1]. The result is
+    (pixel / 255 - mean) / std, written as pixel * scale + shift; it differs from the
+    division by rounding only (below 1e-6).
     """
 
-    def __init__(self, config):
-        mean = np.asarray(config.DATA.IMAGENET_MEAN, 'float64').reshape(-1, 1, 1)
-        std = np.asarray(config.DATA.IMAGENET_STD, 'float64').reshape(-1, 1, 1)
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        mean = np.asarray(mean, 'float64').reshape(-1, 1, 1)
+        std = np.asarray(std, 'float64').reshape(-1, 1, 1)
         self.channels = len(mean)
         self.scale = (1 / (255 * std)).astype('float32')            # [C, 1, 1]
         self.shift = (-mean / std).astype('float32')

@@ -22,6 +22,7 @@ import paddle
 from common.cli import FlagParser
 from common.deploy import engine as engines
 from common.deploy.predict import make_dynamic_predictor
+from common.deploy.preprocessing import write_folder
 from common.deploy.projections import separate_projections
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
@@ -76,7 +77,7 @@ def export_model(trained, folder, formats=('paddle',)):
     except OSError as error:
         raise UserError(f'Cannot write to {parent}: {error.strerror}.') from None
     with scratch as work:
-        trained.preprocessing.save(work)
+        write_folder(trained.preprocessing, work)
         engines.write_check(work, expected, image_size)
         save_program(trained.model, image_size, work)
         errors = {'paddle': verify('paddle', work, images, expected)}

@@ -1,69 +1,22 @@
-"""From pictures to a model's input, as evaluation does it, and its record in a JSON file."""
+"""The preprocessing of an exported model, in a JSON file beside it, and lists of class names."""
 
 import json
 import numbers
 import os
-from dataclasses import asdict, dataclass, replace
-from types import SimpleNamespace
+from dataclasses import asdict
 
-import numpy as np
-
-from common.data.normalize import Preprocess
-from common.data.pixels import to_array
-from common.data.transforms import FILTERS, ResizeCentreCrop
+from common.data.preprocessing import Preprocessing
+from common.data.transforms import FILTERS
 from common.errors import UserError, suggest
 
 FILE_NAME = 'preprocessing.json'
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """Resize the shorter side to floor(image_size / crop_pct), crop, then (x / 255 - mean) / std.
-
-    image_size: pixels, height = width. interpolation: bicubic, bilinear, lanczos or nearest.
-    mean, std: of R, G, B in [0, 1]. class_names: list of str, or None.
-    """
-
-    image_size: int
-    crop_pct: float
-    interpolation: str
-    mean: list
-    std: list
-    class_names: list | None = None
-
-    def crop(self, image):
-        """Return the part of a PIL RGB image that the model sees, image_size a side."""
-        return ResizeCentreCrop(self.image_size, self.crop_pct, self.interpolation)(image)
-
-    def normalize(self, crops):
-        """Return the model's input, float32 [B, 3, S, S], of cropped PIL images."""
-        data = SimpleNamespace(IMAGENET_MEAN=self.mean, IMAGENET_STD=self.std)
-        pixels = np.stack([to_array(crop) for crop in crops])
-        return Preprocess(SimpleNamespace(DATA=data))(pixels).numpy()
-
-    def name_class(self, index):
-        """Return the name of a class, or its number as text where names are not known."""
-        return str(index) if self.class_names is None else self.class_names[index]
-
-    def replace_names(self, class_names):
-        """Return the same with other class names."""
-        return replace(self, class_names=class_names)
-
-    def save(self, folder):
-        """Write preprocessing.json into a folder."""
-        with open(os.path.join(folder, FILE_NAME), 'w', encoding='utf-8') as file:
-            json.dump(asdict(self), file, ensure_ascii=False, indent=1)
-            file.write('\n')
-
-
-def read_config(config, class_names=None):
-    """Return the Preprocessing of a config tree."""
-    data = config.DATA
-    if data.IMAGE_CHANNELS != 3:
-        raise UserError(f'DATA.IMAGE_CHANNELS {data.IMAGE_CHANNELS}: pictures are read as RGB, '
-                        'so only models of 3 channels can be used here.')
-    return Preprocessing(data.IMAGE_SIZE, data.CROP_PCT, data.INTERPOLATION,
-                         list(data.IMAGENET_MEAN), list(data.IMAGENET_STD), class_names)
+def write_folder(preprocessing: Preprocessing, folder: str) -> None:
+    """Write preprocessing.json into a folder."""
+    with open(os.path.join(folder, FILE_NAME), 'w', encoding='utf-8') as file:
+        json.dump(asdict(preprocessing), file, ensure_ascii=False, indent=1)
+        file.write('\n')
 
 
 def read_folder(folder):

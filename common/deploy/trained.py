@@ -14,21 +14,18 @@ import paddle
 import yaml
 
 from common.cli import find_config
-from common.deploy.preprocessing import (
+from common.data.preprocessing import (
     Preprocessing,
-    check_class_names,
-    read_config,
-    read_labels,
+    check_channels,
+    list_recorded_options,
+    read_preprocessing,
 )
+from common.deploy.preprocessing import check_class_names, read_labels
 from common.errors import UserError
 from common.machine.device import choose_device
 from common.weights import load_from_config
 from common.weights.containers import open_container
 from common.weights.registry import resolve
-
-# What a checkpoint's record of its preprocessing sets in the config.
-RECORDED_KEYS = {'crop_pct': 'DATA.CROP_PCT', 'interpolation': 'DATA.INTERPOLATION',
-                 'mean': 'DATA.IMAGENET_MEAN', 'std': 'DATA.IMAGENET_STD'}
 
 # flag, config key, type, help; for every script that uses a trained model
 FLAGS = (
@@ -73,7 +70,7 @@ def load_trained(project, arguments):
     recorded = read_record(arguments.pretrained)
     given = {key: getattr(arguments, name) for name, key, *_ in FLAGS
              if getattr(arguments, name) is not None}
-    flags = {'EVAL': True, **_read_preprocessing(recorded), **given}
+    flags = {'EVAL': True, **list_recorded_options(recorded.get('preprocessing', {})), **given}
     with _find_config(project, arguments, recorded) as path:
         config = project.get_config(path, flags=flags, opts=arguments.opts)
     names, source = recorded.get('class_names'), arguments.pretrained
@@ -81,11 +78,13 @@ def load_trained(project, arguments):
         if labels:
             names, source = read_labels(labels), labels
     check_class_names(names, config.MODEL.NUM_CLASSES, source)
+    preprocessing = read_preprocessing(config, names)
+    check_channels(preprocessing)
     paddle.set_device(choose_device(config.DEVICE))
     model = project.build_model(config)
     load_from_config(model, config)
     model.eval()
-    return Trained(model, config, read_config(config, names))
+    return Trained(model, config, preprocessing)
 
 
 def read_record(source):
@@ -96,11 +95,6 @@ def read_record(source):
     if 'class_names' in record:
         record['class_names'] = [str(name) for name in record['class_names']]
     return record
-
-
-def _read_preprocessing(recorded):
-    values = recorded.get('preprocessing', {})
-    return {key: values[name] for name, key in RECORDED_KEYS.items() if name in values}
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from common.checkpoints.saver import Saver
 from common.checkpoints.store import find_resume
 from common.config import dump_config
 from common.data import mixup
-from common.data.batch import TrainBatch
+from common.data.batch import build_train_batch
 from common.data.loader import build_loader
 from common.data.normalize import Preprocess
 from common.data.sampler import EvalBatches, TrainBatches
@@ -33,12 +33,12 @@ from common.training.confusion import Predictions, write_report
 from common.training.ema import ModelEma
 from common.training.evaluate import evaluate
 from common.training.finetune import freeze, log_frozen
-from common.training.loop import TrainSetup, TrainState, train
+from common.training.loop import TrainSetup, TrainState, read_loop_options, train
 from common.training.losses import build_criterion
 from common.training.optimizer import build_optimizer
 from common.training.out_of_memory import advise, is_out_of_memory
-from common.training.precision import Precision
-from common.training.schedule import Schedule, build_plan
+from common.training.precision import build_precision
+from common.training.schedule import build_plan, build_schedule
 from common.training.stopping import SIGNALS, StopRequest, Watchdog
 from common.weights import load_from_config
 
@@ -93,8 +93,8 @@ class Job:
         if device == 'cpu' and config.FAST:
             logger.info('Fast CPU paths: %d layers (FAST False: none)', accelerate(self.model))
         self.predictions = None             # of the last evaluation
-        self.precision = Precision(config, device)
-        self.preprocess = Preprocess(config)
+        self.precision = build_precision(config, device)
+        self.preprocess = Preprocess(config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD)
         self.watchdog = Watchdog(config.WATCHDOG_SECONDS)
 
     def _open_dataset(self, project, is_train):
@@ -173,7 +173,7 @@ def run_training(job, stop):
     order = order.slice(plan.count_batches_before(state.update),
                         plan.count_batches_before(plan.total_updates))
     effective_batch = config.DATA.BATCH_SIZE * world_size * config.TRAIN.ACCUM_ITER
-    schedule = Schedule(config, plan, effective_batch)
+    schedule = build_schedule(config, plan, effective_batch)
     log_plan(config, plan, schedule, effective_batch)
 
     run_log = RunLog(job.folder if get_rank() == 0 else None, config,
@@ -181,9 +181,9 @@ def run_training(job, stop):
     saver = Saver(job, plan)
     class_counts = np.bincount(job.dataset_train.labels, minlength=config.MODEL.NUM_CLASSES)
     setup = TrainSetup(
-        config=config, plan=plan, schedule=schedule, precision=job.precision,
+        options=read_loop_options(config), plan=plan, schedule=schedule, precision=job.precision,
         criterion=build_criterion(config, class_counts, soft_targets=mixup.is_active(config)),
-        prepare=TrainBatch(config, order.batches_per_epoch),
+        prepare=build_train_batch(config, order.batches_per_epoch),
         batches=build_loader(job.dataset_train, order, config),
         validate=lambda state: validate_state(job, state, plan, run_log),
         saver=saver, run_log=run_log, stop=stop, watchdog=job.watchdog, folder=job.folder,

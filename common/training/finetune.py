@@ -51,17 +51,17 @@ def number_layers(model):
     return layers
 
 
-def scale_learning_rates(config, model):
+def scale_learning_rates(model, layer_decay: float = 1.0,
+                         head_lr_scale: float = 1.0) -> dict[str, float]:
     """Return {parameter name: factor of the learning rate}.
 
-    TRAIN.LAYER_DECAY ** (depth + 1 - layer) (MAE, arXiv 2111.06377, Appendix A.1; from
-    ELECTRA), and for the classifier TRAIN.HEAD_LR_SCALE as well.
+    layer_decay ** (depth + 1 - layer) (MAE, arXiv 2111.06377, Appendix A.1; from
+    ELECTRA), and for the classifier head_lr_scale as well.
     """
-    train = config.TRAIN
     layers = number_layers(model)
     last = len(model.blocks) + 1
-    return {name: train.LAYER_DECAY ** (last - layer) *
-            (train.HEAD_LR_SCALE if name.startswith(HEADS) else 1.0)
+    return {name: layer_decay ** (last - layer) *
+            (head_lr_scale if name.startswith(HEADS) else 1.0)
             for name, layer in layers.items()}
 
 
@@ -83,7 +83,7 @@ def _list_frozen(model, what):
     layers = number_layers(model)
     if what == BACKBONE:
         return {name for name in layers if not name.startswith(HEADS)}
-    if not what.isdigit() or int(what) > len(model.blocks):
+    if not (what.isascii() and what.isdigit()) or int(what) > len(model.blocks):
         raise UserError(f'MODEL.FREEZE must be "{BACKBONE}" or a number of blocks from 0 to '
                         f'{len(model.blocks)}, not {what!r}.')
     return {name for name, layer in layers.items() if layer <= int(what)}

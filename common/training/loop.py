@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -12,10 +14,18 @@ from common.errors import Interrupted, RunError
 from common.machine.distributed import get_rank, get_world_size
 from common.machine.host_memory import release_freed_memory
 from common.run.log import format_duration
+from common.training.ema import ModelEma
 from common.training.gradient_mean import GradientMean
 from common.training.meter import Meter
 from common.training.optimizer import clip_gradients
+from common.training.precision import Precision
+from common.training.schedule import Plan
 from common.training.stopping import StopRequest, Watchdog
+
+if TYPE_CHECKING:               # the saver stands on this module
+    from common.checkpoints.saver import Saver
+    from common.data.loader import Loader
+    from common.run.log import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -27,42 +37,63 @@ class TrainState:
     model: paddle.nn.Layer          # bare, without DataParallel
     optimizer: paddle.optimizer.Optimizer
     scaler: paddle.amp.GradScaler
-    ema: object = None              # ModelEma or None
+    ema: ModelEma | None = None
     update: int = 0                 # optimizer updates done
     best: dict | None = None        # {'value': acc1 in percent, 'epoch': epoch}
     meter: Meter = field(default_factory=Meter)
 
 
 @dataclass(frozen=True)
+class LoopOptions:
+    """The loop's own options; read_loop_options takes them from a config."""
+
+    seed: int
+    grad_clip: float | None = None          # largest global norm of the gradients
+    report_every: int = 50                  # updates
+    validate_every: int = 1                 # epochs
+    save_every: int = 1                     # epochs
+    patience: int | None = None             # validations without a new best before the end
+    save_bad_batch: bool = False            # keep the batch that made the loss not finite
+    fast: bool = True                       # gradients averaged by GradientMean's fast way
+
+
+def read_loop_options(config) -> LoopOptions:
+    """Return the LoopOptions of a config tree."""
+    return LoopOptions(
+        config.SEED, config.TRAIN.GRAD_CLIP, config.REPORT_FREQ, config.VALIDATE_FREQ,
+        config.SAVE_FREQ, config.TRAIN.EARLY_STOP_EPOCHS, config.SAVE_BAD_BATCH, config.FAST)
+
+
+@dataclass(frozen=True)
 class TrainSetup:
     """What training is made of, and what stays the same throughout."""
 
-    config: object
-    plan: object                    # schedule.Plan
-    schedule: object                # update -> learning rate
-    precision: object
-    criterion: object               # (logits, targets) -> scalar
-    prepare: object                 # TrainBatch: loader's batch -> images, targets
-    batches: object                 # loader, from the state's position to the end of the run
-    validate: object                # (state) -> acc1 in percent, logged
-    saver: object                   # run.Saver: when and where checkpoints are written
-    run_log: object
+    options: LoopOptions
+    plan: Plan
+    schedule: Callable[[int], float]        # update -> learning rate
+    precision: Precision
+    criterion: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor]  # logits, targets -> loss
+    prepare: Callable[[tuple, int], tuple]  # loader's batch, its number -> images, targets
+    batches: 'Loader'               # from the state's position to the end of the run
+    validate: Callable[[TrainState], float]     # -> acc1 in percent, logged
+    saver: 'Saver'                  # when and where checkpoints are written
+    run_log: 'RunLog'
     check_every: int                # updates between two looks at the losses
     folder: str | None = None       # run folder, for the batch that made a loss not finite
     stop: StopRequest = field(default_factory=StopRequest)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(limit=0))
 
 
-def train(setup, state):
+def train(setup: TrainSetup, state: TrainState) -> None:
     """Train from `state.update` to the end of the plan, or to TRAIN.EARLY_STOP_EPOCHS.
 
     Raises RunError when a loss or gradient is not finite, and Interrupted after a
     signal, when the state is saved.
     """
-    config, plan, meter = setup.config, setup.plan, state.meter
+    options, plan, meter = setup.options, setup.plan, state.meter
     network = wrap_data_parallel(state.model)
     parameters = [p for p in state.model.parameters() if not p.stop_gradient]
-    average = GradientMean(parameters, config.FAST) if network is state.model else None
+    average = GradientMean(parameters, options.fast) if network is state.model else None
     batches = iter(setup.batches)
     first_update = state.update
     state.model.train()
@@ -74,7 +105,7 @@ def train(setup, state):
         while state.update < plan.total_updates:
             update = state.update
             watchdog.feed(f'training update {update + 1}', setup.batches.describe_workers)
-            seed_update(config.SEED, update)
+            seed_update(options.seed, update)
             learning_rate = setup.schedule(update)
             state.optimizer.set_lr(learning_rate)
 
@@ -86,13 +117,13 @@ def train(setup, state):
                 with sync_gradients(network, is_last=number + 1 == micro_batches):
                     losses.append(add_gradients(setup, network, images, targets, micro_batches))
                 images_seen += images.shape[0]
-                if config.SAVE_BAD_BATCH:
+                if options.save_bad_batch:
                     seen.append(batch)
 
             if average is not None:
                 average()
             setup.precision.scaler.unscale_(state.optimizer)
-            grad_norm = clip_gradients(parameters, config.TRAIN.GRAD_CLIP)
+            grad_norm = clip_gradients(parameters, options.grad_clip)
             setup.precision.scaler.step(state.optimizer)
             setup.precision.scaler.update()
             state.optimizer.clear_grad(set_to_zero=False)
@@ -104,7 +135,7 @@ def train(setup, state):
             state.update = done = update + 1
 
             ends_epoch = plan.ends_epoch(update)
-            reports = done % config.REPORT_FREQ == 0
+            reports = done % options.report_every == 0
             save_due = setup.saver.steps_due(done)
             if done % setup.check_every == 0 or reports or ends_epoch or save_due:
                 bad_update, signal_number, minutes_due = meter.read(
@@ -147,7 +178,7 @@ def finish_epoch(setup, state, learning_rate, save_due):
 
     Returns whether TRAIN.EARLY_STOP_EPOCHS validations have passed without a new best.
     """
-    config, plan = setup.config, setup.plan
+    options, plan = setup.options, setup.plan
     epoch = (state.update - 1) // plan.updates_per_epoch + 1        # epochs done, from 1
     is_over = state.update == plan.total_updates
     loss = state.meter.take_mean('epoch')
@@ -156,18 +187,18 @@ def finish_epoch(setup, state, learning_rate, save_due):
     setup.run_log.write_metrics('train_epoch', epoch=epoch, update=state.update, loss=loss,
                                 lr=learning_rate)
     is_best = stops_early = False
-    if epoch % config.VALIDATE_FREQ == 0 or is_over:
+    if epoch % options.validate_every == 0 or is_over:
         acc1 = setup.validate(state)
         is_best = state.best is None or acc1 > state.best['value']
         if is_best:
             state.best = {'value': acc1, 'epoch': epoch}
-        validations = (epoch - state.best['epoch']) // config.VALIDATE_FREQ
-        patience = config.TRAIN.EARLY_STOP_EPOCHS
-        stops_early = not is_over and patience is not None and validations >= patience
+        validations = (epoch - state.best['epoch']) // options.validate_every
+        stops_early = (not is_over and options.patience is not None
+                       and validations >= options.patience)
     if stops_early:
         logger.info('Stopping early: no better than epoch %d (acc1 %.2f) in %d validations.',
                     state.best['epoch'], state.best['value'], validations)
-    if epoch % config.SAVE_FREQ == 0 or is_over or is_best or save_due or stops_early:
+    if epoch % options.save_every == 0 or is_over or is_best or save_due or stops_early:
         setup.saver.save(state, loss=loss, is_best=is_best)
     state.meter.start_clock()           # validation and saving are not training time
     return stops_early

@@ -7,6 +7,7 @@ beyond; the definition is short enough to write out.
 """
 
 import math
+from collections.abc import Sequence
 
 import paddle
 import paddle.nn.functional as F
@@ -14,7 +15,8 @@ import paddle.nn.functional as F
 from common.errors import UserError
 
 
-def build_criterion(config, class_counts=None, soft_targets=False):
+def build_criterion(config, class_counts: Sequence[int] | None = None,
+                    soft_targets: bool = False) -> 'CrossEntropy | SoftTargetCrossEntropy':
     """Return the training loss, a function (logits [B, C], targets) -> scalar.
 
     class_counts: training samples of each class, needed for CLASS_WEIGHTS
@@ -22,22 +24,22 @@ def build_criterion(config, class_counts=None, soft_targets=False):
     makes them (it has smoothed them already); otherwise int64 labels [B].
     Raises UserError if the class weights do not fit.
     """
-    weights = build_class_weights(config, class_counts)
+    weights = compute_class_weights(
+        config.TRAIN.CLASS_WEIGHTS, config.MODEL.NUM_CLASSES, class_counts)
     if soft_targets:
         return SoftTargetCrossEntropy(weights)
     return CrossEntropy(config.TRAIN.SMOOTHING, weights)
 
 
-def build_class_weights(config, class_counts=None):
-    """Return one factor a class as a list, or None where TRAIN.CLASS_WEIGHTS is not set.
+def compute_class_weights(weights: Sequence | None, num_classes: int,
+                          class_counts: Sequence[int] | None = None) -> list[float] | None:
+    """Return one factor a class, or None where `weights` (TRAIN.CLASS_WEIGHTS) is None.
 
     "balanced" is samples / (classes * samples of the class), so that the mean
     over the samples is 1 (scikit-learn's compute_class_weight).
     """
-    weights = config.TRAIN.CLASS_WEIGHTS
     if weights is None:
         return None
-    num_classes = config.MODEL.NUM_CLASSES
     if list(weights) == ['balanced']:
         if class_counts is None:
             raise UserError(
@@ -78,7 +80,7 @@ class CrossEntropy:
     sum_b sum_c w_c * target_bc * -log p_bc / sum_b w_label(b), as in PyTorch.
     """
 
-    def __init__(self, smoothing=0.0, weights=None):
+    def __init__(self, smoothing: float = 0.0, weights: Sequence[float] | None = None):
         self.smoothing = smoothing
         self.weights = None if weights is None else paddle.to_tensor(weights, dtype='float32')
 
@@ -102,7 +104,7 @@ class SoftTargetCrossEntropy:
     mixed sample has no one class to weigh the mean by (PyTorch does the same).
     """
 
-    def __init__(self, weights=None):
+    def __init__(self, weights: Sequence[float] | None = None):
         self.weights = None if weights is None else paddle.to_tensor(weights, dtype='float32')
 
     def __call__(self, logits, targets):

@@ -9,28 +9,40 @@ from common.machine.distributed import get_world_size
 logger = logging.getLogger(__name__)
 
 
-class Precision:
-    """Float32, or AMP as the config says. Float32 takes the same path with scaling off.
+def build_precision(config, device: str) -> 'Precision':
+    """Return the Precision of AMP, AMP_LEVEL and AMP_DTYPE on a device.
 
-    Paddle's CPU kernels ignore autocast, so a CPU computes in float32 and says so.
+    Paddle's CPU kernels ignore autocast, so a CPU computes in float32 and the log says so.
+    """
+    enabled = config.AMP and device != 'cpu'
+    if config.AMP and not enabled:
+        logger.info('AMP: off, since Paddle computes in float32 on a CPU')
+    elif enabled:
+        logger.info('AMP: %s, %s', config.AMP_LEVEL, config.AMP_DTYPE)
+    # Gradients kept in float32 would not fit the half-precision buffers in which
+    # DataParallel gathers what several micro-batches have added up.
+    return Precision(enabled, config.AMP_LEVEL, config.AMP_DTYPE,
+                     master_grad=get_world_size() == 1 or config.TRAIN.ACCUM_ITER == 1)
+
+
+class Precision:
+    """Float32, or AMP. Float32 takes the same path with scaling off.
+
+    level: "O1" or "O2". dtype: "float16" or "bfloat16". master_grad: keep float32 gradients
+    under O2.
     """
 
-    def __init__(self, config, device):
-        self.enabled = config.AMP and device != 'cpu'
-        self.level = config.AMP_LEVEL
-        self.dtype = config.AMP_DTYPE
-        # Gradients kept in float32 would not fit the half-precision buffers in which
-        # DataParallel gathers what several micro-batches have added up.
-        self.master_grad = get_world_size() == 1 or config.TRAIN.ACCUM_ITER == 1
+    def __init__(self, enabled: bool = False, level: str = 'O1', dtype: str = 'float16',
+                 master_grad: bool = True):
+        self.enabled = enabled
+        self.level = level
+        self.dtype = dtype
+        self.master_grad = master_grad
         self.scaler = paddle.amp.GradScaler(
-            enable=self.enabled and self.dtype == 'float16', init_loss_scaling=2.0 ** 15)
-        if config.AMP and not self.enabled:
-            logger.info('AMP: off, since Paddle computes in float32 on a CPU')
-        elif self.enabled:
-            logger.info('AMP: %s, %s', self.level, self.dtype)
+            enable=enabled and dtype == 'float16', init_loss_scaling=2.0 ** 15)
 
     @property
-    def scales(self):
+    def scales(self) -> bool:
         """Whether an overflow of the gradients is expected now and then, and skipped."""
         return self.enabled and self.dtype == 'float16'
 

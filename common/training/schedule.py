@@ -1,9 +1,11 @@
 """How long a run is, and the learning rate of every update."""
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.errors import UserError
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,29 +24,29 @@ class Plan:
     decay_updates: int
 
     @property
-    def updates_per_epoch(self):
+    def updates_per_epoch(self) -> int:
         return math.ceil(self.batches_per_epoch / self.accum_steps)
 
     @property
-    def total_epochs(self):
+    def total_epochs(self) -> int:
         return math.ceil(self.total_updates / self.updates_per_epoch)
 
-    def count_micro_batches(self, update):
+    def count_micro_batches(self, update: int) -> int:
         """Return how many micro-batches update number `update` (from 0) takes."""
         position = update % self.updates_per_epoch
         return min(self.accum_steps, self.batches_per_epoch - position * self.accum_steps)
 
-    def count_batches_before(self, update):
+    def count_batches_before(self, update: int) -> int:
         """Return how many micro-batches a process has consumed before `update`."""
         epoch, position = divmod(update, self.updates_per_epoch)
         return epoch * self.batches_per_epoch + position * self.accum_steps
 
-    def ends_epoch(self, update):
+    def ends_epoch(self, update: int) -> bool:
         """Whether `update` (from 0) is the last of its epoch or of the run."""
         return (update + 1) % self.updates_per_epoch == 0 or update + 1 == self.total_updates
 
 
-def build_plan(config, batches_per_epoch):
+def build_plan(config, batches_per_epoch: int) -> Plan:
     """Return the Plan for TRAIN.NUM_EPOCHS or NUM_STEPS of the config."""
     train = config.TRAIN
     updates_per_epoch = math.ceil(batches_per_epoch / train.ACCUM_ITER)
@@ -53,60 +55,96 @@ def build_plan(config, batches_per_epoch):
     if warmup is None:
         warmup = train.WARMUP_EPOCHS * updates_per_epoch
     if warmup > decay:
-        raise UserError(f'The warmup of {warmup} updates is longer than the run of {decay}. '
-                        'Lower TRAIN.WARMUP_EPOCHS or TRAIN.WARMUP_STEPS.')
+        logger.warning('The warmup of %d updates is longer than the run: it takes all %d updates, '
+                       'so that the learning rate rises to the end (TRAIN.WARMUP_EPOCHS, '
+                       'WARMUP_STEPS).', warmup, decay)
+        warmup = decay
     return Plan(batches_per_epoch, train.ACCUM_ITER,
                 total_updates=decay + train.COOLDOWN_EPOCHS * updates_per_epoch,
                 warmup_updates=warmup, decay_updates=decay)
 
 
-def scale_learning_rate(config, effective_batch):
-    """Return (peak, warmup start, end) learning rates for this batch size.
+def build_schedule(config, plan: Plan, effective_batch: int) -> 'Schedule':
+    """Return the Schedule of TRAIN.LR_SCHEDULER for updates of `effective_batch` images.
 
     Linear scaling with the effective batch (Goyal et al. 2017, Sec. 2.1) where
     TRAIN.LINEAR_SCALED_LR gives the batch that BASE_LR belongs to.
     """
-    train = config.TRAIN
+    train, options = config.TRAIN, config.TRAIN.LR_SCHEDULER
     factor = effective_batch / train.LINEAR_SCALED_LR if train.LINEAR_SCALED_LR else 1.0
-    return train.BASE_LR * factor, train.WARMUP_START_LR * factor, train.END_LR * factor
+    return Schedule(
+        plan, options.NAME, train.BASE_LR * factor, train.WARMUP_START_LR * factor,
+        train.END_LR * factor, from_start=options.FROM_START, power=options.POWER,
+        milestones=tuple(options.MILESTONES), decay_rate=options.DECAY_RATE)
 
 
+@dataclass(frozen=True)
 class Schedule:
     """The learning rate as a pure function of the update's number, counted from 0.
 
-    A linear warmup from the start rate reaches the peak at update `warmup_updates`;
-    from there the rate decays to the end rate at `decay_updates` and stays there.
-    With LR_SCHEDULER.FROM_START the decay is counted from update 0 and the warmup
-    cuts off its beginning, as timm's schedules do.
+    A linear warmup from the rate `start` reaches `peak` at update `warmup_updates`;
+    from there the rate decays to `end` at `decay_updates` and stays there. from_start:
+    the decay is counted from update 0 and the warmup cuts off its beginning, as timm's
+    schedules do. power is polynomial's; milestones (epochs) and decay_rate are step's.
     """
 
-    def __init__(self, config, plan, effective_batch):
-        self.peak, self.start, self.end = scale_learning_rate(config, effective_batch)
-        self.plan = plan
-        self.options = config.TRAIN.LR_SCHEDULER
-        self.decay = _DECAYS[self.options.NAME]
+    plan: Plan
+    name: str
+    peak: float
+    start: float = 0.0
+    end: float = 0.0
+    from_start: bool = False
+    power: float = 1.0
+    milestones: tuple[float, ...] = ()
+    decay_rate: float = 0.1
 
-    def __call__(self, update):
+    def __call__(self, update: int) -> float:
         warmup = self.plan.warmup_updates
         if update < warmup:
             return self.start + (self.peak - self.start) * update / warmup
-        first = 0 if self.options.FROM_START else warmup
+        return SCHEDULES[self.name](self, update)
+
+    def measure_progress(self, update: int) -> float:
+        """Return how much of the decay lies behind an update, from 0 to 1."""
+        first = 0 if self.from_start else self.plan.warmup_updates
         length = max(1, self.plan.decay_updates - first)
-        progress = min(1.0, (update - first) / length)
-        if self.options.NAME == 'step':
-            return self._step(update)
-        return self.end + (self.peak - self.end) * self.decay(progress, self.options.POWER)
+        return min(1.0, (update - first) / length)
 
-    def _step(self, update):
-        epoch = update / self.plan.updates_per_epoch
-        passed = sum(epoch >= milestone for milestone in self.options.MILESTONES)
-        return self.peak * self.options.DECAY_RATE ** passed
+    def interpolate(self, share: float) -> float:
+        """Return the rate at a share of the way from `end` (0) to `peak` (1)."""
+        return self.end + (self.peak - self.end) * share
 
 
-_DECAYS = {
-    'cosine': lambda progress, power: 0.5 * (1 + math.cos(math.pi * progress)),
-    'linear': lambda progress, power: 1 - progress,
-    'polynomial': lambda progress, power: (1 - progress) ** power,
-    'constant': lambda progress, power: 1.0,
-    'step': None,
+def decay_by_cosine(schedule: Schedule, update: int) -> float:
+    """Half a cosine (SGDR, arXiv 1608.03983, without restarts)."""
+    progress = schedule.measure_progress(update)
+    return schedule.interpolate(0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def decay_linearly(schedule: Schedule, update: int) -> float:
+    return schedule.interpolate(1 - schedule.measure_progress(update))
+
+
+def decay_by_polynomial(schedule: Schedule, update: int) -> float:
+    return schedule.interpolate((1 - schedule.measure_progress(update)) ** schedule.power)
+
+
+def decay_in_steps(schedule: Schedule, update: int) -> float:
+    """Multiply by decay_rate at each milestone, an epoch from the run's start."""
+    epoch = update / schedule.plan.updates_per_epoch
+    passed = sum(epoch >= milestone for milestone in schedule.milestones)
+    return schedule.peak * schedule.decay_rate ** passed
+
+
+def keep_constant(schedule: Schedule, update: int) -> float:
+    return schedule.interpolate(1.0)
+
+
+# TRAIN.LR_SCHEDULER.NAME: (schedule, update after the warmup) -> learning rate.
+SCHEDULES: dict[str, Callable[[Schedule, int], float]] = {
+    'cosine': decay_by_cosine,
+    'linear': decay_linearly,
+    'polynomial': decay_by_polynomial,
+    'step': decay_in_steps,
+    'constant': keep_constant,
 }

@@ -8,7 +8,6 @@ import pytest
 
 from common.config import build_default_config
 from common.data import mixup
-from common.data.mixup import Mixup
 from common.errors import UserError
 
 FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'augment' / 'mixup.npz'
@@ -22,10 +21,11 @@ def build_generator(seed):
 
 def build_mixup(**options):
     config = build_default_config()
+    config.MODEL.NUM_CLASSES = CLASSES
     settings = {'MIXUP_ALPHA': 0.8, 'CUTMIX_ALPHA': 1.0, 'SMOOTHING': 0.1, **options}
     for key, value in settings.items():
         config.TRAIN[key] = value
-    return Mixup(config, CLASSES)
+    return mixup.build_mixup(config)
 
 
 def make_batch(size, height=6, width=9):

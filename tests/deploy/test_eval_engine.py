@@ -29,7 +29,7 @@ def run(model, config):
     generator = np.random.default_rng(0)
     batches = [(generator.standard_normal((size, 3, 32, 32)).astype('float32'),
                 paddle.to_tensor(generator.integers(0, 10, size)), None) for size in (8, 8, 5)]
-    return evaluate(model, batches, paddle.to_tensor, Precision(config, 'cpu'))
+    return evaluate(model, batches, paddle.to_tensor, Precision())
 
 
 @pytest.mark.parametrize('name', ['plain', 'onednn'])

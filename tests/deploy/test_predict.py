@@ -16,10 +16,11 @@ from common.data.digits import load_digits_rgb
 from common.data.images import read_image
 from common.data.normalize import Preprocess
 from common.data.pixels import to_array
+from common.data.preprocessing import Preprocessing, read_preprocessing
 from common.deploy import predict
 from common.deploy.drawing import draw_labels, write_line
 from common.deploy.pictures import OutputNames, Picture, find_pictures
-from common.deploy.preprocessing import Preprocessing, read_config, read_folder, read_labels
+from common.deploy.preprocessing import read_folder, read_labels, write_folder
 from common.deploy.ranking import rank_classes
 from common.errors import RunError, UserError
 from tests.support.trained_digits import fixture_path, load_fixture
@@ -58,8 +59,8 @@ def test_input_is_evaluations_bit_for_bit():
         images = [read_image(os.path.join(PREPROCESS_FIXTURES, name)) for name in names]
         transform = get_val_transforms(config)
         arrays = np.stack([to_array(transform(image, None)) for image in images])
-        expected = Preprocess(config)(arrays).numpy()
-        preprocessing = read_config(config)
+        expected = Preprocess(config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD)(arrays).numpy()
+        preprocessing = read_preprocessing(config)
         actual = preprocessing.normalize([preprocessing.crop(image) for image in images])
         np.testing.assert_array_equal(actual, expected)
 
@@ -67,8 +68,8 @@ def test_input_is_evaluations_bit_for_bit():
 def test_preprocessing_file_keeps_every_value(tmp_path):
     config = get_config(opts=['DATA.IMAGENET_MEAN', '[0.485, 0.4560000001, 0.406]',
                               'DATA.CROP_PCT', '0.9'])
-    preprocessing = read_config(config, ['猫', 'dog'])
-    preprocessing.save(tmp_path)
+    preprocessing = read_preprocessing(config, ['猫', 'dog'])
+    write_folder(preprocessing, tmp_path)
     assert read_folder(tmp_path) == preprocessing
     assert preprocessing.name_class(0) == '猫'
 

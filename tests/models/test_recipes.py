@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from common.run.launch import run_single
-from common.training.schedule import Schedule, build_plan
+from common.training.schedule import build_plan, build_schedule
 from T2T_ViT.main_single_gpu import PROJECT as T2T_VIT
 from tests.data.test_cifar import make_contents, write_archive
 from tests.support.data_folders import make_folders
@@ -198,7 +198,7 @@ def test_rates_are_the_references_at_fixed_updates(path):
     assert processes * micro_batch == facts['batch']
     batches = IMAGES[config.DATA.DATASET] // (config.DATA.BATCH_SIZE * processes)
     plan = build_plan(config, batches)
-    schedule = Schedule(config, plan, effective_batch=facts['batch'])
+    schedule = build_schedule(config, plan, effective_batch=facts['batch'])
     warmup, total = plan.warmup_updates, plan.total_updates
     fixed = {0, 1, warmup // 2, max(0, warmup - 1), warmup, warmup + 1, total // 3, total // 2,
              total - 2, total - 1}

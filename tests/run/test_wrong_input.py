@@ -81,8 +81,6 @@ COMMAND_LINES = {
                               ['30', 'not a multiple', 'MODEL.PATCH_SIZE', '24 or 32']),
     'fewer samples than a batch': ([DIGITS, '-batch_size=2000'],
                                    ['1347', '2000', '-batch_size=1347']),
-    'warmup longer than the run': ([DIGITS, '-opts', 'TRAIN.NUM_EPOCHS', '1'],
-                                   ['warmup', 'TRAIN.WARMUP_EPOCHS']),
     'too few classes': ([DIGITS, '-num_classes=9'], ['10', '-num_classes=10']),
     'no data path': (['-cfg=configs/vit_tiny_patch16_224.yaml'], ['-data_path']),
     'missing data path': (['-cfg=configs/vit_tiny_patch16_224.yaml', '-data_path=/no/such'],

@@ -6,7 +6,6 @@ import pytest
 
 from common.training.evaluate import evaluate, find_hits
 from common.training.precision import Precision
-from ViT.config import get_config
 
 
 class Given(paddle.nn.Layer):
@@ -24,7 +23,7 @@ def run(logits, labels, batch_size):
                for i in range(0, len(labels), batch_size)]
     calls = []
     result = evaluate(model, batches, lambda images: images,
-                      Precision(get_config(), 'cpu'), lambda: calls.append(1))
+                      Precision(), lambda: calls.append(1))
     assert model.training and len(calls) == len(batches)
     return result
 

@@ -5,11 +5,11 @@ import paddle
 import pytest
 
 from common.errors import UserError
-from common.training.loop import TrainSetup, TrainState, train
+from common.training.loop import TrainSetup, TrainState, read_loop_options, train
 from common.training.losses import build_criterion
 from common.training.optimizer import build_optimizer, clip_gradients, group_parameters
-from common.training.precision import Precision
-from common.training.schedule import Schedule, build_plan
+from common.training.precision import build_precision
+from common.training.schedule import build_plan, build_schedule
 from ViT.config import get_config
 from ViT.vit import build_vit
 
@@ -63,11 +63,12 @@ def run_loop(batches, batches_per_epoch, **changes):
     paddle.seed(5)
     model = build_vit(config)
     plan = build_plan(config, batches_per_epoch)
-    precision = Precision(config, 'cpu')
+    precision = build_precision(config, 'cpu')
     state = TrainState(model, build_optimizer(config, model), precision.scaler)
     log = Nothing()
     train(TrainSetup(
-        config=config, plan=plan, schedule=Schedule(config, plan, 1), precision=precision,
+        options=read_loop_options(config), plan=plan,
+        schedule=build_schedule(config, plan, 1), precision=precision,
         criterion=build_criterion(config), prepare=lambda batch, number: batch,
         batches=Batches([tuple(map(paddle.to_tensor, batch)) for batch in batches]),
         validate=lambda state: 0.0, saver=Nothing(), run_log=log, check_every=1), state)
@@ -97,7 +98,7 @@ def test_every_parameter_is_in_one_group_and_has_its_names():
         'classifier.weight']})
     model = build_vit(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = group_parameters(config, model)
+    groups = group_parameters(model, 0.05, config.TRAIN.NO_WEIGHT_DECAY)
     listed = {group['weight_decay']: [names[id(parameter)] for parameter in group['params']]
               for group in groups}
     assert set(listed[0.05]) == DECAY - {'classifier.weight'}

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from common.errors import UserError
-from common.training.schedule import Schedule, build_plan, scale_learning_rate
+from common.training.schedule import build_plan, build_schedule
 from ViT.config import get_config
 
 BASE, START, END = 2e-3, 1e-5, 3e-5
@@ -21,7 +20,7 @@ def build(batch=64, **changes):
     flags |= {f'TRAIN.{key.replace("__", ".")}': value for key, value in changes.items()}
     config = get_config(flags=flags)
     plan = build_plan(config, batches_per_epoch=14)
-    return Schedule(config, plan, batch), plan
+    return build_schedule(config, plan, batch), plan
 
 
 def check(schedule, expected):
@@ -74,8 +73,9 @@ def test_no_warmup():
 def test_scaling_with_the_batch():
     schedule, _ = build(batch=256, LINEAR_SCALED_LR=512)
     check(schedule, {0: START / 2, 14: BASE / 2, 42: (BASE + END) / 4})
-    config = get_config(flags=FLAGS | {'TRAIN.LINEAR_SCALED_LR': 64})
-    assert scale_learning_rate(config, 96) == pytest.approx((BASE * 1.5, START * 1.5, END * 1.5))
+    schedule, _ = build(batch=96, LINEAR_SCALED_LR=64)
+    assert (schedule.peak, schedule.start, schedule.end) == pytest.approx(
+        (BASE * 1.5, START * 1.5, END * 1.5))
     schedule, _ = build(batch=256)
     check(schedule, {14: BASE})
 
@@ -97,7 +97,10 @@ def test_accumulation_has_a_shorter_last_group():
     assert [plan.count_batches_before(update) for update in range(10)] == taken.tolist()
 
 
-def test_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(UserError, match='71 updates is longer than the run of 70'):
-        build(WARMUP_STEPS=71)
-    build(WARMUP_STEPS=70)
+def test_warmup_longer_than_the_run_is_shortened_and_said(caplog):
+    schedule, plan = build(WARMUP_STEPS=70)
+    assert plan.warmup_updates == 70 and not caplog.messages
+    shortened, plan = build(WARMUP_STEPS=71)
+    assert plan.warmup_updates == plan.total_updates == 70
+    assert 'warmup of 71 updates is longer than the run: it takes all 70' in caplog.text
+    assert [shortened(update) for update in range(70)] == [schedule(update) for update in range(70)]

@@ -15,11 +15,11 @@ import pytest
 
 from common.data.digits import load_digits
 from common.training.ema import ModelEma
-from common.training.loop import TrainSetup, TrainState, train
+from common.training.loop import TrainSetup, TrainState, read_loop_options, train
 from common.training.losses import build_criterion
 from common.training.optimizer import build_optimizer
-from common.training.precision import Precision
-from common.training.schedule import Schedule, build_plan
+from common.training.precision import build_precision
+from common.training.schedule import build_plan, build_schedule
 from tests.support.recipe import fill_by_recipe
 from ViT.config import get_config
 from ViT.vit import build_vit
@@ -100,13 +100,14 @@ def run_reference(flags):
     batches = Batches(epoch * config.TRAIN.NUM_EPOCHS)
     plan = build_plan(config, batches_per_epoch=20)
     ema = ModelEma(model, config.TRAIN.MODEL_EMA_DECAY) if config.TRAIN.MODEL_EMA else None
-    precision = Precision(config, 'cpu')
+    precision = build_precision(config, 'cpu')
     state = TrainState(model, build_optimizer(config, model), precision.scaler, ema)
     saver = SimpleNamespace(steps_due=lambda update: False, minutes_due=lambda: False,
                             save=lambda state, loss, is_best: None)
     log = MetricsOnly()
     train(TrainSetup(
-        config=config, plan=plan, schedule=Schedule(config, plan, 64), precision=precision,
+        options=read_loop_options(config), plan=plan,
+        schedule=build_schedule(config, plan, 64), precision=precision,
         criterion=build_criterion(config), prepare=lambda batch, number: batch, batches=batches,
         validate=lambda state: 0.0, saver=saver, run_log=log, check_every=1), state)
     model.eval()
