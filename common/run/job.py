@@ -19,7 +19,7 @@ from common.data.normalize import Preprocess
 from common.data.sampler import EvalBatches, TrainBatches
 from common.errors import RunError, UserError
 from common.kernels.fast import accelerate
-from common.machine.device import choose_device, get_own_gpu
+from common.machine.device import choose_device
 from common.machine.distributed import agree_on, broadcast_texts, get_rank, get_world_size
 from common.run.announce import log_changes, log_plan, log_skipped, log_start
 from common.run.log import (
@@ -50,7 +50,7 @@ def run(project, config):
 
     project: common.run.launch.Project. Distributed initialisation is done.
     """
-    device = choose_device(config.DEVICE, get_own_gpu())
+    device = choose_device(config.DEVICE)
     paddle.set_device(device)
     start_logging(quiet=get_rank() > 0)
     folder, resume_path = choose_folder(config)

@@ -21,11 +21,12 @@ from common.machine.environment import count_cores, share_cores, tune_cpu
 
 tune_cpu()      # before Paddle is imported
 
+import paddle
 import paddle.distributed as dist
 
 from common.cli import parse_command_line
 from common.errors import FIRST_ERROR_FILE, UserError, report_errors
-from common.machine.device import choose_device, count_gpus
+from common.machine.device import choose_device, count_accelerators, get_backend
 from common.machine.distributed import is_launched
 from common.run.job import run
 from common.training.stopping import SIGNALS
@@ -82,7 +83,7 @@ def _run_multi(project, argv):
     if is_launched():
         if _is_child_of_launcher():
             _end_with_parent()
-        dist.init_parallel_env()
+        join_processes(config.DEVICE)
         run(project, config)
         return 0
     processes, backend = choose_processes(config)
@@ -95,25 +96,30 @@ def _run_multi(project, argv):
 def choose_processes(config):
     """Return (number of processes, backend). Raises UserError for more than the devices."""
     wanted = config.NPROCS
-    if choose_device(config.DEVICE) == 'cpu':
+    device = choose_device(config.DEVICE)
+    if device == 'cpu':
         limit = max(2, count_cores())       # two always work, so that any machine can try it
         if wanted is not None and wanted > limit:
             raise UserError(f'-nprocs={wanted} is more than this machine\'s {limit} processor '
                             'cores can serve.')
-        return wanted or 1, 'gloo'
-    gpus = count_gpus()
-    if config.DEVICE.startswith('gpu:'):
-        raise UserError('-device=gpu:N is one GPU; for several use -nprocs, and '
-                        'CUDA_VISIBLE_DEVICES to choose which.')
-    if wanted is not None and wanted > gpus:
-        raise UserError(f'-nprocs={wanted}, but Paddle sees {gpus} GPU{"s" * (gpus != 1)}.')
-    return wanted or gpus, 'nccl'
+        return wanted or 1, get_backend(device)
+    kind = device.partition(':')[0]
+    count = count_accelerators()[kind]
+    if ':' in config.DEVICE:
+        raise UserError(f'-device={kind}:N is one device; for several use -nprocs, and '
+                        'CUDA_VISIBLE_DEVICES (of other accelerators: their own variable) to '
+                        'choose which.')
+    if wanted is not None and wanted > count:
+        raise UserError(f'-nprocs={wanted}, but Paddle sees {count} {kind.upper()}'
+                        f'{"s" * (count != 1)}.')
+    return wanted or count, get_backend(device)
 
 
 def _spawn(project, argv, processes, backend):
     """Start the processes, pass signals on, and return the first failure's exit code."""
     share_cores(processes)                  # read by Paddle in the processes started below
     os.environ.setdefault('GLOG_minloglevel', '1')      # how they found each other is no news
+    tidy_device_lists()
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FIRST_ERROR_FILE] = os.path.join(folder, 'first_error')
         received = []
@@ -133,6 +139,23 @@ def _spawn(project, argv, processes, backend):
                 signal.signal(getattr(signal, name), forward)
         code = _wait(context.processes)
     return 128 + received[0] if received and code else code
+
+
+def tidy_device_lists() -> None:
+    """Take the spaces out of the lists of visible devices, which Paddle compares as text."""
+    for name in ('CUDA_VISIBLE_DEVICES', 'XPU_VISIBLE_DEVICES'):
+        if name in os.environ:
+            os.environ[name] = os.environ[name].replace(' ', '')
+
+
+def join_processes(wanted: str) -> None:
+    """Join the processes that were started together. wanted: DEVICE of the config."""
+    device = choose_device(wanted)
+    if get_backend(device) == 'xccl':       # without these Paddle takes Gloo for a plug-in
+        os.environ['PADDLE_DISTRI_BACKEND'] = 'xccl'
+        os.environ['PADDLE_XCCL_BACKEND'] = device.partition(':')[0]
+        paddle.set_device(device)
+    dist.init_parallel_env()
 
 
 def _wait(processes):
@@ -166,8 +189,9 @@ def _work(project, argv):
     _end_with_parent()
 
     def join_and_run(project, argv):
-        dist.init_parallel_env()
-        run(project, parse_command_line(project, argv, 'main_multi_gpu.py'))
+        config = parse_command_line(project, argv, 'main_multi_gpu.py')
+        join_processes(config.DEVICE)
+        run(project, config)
 
     _leave(report_errors(join_and_run, project, argv))
 

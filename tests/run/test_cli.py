@@ -17,7 +17,7 @@ from paddle.distributed.utils import launch_utils
 
 from common.cli import SWITCHES, VALUE_FLAGS, find_config, parse_command_line
 from common.errors import UserError
-from common.machine.device import choose_device, get_own_gpu
+from common.machine.device import choose_device
 from common.run.launch import choose_processes
 from ViT.config import get_config
 from ViT.main_single_gpu import PROJECT
@@ -101,8 +101,8 @@ def test_a_config_is_looked_for_beside_the_script(tmp_path, monkeypatch):
 
 def test_devices_and_processes(monkeypatch):
     monkeypatch.setattr('common.machine.device.count_gpus', lambda: 4)
-    monkeypatch.setattr('common.run.launch.count_gpus', lambda: 4)
-    assert [choose_device(wanted, own_gpu=2) for wanted in ('auto', 'cpu', 'gpu', 'gpu:1')] \
+    monkeypatch.setenv('FLAGS_selected_gpus', '2')
+    assert [choose_device(wanted) for wanted in ('auto', 'cpu', 'gpu', 'gpu:1')] \
         == ['gpu:2', 'cpu', 'gpu:2', 'gpu:1']
     for wanted in ('gpu:4', 'gpu:x', 'cpu:0', 'cuda'):
         with pytest.raises(UserError):
@@ -157,6 +157,6 @@ def test_every_process_takes_the_gpu_that_paddle_gave_it(monkeypatch):
     for name, value in launch_utils._prepare_trainer_env(cluster, trainer, 'nccl').items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr('common.machine.device.count_gpus', lambda: 4)
-    assert choose_device('auto', get_own_gpu()) == 'gpu:3'
+    assert choose_device('auto') == 'gpu:3'
     monkeypatch.delenv('FLAGS_selected_gpus')
-    assert choose_device('auto', get_own_gpu()) == 'gpu:0'
+    assert choose_device('auto') == 'gpu:0'

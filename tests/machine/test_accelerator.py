@@ -1,0 +1,133 @@
+"""Training, evaluation and resuming on an accelerator, a fake one whose memory is closed."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.support.accelerator import (
+    IS_PADDLE_3,
+    ROOT,
+    TYPE,
+    build,
+    make_environment,
+    read_metrics,
+    run_jobs,
+)
+
+SHORT = ['-num_workers=0', '-opts', 'TRAIN.NUM_STEPS', '6', 'TRAIN.WARMUP_EPOCHS', '0',
+         'REPORT_FREQ', '1', 'VALIDATE_FREQ', '1']
+MODELS = {'ViT': 'configs/vit_digits.yaml', 'T2T_ViT': 'configs/t2t_vit_digits.yaml'}
+
+# What each run switches on beside the model's own recipe.
+EVERYTHING = ['TRAIN.MIXUP_ALPHA', '0.8', 'TRAIN.CUTMIX_ALPHA', '1.0', 'TRAIN.MODEL_EMA', 'True',
+              'TRAIN.RANDOM_ERASE_PROB', '0.5', 'TRAIN.ACCUM_ITER', '2', 'MODEL.FREEZE', '1',
+              'MODEL.RECOMPUTE', 'True', 'TRAIN.LAYER_DECAY', '0.8', 'MODEL.DROPOUT', '0.0',
+              'MODEL.ATTENTION_DROPOUT', '0.0', 'MODEL.DROPPATH', '0.0']
+
+pytestmark = pytest.mark.runs
+
+
+@pytest.fixture(scope='module')
+def accelerator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('fake_device')
+    build(folder)
+    return folder
+
+
+def make_job(model, output, device, *options):
+    flags = [option for option in options if option.startswith('-')]
+    keys = [option for option in options if not option.startswith('-')]
+    return [model, f'-cfg={MODELS[model]}', '-batch_size=16', f'-device={device}',
+            f'-output={output}', *flags, *SHORT, *keys]
+
+
+def run_all(accelerator, jobs, **variables):
+    ended = run_jobs(make_environment(accelerator, **variables), jobs)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return ended.stdout
+
+
+def read_losses(folder):
+    return np.array([line['loss'] for line in read_metrics(folder, 'train_step')])
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_float32_trains_as_on_the_cpu(accelerator, tmp_path, model):
+    """All kernels are the CPU's here, so the losses are equal but for the order of sums."""
+    jobs = [make_job(model, tmp_path / f'{device}-{kind}', device, *options)
+            for device in ('cpu', TYPE)
+            for kind, options in (('plain', ()), ('everything', EVERYTHING))]
+    text = run_all(accelerator, jobs)
+    assert f'Device: {TYPE}:0' in text
+    for kind in ('plain', 'everything'):
+        losses = read_losses(tmp_path / f'cpu-{kind}')
+        np.testing.assert_allclose(read_losses(tmp_path / f'{TYPE}-{kind}'), losses, rtol=2e-5)
+        expected = read_metrics(tmp_path / f'cpu-{kind}', 'eval')
+        found = read_metrics(tmp_path / f'{TYPE}-{kind}', 'eval')
+        assert [line['acc1'] for line in found] == pytest.approx(
+            [line['acc1'] for line in expected], abs=0.5)
+        assert [line['loss'] for line in found] == pytest.approx(
+            [line['loss'] for line in expected], rel=1e-4)
+
+
+@pytest.mark.skipif(not IS_PADDLE_3, reason='the fake device has half precision on Paddle 3 alone')
+@pytest.mark.parametrize('model', MODELS)
+def test_half_precision_trains_as_float32(accelerator, tmp_path, model):
+    kinds = {f'{level}-{dtype}': ['-amp', 'AMP_LEVEL', level, 'AMP_DTYPE', dtype, *EVERYTHING]
+             for level in ('O1', 'O2') for dtype in ('float16', 'bfloat16')}
+    jobs = [make_job(model, tmp_path / 'float32', 'cpu', *EVERYTHING)]
+    jobs += [make_job(model, tmp_path / kind, TYPE, *options) for kind, options in kinds.items()]
+    run_all(accelerator, jobs)
+    losses = read_losses(tmp_path / 'float32')
+    norms = [line['grad_norm'] for line in read_metrics(tmp_path / 'float32', 'train_step')]
+    for kind in kinds:
+        np.testing.assert_allclose(read_losses(tmp_path / kind), losses, rtol=2e-2, err_msg=kind)
+        lines = read_metrics(tmp_path / kind, 'train_step')
+        assert [line['overflows'] for line in lines] == [0] * len(lines)
+        np.testing.assert_allclose([line['grad_norm'] for line in lines], norms, rtol=0.1,
+                                   err_msg=kind)
+
+
+def test_a_resumed_run_ends_where_the_whole_one_does(accelerator, tmp_path):
+    whole = make_job('ViT', tmp_path / 'whole', TYPE, *EVERYTHING)
+    half = make_job('ViT', tmp_path / 'half', TYPE, *EVERYTHING, 'SAVE_STEPS', '3')
+    run_all(accelerator, [whole, half])
+    folder, = (tmp_path / 'half').iterdir()
+    name = next(path for path in folder.glob('Epoch-*.pdparams')
+                if path.stat().st_ino != (folder / 'last.pdparams').stat().st_ino)
+    resumed = make_job('ViT', tmp_path / 'resumed', TYPE, f'-resume={name}', *EVERYTHING)
+    run_all(accelerator, [resumed])
+    assert read_losses(tmp_path / 'resumed').tolist() == \
+        read_losses(tmp_path / 'whole')[3:].tolist()
+    assert read_metrics(tmp_path / 'resumed', 'eval')[-1]['loss'] == \
+        read_metrics(tmp_path / 'whole', 'eval')[-1]['loss']
+
+
+@pytest.mark.parametrize('start', ['spawn', 'launch'])
+def test_two_processes_train_as_one(accelerator, tmp_path, start):
+    options = ['TRAIN.MODEL_EMA', 'True']
+    directory, *one = make_job('ViT', tmp_path / 'one', TYPE, *options)
+    run_all(accelerator, [[directory, *one]])
+    two = [argument.replace('-batch_size=16', '-batch_size=8').replace('/one', '/two')
+           for argument in one]
+    launcher = ['-nprocs=2'] if start == 'spawn' else []
+    program = [sys.executable, 'main_multi_gpu.py']
+    if start == 'launch':
+        program = [sys.executable, '-m', 'paddle.distributed.launch', '--devices', '0,1',
+                   '--log_dir', str(tmp_path / 'log'), 'main_multi_gpu.py']
+    ended = subprocess.run([*program, *launcher, *two], cwd=ROOT / directory, timeout=300,
+                           env=make_environment(accelerator), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    np.testing.assert_allclose(read_losses(tmp_path / 'two'), read_losses(tmp_path / 'one'),
+                               rtol=1e-5)
+
+
+def test_a_device_that_is_not_there(accelerator):
+    for device, expected in ((f'{TYPE}:2', '2 METAX_GPUS'), ('npu', '0 NPUS'), ('gpu', '0 GPUS')):
+        job = make_job('ViT', os.devnull, device)
+        ended = run_jobs(make_environment(accelerator), [job])
+        assert ended.returncode == 2
+        assert expected in ended.stderr.upper()

@@ -1,0 +1,21 @@
+"""Main scripts one after the other in one process, which spares the start of Paddle.
+
+python tests/support/device_jobs.py < JOBS     a JSON list of [model directory, argument, ...]
+Stops at the first job that fails, with its exit code.
+"""
+
+import importlib
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from common.run.launch import run_single  # tunes the CPU before Paddle is imported
+
+if __name__ == '__main__':
+    for directory, *arguments in json.load(sys.stdin):
+        project = importlib.import_module(f'{directory}.main_single_gpu').PROJECT
+        code = run_single(project, arguments)
+        if code:
+            sys.exit(code)
