@@ -23,8 +23,11 @@ MODELS = {'ViT': 'configs/vit_digits.yaml', 'T2T_ViT': 'configs/t2t_vit_digits.y
 
 # What each run switches on beside the model's own recipe.
 EVERYTHING = ['TRAIN.MIXUP_ALPHA', '0.8', 'TRAIN.CUTMIX_ALPHA', '1.0', 'TRAIN.MODEL_EMA', 'True',
-              'TRAIN.RANDOM_ERASE_PROB', '0.5', 'TRAIN.ACCUM_ITER', '2', 'MODEL.FREEZE', '1',
-              'MODEL.RECOMPUTE', 'True', 'TRAIN.LAYER_DECAY', '0.8', 'MODEL.DROPOUT', '0.0',
+              'TRAIN.RANDOM_ERASE_PROB', '0.5', 'MODEL.FREEZE', '1',
+              # Paddle 2.6 adds a plug-in's gradients up on the host where the plug-in, as the fake
+              # one, has no kernel for it, and cannot bring back its random state.
+              'TRAIN.ACCUM_ITER', '2' if IS_PADDLE_3 else '1', 'MODEL.RECOMPUTE', str(IS_PADDLE_3),
+              'TRAIN.LAYER_DECAY', '0.8', 'MODEL.DROPOUT', '0.0',
               'MODEL.ATTENTION_DROPOUT', '0.0', 'MODEL.DROPPATH', '0.0']
 
 pytestmark = pytest.mark.runs
@@ -106,7 +109,8 @@ def test_a_resumed_run_ends_where_the_whole_one_does(accelerator, tmp_path):
         read_metrics(tmp_path / 'whole', 'eval')[-1]['loss']
 
 
-@pytest.mark.parametrize('start', ['spawn', 'launch'])
+@pytest.mark.parametrize('start', ['spawn', pytest.param('launch', marks=pytest.mark.skipif(
+    not IS_PADDLE_3, reason="Paddle 2.6's launcher does not know this plug-in's devices"))])
 def test_two_processes_train_as_one(accelerator, tmp_path, start):
     options = ['TRAIN.MODEL_EMA', 'True']
     directory, *one = make_job('ViT', tmp_path / 'one', TYPE, *options)
