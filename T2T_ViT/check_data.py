@@ -1,8 +1,10 @@
 """Look over a data set before T2T-ViT trains on it: `python check_data.py -h`."""
 
-from config import get_config
+import sys
 
-from common.tools import check_data as check
+from project import PROJECT
+
+from common.tools.check_data import main
 
 if __name__ == '__main__':
-    raise SystemExit(check.main(get_config))
+    sys.exit(main(PROJECT.get_config))

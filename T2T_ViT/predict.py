@@ -1,13 +1,9 @@
 """Predict the classes of pictures with T2T-ViT: `python predict.py -h`."""
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from project import PROJECT
 
-from T2T_ViT.main_single_gpu import PROJECT  # first: it tunes the CPU
-
-# isort: split
 from common.deploy.predict import main
 
 if __name__ == '__main__':

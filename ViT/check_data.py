@@ -2,9 +2,9 @@
 
 import sys
 
-from config import get_config
+from project import PROJECT
 
 from common.tools.check_data import main
 
 if __name__ == '__main__':
-    sys.exit(main(get_config))
+    sys.exit(main(PROJECT.get_config))

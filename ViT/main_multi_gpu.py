@@ -5,13 +5,11 @@
     python -m paddle.distributed.launch main_multi_gpu.py -cfg=...
 """
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from project import PROJECT
 
 from common.run.launch import run_multi
-from ViT.main_single_gpu import PROJECT
 
 if __name__ == '__main__':
     sys.exit(run_multi(PROJECT))

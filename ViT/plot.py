@@ -1,9 +1,8 @@
 """Draw the curves of one or several runs: python plot.py RUN [RUN ...] [-o curves.png]"""
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import project  # noqa: F401 (puts the repository on the import path)
 
 from common.tools.plot import main
 

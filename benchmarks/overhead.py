@@ -29,7 +29,7 @@ from benchmarks.startup import write_images  # noqa: E402
 from common.data.batch import TrainBatch  # noqa: E402
 from common.run.launch import run_single  # noqa: E402
 from common.training import loop  # noqa: E402
-from ViT.main_single_gpu import PROJECT  # noqa: E402
+from ViT.project import PROJECT  # noqa: E402
 from ViT.vit import VisionTransformer  # noqa: E402
 
 LIMIT = 0.02                # of the step

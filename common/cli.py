@@ -67,7 +67,7 @@ class FlagParser(argparse.ArgumentParser):
 def parse_command_line(project, argv, script):
     """Return the frozen config that the arguments ask for.
 
-    project: common.run.launch.Project. argv: arguments without the script's name.
+    project: common.project.Project. argv: arguments without the script's name.
     Raises UserError for an unknown flag, key or value.
     """
     parser = _build_parser(project, script)

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 def main(project, argv=None):
     """Serve the page until it is interrupted; return the exit code.
 
-    project: common.run.launch.Project. argv: arguments without the script's name; None: sys.argv's.
+    project: common.project.Project. argv: arguments without the script's name; None: sys.argv's.
     """
     return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
 

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 def main(project, argv=None):
     """Export a trained model; return the exit code.
 
-    project: common.run.launch.Project. argv: arguments without the script's name; None: sys.argv's.
+    project: common.project.Project. argv: arguments without the script's name; None: sys.argv's.
     """
     return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
 

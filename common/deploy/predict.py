@@ -53,7 +53,7 @@ class Reading(NamedTuple):
 def main(project, argv=None):
     """Predict the classes of pictures; return the exit code, 1 if some could not be read.
 
-    project: common.run.launch.Project. argv: arguments without the script's name; None: sys.argv's.
+    project: common.project.Project. argv: arguments without the script's name; None: sys.argv's.
     """
     return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
 

@@ -67,7 +67,7 @@ def load_trained(project, arguments):
     if not arguments.pretrained:
         raise UserError('Which weights? Give -pretrained=FILE. A checkpoint of a run will do, '
                         'such as <run folder>/best.')
-    recorded = read_record(arguments.pretrained)
+    recorded = read_record(arguments.pretrained, project)
     given = {key: getattr(arguments, name) for name, key, *_ in FLAGS
              if getattr(arguments, name) is not None}
     flags = {'EVAL': True, **list_recorded_options(recorded.get('preprocessing', {})), **given}
@@ -87,9 +87,9 @@ def load_trained(project, arguments):
     return Trained(model, config, preprocessing)
 
 
-def read_record(source):
+def read_record(source, project=None):
     """Return what a checkpoint records beside its weights: config, preprocessing, class_names."""
-    tree = open_container(resolve(source)).tree
+    tree = open_container(resolve(source, project)).tree
     kinds = {'config': str, 'preprocessing': dict, 'class_names': (list, tuple)}
     record = {key: tree[key] for key, kind in kinds.items() if isinstance(tree.get(key), kind)}
     if 'class_names' in record:

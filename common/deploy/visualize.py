@@ -17,6 +17,7 @@ from common.deploy.pictures import OutputNames, find_pictures
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
+from common.project import Project
 from common.run.log import start_logging
 
 PANEL = 168                     # pixels
@@ -34,21 +35,19 @@ The figure holds the picture as the model sees it, the predictions, attention ro
 logger = logging.getLogger(__name__)
 
 
-def main(project, list_token_modules=None, argv=None):
+def main(project: Project, argv: list[str] | None = None) -> int:
     """Draw the attention of a model over pictures; return the exit code.
 
-    project: common.run.launch.Project. list_token_modules: gives the TokenModule of a model
-    whose stem attends too. argv: arguments without the script's name; None: sys.argv's.
+    argv: arguments without the script's name; None: sys.argv's.
     """
-    return report_errors(_run, project, list_token_modules or (lambda model: ()),
-                         sys.argv[1:] if argv is None else argv)
+    return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
 
 
-def _run(project, list_token_modules, argv):
+def _run(project, argv):
     arguments = _parse(project, argv)
     start_logging()
     trained = load_trained(project, arguments)
-    token_modules = list_token_modules(trained.model)
+    token_modules = project.list_token_modules(trained.model)
     names = OutputNames(arguments.output)
     failed = 0
     for picture in find_pictures(arguments.images, sys.stdin):

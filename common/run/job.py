@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 def run(project, config):
     """Train or evaluate in this process, which may be one of several.
 
-    project: common.run.launch.Project. Distributed initialisation is done.
+    project: common.project.Project. Distributed initialisation is done.
     """
     device = choose_device(config.DEVICE)
     paddle.set_device(device)

@@ -14,8 +14,6 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from common.machine.environment import count_cores, share_cores, tune_cpu
 
@@ -28,6 +26,7 @@ from common.cli import parse_command_line
 from common.errors import FIRST_ERROR_FILE, UserError, report_errors
 from common.machine.device import choose_device, count_accelerators, get_backend
 from common.machine.distributed import is_launched
+from common.project import Project
 from common.run.job import run
 from common.training.stopping import SIGNALS
 
@@ -35,19 +34,7 @@ GRACE_SECONDS = 10          # for the other processes to end, after one has fail
 _DEFAULT_START_METHOD = multiprocessing.get_all_start_methods()[0]
 
 
-@dataclass(frozen=True)
-class Project:
-    """What a model directory gives to the shared code."""
-
-    name: str
-    folder: str                     # of the model directory
-    get_config: Callable            # (path, flags, opts) -> config
-    get_dataset: Callable           # (config, is_train) -> data set
-    build_model: Callable           # (config) -> model
-    example_configs: tuple          # for -h: (digits config, ImageNet config)
-
-
-def run_single(project, argv=None):
+def run_single(project: Project, argv: list[str] | None = None) -> int:
     """Train or evaluate in this process; return the exit code.
 
     argv: arguments without the script's name; None: those of the command line.
@@ -55,7 +42,7 @@ def run_single(project, argv=None):
     return report_errors(_run_single, project, sys.argv[1:] if argv is None else argv)
 
 
-def run_multi(project, argv=None):
+def run_multi(project: Project, argv: list[str] | None = None) -> int:
     """Train or evaluate in several processes; return the exit code.
 
     Joins the job where paddle.distributed.launch started this process; otherwise starts

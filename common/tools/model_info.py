@@ -10,7 +10,8 @@ import paddle
 from paddle import nn
 
 from common.cli import find_config
-from common.errors import UserError
+from common.errors import report_errors
+from common.project import Project
 
 
 class ModelInfo(NamedTuple):
@@ -74,11 +75,10 @@ def format_table(infos):
     return lines
 
 
-def main(folder, get_config, build_model, argv=None):
+def main(project: Project, argv: list[str] | None = None) -> int:
     """Print the table of the configs of a model directory; return the exit code.
 
-    folder: of the model directory. get_config, build_model: the directory's own.
-    argv: arguments without the script's name; None: those of the command line.
+    argv: arguments without the script's name; None: sys.argv's.
     """
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
@@ -86,15 +86,14 @@ def main(folder, get_config, build_model, argv=None):
                     'leaves out what belongs to no layer (class token, position embedding), as '
                     'paddle.flops and PaddleViT\'s tables do.')
     parser.add_argument('-cfg', '--cfg', metavar='FILE', help='only this yaml file')
-    arguments = parser.parse_args(argv)
-    if arguments.cfg:
-        paths = [find_config(arguments.cfg, folder)]
+    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    return report_errors(_run, project, options)
+
+
+def _run(project, options):
+    if options.cfg:
+        paths = [find_config(options.cfg, project.folder)]
     else:
-        paths = sorted(glob.glob(os.path.join(folder, 'configs', '[!_]*.yaml')))
-    try:
-        infos = [measure_config(get_config, build_model, path) for path in paths]
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        paths = sorted(glob.glob(os.path.join(project.folder, 'configs', '[!_]*.yaml')))
+    infos = [measure_config(project.get_config, project.build_model, path) for path in paths]
     print('\n'.join(format_table(infos)))
-    return 0

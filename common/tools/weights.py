@@ -4,14 +4,16 @@ import argparse
 import logging
 import sys
 
-from common.errors import RunError, UserError, suggest
+from common.errors import UserError, report_errors, suggest
+from common.project import Project
 from common.weights import registry
 
 
-def main(is_ours, arguments=None):
-    """Run a command. is_ours: tells from a name whether the model directory's list has it.
+def main(project: Project, argv: list[str] | None = None) -> int:
+    """Run a command on the released weights of a model directory.
 
-    Returns the exit code: 0 done, 1 the download failed, 2 the input is wrong.
+    argv: arguments without the script's name; None: sys.argv's. Returns the exit code: 0 done,
+    1 the download failed, 2 the input is wrong.
     """
     parser = argparse.ArgumentParser(
         prog='weights.py', description='Released weights: names that -pretrained takes.')
@@ -20,27 +22,22 @@ def main(is_ours, arguments=None):
     for command, text in (('fetch', 'download into the cache and print the path'),
                           ('path', 'print the path in the cache')):
         commands.add_parser(command, help=text).add_argument('name')
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    try:
-        _run(options, is_ours)
-    except (UserError, RunError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    return 0
+    return report_errors(_run, options, project)
 
 
-def _run(options, is_ours):
-    entries = {name: entry for name, entry in registry.list_entries().items() if is_ours(name)}
+def _run(options, project):
+    released = project.list_released()
     if options.command == 'list':
-        width = max(len(name) for name in entries)
-        for name, entry in entries.items():
+        width = max((len(name) for name in released), default=0)
+        for name, entry in released.items():
             state = 'cached' if registry.cached_path(name, entry) else ''
             print(f'{name:{width}}  {state:6}  {entry.urls[0]}')
         return
-    if options.name not in entries:
-        raise UserError(f'{options.name}: unknown name.{suggest(options.name, entries)}')
-    entry = entries[options.name]
+    if options.name not in released:
+        raise UserError(f'{options.name}: unknown name.{suggest(options.name, released)}')
+    entry = released[options.name]
     path = registry.cached_path(options.name, entry)
     if options.command == 'fetch':
         path = registry.fetch(options.name, entry)

@@ -2,32 +2,23 @@
 
 import logging
 import math
-import re
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from common.errors import UserError, suggest
 from common.machine.environment import count_cores
 from common.machine.host_memory import share
-from common.weights.checkpoint import list_first, read_checkpoint
+from common.project import Model, Project, find_project
+from common.weights.read import Weights, list_first, read_weights
 from common.weights.registry import resolve
 from common.weights.resize import resize_positions
 from common.weights.rules import copy_array
 
 logger = logging.getLogger(__name__)
-
-POSITION_NAMES = ('position_embedding', 'pos_embed')
-HEADS = ('classifier.', 'head.')
-PRE_LOGITS = 'pre_logits.'
-
-# Names of the published sizes by (embed_dim, depth).
-VIT_SIZES = {(192, 12): 'vit_tiny', (384, 12): 'vit_small', (768, 12): 'vit_base',
-             (1024, 24): 'vit_large', (1280, 32): 'vit_huge'}
-T2T_SIZES = {(256, 7): 't2t_vit_7', (256, 10): 't2t_vit_10', (256, 12): 't2t_vit_12',
-             (384, 14): 't2t_vit_14', (448, 19): 't2t_vit_19', (512, 24): 't2t_vit_24'}
-
 
 @dataclass
 class LoadReport:
@@ -43,20 +34,20 @@ class LoadReport:
     format: str
     source: str
     entry: str = ''
-    loaded: list = field(default_factory=list)
-    missing: list = field(default_factory=list)
-    unexpected: dict = field(default_factory=dict)
-    resized: dict = field(default_factory=dict)
-    replaced: dict = field(default_factory=dict)
-    numerics: dict = field(default_factory=dict)
-    numerics_changed: dict = field(default_factory=dict)
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, str] = field(default_factory=dict)
+    replaced: dict[str, str] = field(default_factory=dict)
+    numerics: dict[str, Any] = field(default_factory=dict)
+    numerics_changed: dict[str, tuple] = field(default_factory=dict)
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
         """True if every tensor of the model came from the file."""
         return not self.missing and not self.replaced
 
-    def summary(self):
+    def summary(self) -> list[str]:
         """Return the report as lines for the log."""
         total = len(self.loaded) + len(self.missing) + len(self.replaced)
         entry = f', {self.entry}' if self.entry else ''
@@ -104,37 +95,39 @@ class LoadOptions:
         _check_choice('head_init', self.head_init, ('zero', 'trunc_normal'))
 
 
-def load_pretrained(model, source, **options):
+def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> LoadReport:
     """Load a checkpoint of any known format into a model; return a LoadReport.
 
-    model: VisionTransformer or T2TViT. source: a file (.pdparams may be left off),
-    a Hugging Face folder, or a name of the registry, which is downloaded once.
+    model: of a model directory, or of a subclass. source: a file (.pdparams may be left off),
+    a Hugging Face folder, or a name of released weights, which are downloaded once.
     options: those of LoadOptions, such as numerics='model'.
 
-    Nothing in a file is ever run, and a model is changed only if all fits.
+    A file with the model's own names is taken as it is; others are converted by the formats of
+    the model's directory. Nothing in a file is ever run, and a model is changed only if all fits.
     Raises UserError if it does not, naming both sides.
     """
     options = LoadOptions(**options)
-    checkpoint = read_checkpoint(resolve(source), options.use_ema)
-    report = LoadReport(checkpoint.format, checkpoint.path, checkpoint.entry)
+    project = find_project(model)
     parameters = model.state_dict()
-    tensors = dict(checkpoint.tensors)
-    report.unexpected = dict.fromkeys(checkpoint.ignored, 'no part of the classifier')
+    weights = read_weights(resolve(source, project), options.use_ema, project, parameters)
+    report = LoadReport(weights.format, weights.path, weights.entry)
+    tensors = dict(weights.tensors)
+    report.unexpected = dict.fromkeys(weights.ignored, 'no part of the classifier')
     shapes = {name: list(value.shape) for name, value in parameters.items()}
 
-    _drop_pre_logits(tensors, shapes, report)
-    new_values = _plan_head(tensors, shapes, report, options)
-    new_values |= _plan_positions(model, checkpoint, tensors, report, options)
-    _check_fit(checkpoint, tensors, shapes, report, new_values, options.allow_missing)
+    _drop_before_head(tensors, shapes, report, project)
+    new_values = _plan_head(tensors, shapes, report, options, project)
+    new_values |= _plan_positions(model, weights, tensors, report, options, project)
+    _check_fit(weights, tensors, shapes, report, new_values, options.allow_missing, project)
 
-    _fill(parameters, new_values, tensors)
-    report.numerics = checkpoint.numerics
+    report.numerics = weights.numerics
     if options.numerics == 'source':
-        report.numerics_changed = _set_numerics(model, checkpoint.numerics)
+        report.numerics_changed = _set_numerics(model, weights)
+    _fill(parameters, new_values, tensors)
     return report
 
 
-def load_from_config(model, config):
+def load_from_config(model: Model, config: Any) -> LoadReport:
     """load_pretrained as MODEL.PRETRAINED and its options say; logs and returns the report.
 
     Raises UserError for an evaluation of a model that the file does not fill,
@@ -156,7 +149,7 @@ def load_from_config(model, config):
     return report
 
 
-def describe_numerics(model):
+def describe_numerics(model: Model) -> dict[str, Any]:
     """Return what a checkpoint records of a model beside its weights, as plain values.
 
     Keys: gelu, layer_norm_eps, pre_logits_activation (None: no such layer) and
@@ -166,32 +159,37 @@ def describe_numerics(model):
             'grid_size': list(model.grid_size)}
 
 
-def _set_numerics(model, numerics):
-    before = describe_numerics(model)
-    changed = {name: (before[name], value) for name, value in numerics.items()
-               if before[name] is not None and before[name] != value}
-    model.set_numerics(**{name: now for name, (_, now) in changed.items()})
+def _set_numerics(model, weights):
+    """Compute as the source does; return {setting: (before, now)}. Raises UserError."""
+    before = model.get_numerics()
+    changed = {name: (before[name], value) for name, value in weights.numerics.items()
+               if name in before and before[name] != value}
+    try:
+        model.set_numerics(**{name: now for name, (_, now) in changed.items()})
+    except ValueError as error:
+        model.set_numerics(**{name: value for name, (value, _) in changed.items()})
+        raise UserError(f'{weights.path}: {error}.') from None
     return changed
 
 
-def _drop_pre_logits(tensors, shapes, report):
+def _drop_before_head(tensors, shapes, report, project):
     """Leave out the pre-logits, and the head behind them, if the model has none."""
-    if any(name.startswith(PRE_LOGITS) for name in shapes):
+    if any(name.startswith(project.before_head) for name in shapes):
         return
-    dropped = [name for name in tensors if name.startswith(PRE_LOGITS)]
+    dropped = [name for name in tensors if name.startswith(project.before_head)]
     if dropped:
         for name in dropped:
             for origin in tensors.pop(name).origins:
                 report.unexpected[origin] = ('the model has no pre-logits layer '
                                              '(MODEL.REPRESENTATION_SIZE)')
-        for name in [name for name in tensors if name.startswith(HEADS)]:
+        for name in [name for name in tensors if name.startswith(project.heads)]:
             report.replaced[name] = 'it was trained behind the pre-logits, which were left out'
             del tensors[name]
 
 
-def _plan_head(tensors, shapes, report, options):
+def _plan_head(tensors, shapes, report, options, project):
     """Return {name: ndarray} for a head that the file lacks or has in another size."""
-    heads = [name for name in shapes if name.startswith(HEADS)]
+    heads = [name for name in shapes if name.startswith(project.heads)]
     found = {name: tensors[name].shape for name in heads if name in tensors}
     features = {name: shape[0] for name, shape in found.items() if len(shape) == 2}
     if heads and all(found.get(name) == shapes[name] for name in heads):
@@ -222,40 +220,50 @@ def _make_head(shape, head_init, generator):
     return (0.02 * values).astype(np.float32)
 
 
-def _plan_positions(model, checkpoint, tensors, report, options):
+def _plan_positions(model, weights, tensors, report, options, project):
     """Return {name: ndarray} for a position embedding whose grid is not the model's."""
     parameters = model.state_dict()
-    name = next((name for name in POSITION_NAMES if name in parameters), None)
+    name = next((name for name in project.positions if name in parameters), None)
     if name is None or name not in tensors:
         return {}
     shape = tensors[name].shape
     if len(shape) != 3 or shape[0] != 1 or shape[2] != parameters[name].shape[2]:
         return {}                               # another model; _check_fit says so
-    prefix = int('cls_token' in tensors)
-    num_patches = shape[1] - prefix
+    prefix = getattr(model, 'num_prefix_positions', model.num_prefix_tokens)
     new_grid = tuple(model.grid_size)
-    old_grid = checkpoint.grid_size
-    if old_grid is None:
-        side = math.isqrt(max(num_patches, 0))
-        # Every published checkpoint has a square grid.
-        old_grid = (side, side) if side * side == num_patches else new_grid
-    if old_grid[0] * old_grid[1] != num_patches or num_patches <= 0:
-        raise UserError(f'{checkpoint.path}: {name} has {num_patches} patches, which are no '
-                        f'square grid and not the model\'s {new_grid[0]} x {new_grid[1]}.')
-    if prefix != model.num_prefix_tokens or old_grid == new_grid:
+    old_grid = weights.grid_size or find_grid(shape[1] - prefix)
+    if old_grid is None and shape == list(parameters[name].shape):
+        old_grid = new_grid                     # a grid that is no square, but the model's
+    if old_grid is None or old_grid[0] * old_grid[1] != shape[1] - prefix:
+        if {*tensors} - {*parameters}:
+            return {}                           # another model; _check_fit says so
+        raise UserError(
+            f'{weights.path}: {name} has {shape[1]} rows. Without the {prefix} of the tokens '
+            f'before the patches they are no square grid, and not the model\'s {new_grid[0]} x '
+            f'{new_grid[1]}.')
+    if old_grid == new_grid:
         return {}
     method = options.position_resize
     if method == 'source':
-        method = checkpoint.position_resize
+        method = weights.position_resize
     report.resized[name] = (f'from {old_grid[0]} x {old_grid[1]} to {new_grid[0]} x '
                             f'{new_grid[1]} patches, method {method}')
     return {name: resize_positions(tensors[name].get(), prefix, old_grid, new_grid, method)}
 
 
-def _check_fit(checkpoint, tensors, shapes, report, new_values, allow_missing):
+def find_grid(num_patches: int) -> tuple[int, int] | None:
+    """Return (side, side) of so many patches, None if they are no square.
+
+    Every published checkpoint has a square grid; those written here record theirs.
+    """
+    side = math.isqrt(max(num_patches, 0))
+    return (side, side) if side > 0 and side * side == num_patches else None
+
+
+def _check_fit(weights, tensors, shapes, report, new_values, allow_missing, project):
     """Fill report.loaded and report.missing. Raises UserError if the rest does not fit."""
     outside = [tensor.origins[0] for name, tensor in tensors.items() if name not in shapes]
-    outside += checkpoint.leftover
+    outside += weights.leftover
     wrong = [name for name in shapes if name in tensors and name not in new_values
              and tensors[name].shape != shapes[name]]
     wrong += [name for name in shapes if name in tensors and name not in wrong
@@ -263,20 +271,22 @@ def _check_fit(checkpoint, tensors, shapes, report, new_values, allow_missing):
     absent = [name for name in shapes
               if name not in tensors and name not in report.missing and name not in report.replaced]
     report.missing += absent
-    optional = [name for name in absent if name.startswith(PRE_LOGITS) or allow_missing]
+    optional = [name for name in absent
+                if allow_missing or name.startswith(project.before_head)]
     if wrong or outside or absent != optional:
-        raise UserError(_explain(checkpoint, tensors, shapes, wrong, outside, absent))
+        raise UserError(_explain(weights, tensors, shapes, wrong, outside, absent, project))
     report.loaded = [name for name in shapes if name in tensors]
 
 
-def _explain(checkpoint, tensors, shapes, wrong, outside, absent):
+def _explain(weights: Weights, tensors, shapes, wrong, outside, absent, project: Project) -> str:
     """Return the message for a checkpoint that does not fit: likely cause, then the facts."""
-    found = _describe({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
-    wanted = _describe(shapes)
-    lines = [f'{checkpoint.path} ({checkpoint.format}) does not fit the model: this is {found}, '
+    found = weights.project.describe({name: tensor.shape
+                                      for name, tensor in weights.tensors.items()})
+    wanted = project.describe(shapes)
+    lines = [f'{weights.path} ({weights.format}) does not fit the model: this is {found}, '
              f'the config is {wanted}.']
     if found == wanted:
-        lines = [f'{checkpoint.path} ({checkpoint.format}) does not fit the model, although both '
+        lines = [f'{weights.path} ({weights.format}) does not fit the model, although both '
                  f'are {found}: other options, or a damaged file.']
     facts = []
     if wrong:
@@ -289,25 +299,6 @@ def _explain(checkpoint, tensors, shapes, wrong, outside, absent):
     if outside:
         facts.append(f'only in the file: {list_first(outside)}')
     return '\n'.join([*lines, f'Details: {"; ".join(facts)}.'])
-
-
-def _describe(shapes):
-    """Return a model's likely name from the shapes of its tensors, such as vit_base_patch16."""
-    embed_dim = (shapes.get('cls_token') or [0])[-1]
-    numbers = [int(match[1]) for match in
-               (re.match(r'(?:encoder\.layers|blocks)\.(\d+)\.', name) for name in shapes) if match]
-    depth = len(set(numbers))
-    if 'patch_embedding.patch_embedding.weight' in shapes:
-        patch = (shapes['patch_embedding.patch_embedding.weight'] or [0])[-1]
-        name = VIT_SIZES.get((embed_dim, depth), 'a ViT')
-        if 'resnet.conv_root.weight' in shapes:
-            return f'a ResNet hybrid of {name} (embed_dim {embed_dim}, depth {depth})'
-        return f'{name}_patch{patch} (embed_dim {embed_dim}, depth {depth})' if name != 'a ViT' \
-            else f'a ViT (patch {patch}, embed_dim {embed_dim}, depth {depth})'
-    name = T2T_SIZES.get((embed_dim, depth), 'a T2T-ViT')
-    kind = ' with transformer tokens' if any('.attn.qkv' in name and 'patch_embed' in name
-                                            for name in shapes) else ''
-    return f'{name}{kind} (embed_dim {embed_dim}, depth {depth})'
 
 
 def _fill(parameters, new_values, tensors):
@@ -333,12 +324,12 @@ def _fill(parameters, new_values, tensors):
 def _cast(array, parameter):
     """Return what set_value takes: an ndarray, or a tensor of a type that NumPy lacks."""
     import paddle
-    array = make_contiguous(array)
+    array = to_float32(array)
     return array if parameter.dtype == paddle.float32 else \
         paddle.to_tensor(array).astype(parameter.dtype)
 
 
-def make_contiguous(array):
+def to_float32(array: np.ndarray) -> np.ndarray:
     """Return an array as float32, row by row in memory and aligned."""
     if array.ndim != 2 or array.flags.c_contiguous:
         return np.require(array, np.float32, ['C', 'A'])

@@ -25,13 +25,13 @@ def keep(array):
     return array
 
 
-def transpose(array):
+def transpose_linear(array):
     """[out, in] of PyTorch <-> [in, out] of Paddle."""
     return array.T if array.ndim == 2 else array
 
 
 # Layers of PyTorch: {their tensor: (our tensor, change of layout)}.
-LINEAR = {'weight': ('weight', transpose), 'bias': ('bias', keep)}
+LINEAR = {'weight': ('weight', transpose_linear), 'bias': ('bias', keep)}
 PLAIN = {'weight': ('weight', keep), 'bias': ('bias', keep)}    # norms and convolutions
 TENSOR = {'': ('', keep)}                                       # a tensor that is no layer's
 
@@ -48,6 +48,11 @@ class Rule(NamedTuple):
 def same_names(*names):
     """Return rules for tensors that have our name and layout already."""
     return tuple(Rule(name, name, PLAIN if name.endswith('*') else TENSOR) for name in names)
+
+
+def read_nothing(config, names):
+    """The default of Format.read_numerics: a file says nothing of its numerics."""
+    return {}
 
 
 @dataclass
@@ -70,7 +75,7 @@ class Format:
     position_resize: str
     prefix: str = ''
     ignored: tuple = ()
-    read_numerics: Callable = lambda config, names: {}
+    read_numerics: Callable = read_nothing
 
     def matches(self, kind, names):
         """Tell whether a container of `kind` with these tensor names is of this format."""
@@ -80,7 +85,12 @@ class Format:
             for pattern in self.signature)
 
     def convert(self, tensors):
-        """Return ({our name: Tensor}, [names without a rule]) for {their name: ndarray}."""
+        """Return ({our name: Tensor}, [names without a rule]) for {their name: ndarray}.
+
+        Without any rules every name is ours.
+        """
+        if not self.rules:
+            return {name: Tensor([(name, array)]) for name, array in tensors.items()}, []
         pieces, leftover = {}, []
         for name, array in tensors.items():
             ours, part, change = self._find(name.removeprefix(self.prefix))
@@ -102,13 +112,13 @@ class Format:
             for theirs, (ours, change) in rule.kind.items():
                 match = _compile(rule.theirs.replace('*', theirs)).fullmatch(name)
                 if match:
-                    return _fill(rule.ours, ours, match.groupdict()), rule.part, change
+                    return _substitute(rule.ours, ours, match.groupdict()), rule.part, change
         return None, 0, keep
 
     def convert_back(self, arrays):
         """Return {their name: ndarray} for {our name: ndarray}. Raises KeyError without a rule.
 
-        Only for tables whose changes of layout undo themselves: keep and transpose.
+        Only for tables whose changes of layout undo themselves: keep and transpose_linear.
         """
         return {self._find_back(name, array)[0]: self._find_back(name, array)[1]
                 for name, array in arrays.items()}
@@ -118,7 +128,7 @@ class Format:
             for theirs, (ours, change) in rule.kind.items():
                 match = _compile(rule.ours.replace('*', ours)).fullmatch(name)
                 if match:
-                    return _fill(rule.theirs, theirs, match.groupdict()), change(array)
+                    return _substitute(rule.theirs, theirs, match.groupdict()), change(array)
         raise KeyError(name)
 
 
@@ -172,7 +182,7 @@ def _compile(pattern):
     return re.compile(re.sub(r'\\\{(\w+)\\\}', r'(?P<\1>[0-9]{1,4})', text))
 
 
-def _fill(pattern, tensor, numbers):
+def _substitute(pattern, tensor, numbers):
     name = pattern.replace('*', tensor)
     for placeholder, number in numbers.items():
         name = name.replace('{' + placeholder + '}', number)

@@ -244,12 +244,12 @@ def test_rollout_of_a_trained_model_falls_on_the_ink():
     assert np.mean(density) > 1.1 and np.mean(np.array(density) > 1) > 0.9
 
 
-@pytest.mark.parametrize('name, token_modules', [('vit', None), ('t2t', list_token_modules)])
-def test_script_writes_a_figure_and_arrays(name, token_modules, tmp_path, capsys):
+@pytest.mark.parametrize('name', ['vit', 't2t'])
+def test_script_writes_a_figure_and_arrays(name, tmp_path, capsys):
     picture = tmp_path / '图片.png'
     Image.fromarray(load_digits_rgb()[0][3]).save(picture)
     project, trained = load_fixture(name)
-    code = visualize.main(project, token_modules, [
+    code = visualize.main(project, [
         str(picture), f'-pretrained={fixture_path(name)}', f'-output={tmp_path}', '-save_arrays',
         '--layer=1'])
     assert code == 0, capsys.readouterr().err
@@ -259,7 +259,7 @@ def test_script_writes_a_figure_and_arrays(name, token_modules, tmp_path, capsys
         assert arrays['layer'] == 1 and arrays['attention'].shape[0] == len(trained.model.blocks)
         np.testing.assert_allclose(arrays['attention'].sum(axis=-1), 1, atol=1e-5)
         assert ('token_module_2' in arrays) == (name == 't2t')
-    assert visualize.main(project, token_modules, [str(picture), '-pretrained=x', '-layers=1']) == 2
+    assert visualize.main(project, [str(picture), '-pretrained=x', '-layers=1']) == 2
     assert 'Unknown flag -layers. Did you mean layer?' in capsys.readouterr().err
 
 
@@ -276,6 +276,6 @@ def test_a_bad_picture_is_named_and_the_others_are_drawn(tmp_path, capsys):
 
 
 def test_another_models_checkpoint_is_refused(capsys):
-    assert visualize.main(load_fixture('vit')[0], None, [
+    assert visualize.main(load_fixture('vit')[0], [
         'x.png', f'-pretrained={fixture_path("t2t")}']) == 2
     assert 'is a checkpoint of T2T-ViT, and this script is for ViT' in capsys.readouterr().err

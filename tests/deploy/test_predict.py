@@ -292,7 +292,7 @@ def test_memory_does_not_grow_with_10000_pictures(tmp_path):
         os.unlink(folder / '00123.jpg')
         (folder / '00123.jpg').write_bytes((tmp_path / 'one.jpg').read_bytes()[:2000])
         code = (f"import resource, sys; sys.path.insert(0, {ROOT!r})\n"
-                f"from ViT.main_single_gpu import PROJECT\n"
+                f"from ViT.project import PROJECT\n"
                 f"from common.deploy.predict import main\n"
                 f"code = main(PROJECT, ['{folder}', '-pretrained={fixture_path('vit')}', "
                 f"'-format=csv', '-topk=1', '-output={tmp_path}/out.csv'])\n"

@@ -14,10 +14,10 @@ import yaml
 
 from common.run.launch import run_single
 from common.training.schedule import build_plan, build_schedule
-from T2T_ViT.main_single_gpu import PROJECT as T2T_VIT
+from T2T_ViT.project import PROJECT as T2T_VIT
 from tests.data.test_cifar import make_contents, write_archive
 from tests.support.data_folders import make_folders
-from ViT.main_single_gpu import PROJECT as VIT
+from ViT.project import PROJECT as VIT
 
 ROOT = Path(__file__).resolve().parents[2]
 VIT_CONFIGS, T2T_CONFIGS = ROOT / 'ViT' / 'configs', ROOT / 'T2T_ViT' / 'configs'

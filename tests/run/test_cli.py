@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.machine.device import choose_device
 from common.run.launch import choose_processes
 from ViT.config import get_config
-from ViT.main_single_gpu import PROJECT
+from ViT.project import PROJECT
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 VIT = os.path.join(ROOT, 'ViT')

@@ -15,7 +15,7 @@ import pytest
 from common.run.launch import _wait, run_single
 from tests.support.images import VAL_IMAGES, make_imagenet
 from ViT.config import get_config
-from ViT.main_single_gpu import PROJECT
+from ViT.project import PROJECT
 from ViT.vit import build_vit
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

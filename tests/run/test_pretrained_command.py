@@ -8,10 +8,10 @@ import pytest
 
 import common.run.job
 from common.run.launch import run_single
-from T2T_ViT.main_single_gpu import PROJECT as T2T_PROJECT
+from T2T_ViT.project import PROJECT as T2T_PROJECT
 from tests.support.data_folders import make_folders
 from tests.weights.test_weights import CASES, FIXTURES, case_name
-from ViT.main_single_gpu import PROJECT as VIT_PROJECT
+from ViT.project import PROJECT as VIT_PROJECT
 
 VIT = ['MODEL.PATCH_SIZE', 16, 'MODEL.EMBED_DIM', 48, 'MODEL.DEPTH', 3, 'MODEL.NUM_HEADS', 4]
 T2T = ['MODEL.EMBED_DIM', 64, 'MODEL.DEPTH', 2, 'MODEL.NUM_HEADS', 2, 'MODEL.MLP_RATIO', 2.0]

@@ -16,7 +16,7 @@ import paddle
 import pytest
 
 from common.run.launch import run_single
-from ViT.main_single_gpu import PROJECT
+from ViT.project import PROJECT
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TINY = ['MODEL.DEPTH', '1', 'MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2',

@@ -13,7 +13,7 @@ import pytest
 
 from common.run.launch import run_multi, run_single
 from tests.support.images import CLASSES, make_imagenet
-from ViT.main_single_gpu import PROJECT
+from ViT.project import PROJECT
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DIGITS = '-cfg=configs/vit_digits.yaml'

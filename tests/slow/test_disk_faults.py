@@ -12,7 +12,7 @@ from common.checkpoints import file as checkpoint_file
 from common.run.launch import run_single
 from tests.support.digits_job import Job, assert_same_result
 from tests.support.faulty_os import parse_fault
-from ViT.main_single_gpu import PROJECT
+from ViT.project import PROJECT
 
 pytestmark = pytest.mark.slow
 OPTIONS = {'TRAIN.NUM_EPOCHS': 1, 'SAVE_STEPS': 5, 'DATA.NUM_WORKERS': 0}

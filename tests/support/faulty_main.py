@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from common.cli import parse_command_line
 from common.run.job import run
 from common.run.launch import dist, run_multi  # tunes the CPU before Paddle is imported
-from ViT.main_single_gpu import PROJECT
+from ViT.project import PROJECT
 
 KIND = sys.argv[1]
 SIGNAL = getattr(signal, KIND, None)        # for the starting process

@@ -15,7 +15,7 @@ sys.path.insert(0, ROOT)
 from common.checkpoints import file as checkpoint_file  # noqa: E402
 from common.run.launch import run_multi, run_single  # noqa: E402
 from tests.support.faulty_os import parse_fault  # noqa: E402
-from ViT.main_single_gpu import PROJECT  # noqa: E402
+from ViT.project import PROJECT  # noqa: E402
 
 if 'FAULT' in os.environ:
     checkpoint_file.os = parse_fault(os.environ['FAULT'])

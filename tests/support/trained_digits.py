@@ -24,9 +24,9 @@ def load_fixture(name):
     """Return (Project, Trained) of "vit" or "t2t"."""
     from common.deploy.trained import load_trained
     if name == 'vit':
-        from ViT.main_single_gpu import PROJECT
+        from ViT.project import PROJECT
     else:
-        from T2T_ViT.main_single_gpu import PROJECT
+        from T2T_ViT.project import PROJECT
     flags = SimpleNamespace(cfg=None, pretrained=fixture_path(name), image_size=None,
                             num_classes=None, device='cpu', labels=None, opts=[])
     return PROJECT, load_trained(PROJECT, flags)

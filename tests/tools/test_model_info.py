@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from common.tools.model_info import measure_config, measure_model
-from ViT import model_info
+from common.tools.model_info import main, measure_config, measure_model
 from ViT.config import get_config
+from ViT.project import PROJECT
 from ViT.vit import build_vit
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -92,7 +92,7 @@ def test_hybrid_counts():
 
 
 def run(capsys, *argv):
-    code = model_info.main(FOLDER, get_config, build_vit, argv)
+    code = main(PROJECT, list(argv))
     return code, *capsys.readouterr()
 
 

@@ -14,7 +14,7 @@ from common.run.launch import run_single
 from common.run.log import RunLog
 from common.tools import plot
 from ViT.config import get_config
-from ViT.main_single_gpu import PROJECT as VIT
+from ViT.project import PROJECT as VIT
 
 ROOT = Path(__file__).resolve().parents[2]
 

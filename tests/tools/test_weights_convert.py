@@ -11,8 +11,10 @@ import pytest
 
 from common.errors import UserError
 from common.tools.convert_weights import convert, main
-from common.weights.checkpoint import read_checkpoint
 from common.weights.containers import open_container
+from common.weights.read import read_weights
+from T2T_ViT.project import PROJECT as T2T_VIT
+from ViT.project import PROJECT as VIT
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FIXTURES = os.path.join(ROOT, 'tests', 'fixtures', 'weights')
@@ -35,8 +37,9 @@ def same_tensors(first, second):
 @pytest.mark.parametrize('ending', ['.pdparams', '.safetensors'])
 @pytest.mark.parametrize('source', SOURCES, ids=lambda path: '/'.join(path.split(os.sep)[-2:]))
 def test_bit_identical(source, ending, tmp_path):
-    convert(source, tmp_path / f'a{ending}')
-    before, after = read_checkpoint(source), read_checkpoint(tmp_path / f'a{ending}')
+    convert(T2T_VIT if os.sep + 't2t' + os.sep in source else VIT, source,
+            tmp_path / f'a{ending}')
+    before, after = read_weights(source), read_weights(tmp_path / f'a{ending}')
     same_tensors(before, after)
     assert after.numerics == before.numerics
     assert after.format in ('PaddleViT', 'PaddleViT T2T-ViT')
@@ -47,7 +50,7 @@ def test_paddle_reads_it_without_surplus_keys(tmp_path):
     paddle = pytest.importorskip('paddle')
     from ViT.vit import VisionTransformer
     path = str(tmp_path / 'a.pdparams')
-    convert(GOOGLE, path)
+    convert(VIT, GOOGLE, path)
     model = VisionTransformer(64, 16, num_classes=7, embed_dim=48, depth=3, num_heads=4)
     missing, unexpected = model.set_state_dict(paddle.load(path))
     assert not missing and not unexpected
@@ -55,7 +58,7 @@ def test_paddle_reads_it_without_surplus_keys(tmp_path):
 
 def test_timm_names_are_those_that_timm_writes(tmp_path):
     """The fixtures hold the same weights; timm wrote and ran its own."""
-    convert(PADDLEVIT, tmp_path / 'a.safetensors', 'timm')
+    convert(VIT, PADDLEVIT, tmp_path / 'a.safetensors', 'timm')
     ours, theirs = open_container(tmp_path / 'a.safetensors').tree, open_container(TIMM).tree
     assert set(ours) == set(theirs)
     for name, array in theirs.items():
@@ -64,7 +67,7 @@ def test_timm_names_are_those_that_timm_writes(tmp_path):
 
 def test_timm_runs_it(tmp_path):
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
-    convert(PADDLEVIT, tmp_path / 'a.safetensors', 'timm')
+    convert(VIT, PADDLEVIT, tmp_path / 'a.safetensors', 'timm')
     model = timm.models.VisionTransformer(img_size=64, patch_size=16, num_classes=7, embed_dim=48,
                                           depth=3, num_heads=4)
     timm.models.load_checkpoint(model, str(tmp_path / 'a.safetensors'), strict=True)
@@ -75,25 +78,25 @@ def test_timm_runs_it(tmp_path):
 
 
 def test_timm_names_and_back(tmp_path):
-    convert(GOOGLE, tmp_path / 'a.safetensors', 'timm')
-    back = read_checkpoint(tmp_path / 'a.safetensors')
-    same_tensors(read_checkpoint(GOOGLE), back)
+    convert(VIT, GOOGLE, tmp_path / 'a.safetensors', 'timm')
+    back = read_weights(tmp_path / 'a.safetensors')
+    same_tensors(read_weights(GOOGLE), back)
     assert back.format == 'timm' and back.numerics['gelu'] == 'tanh'        # recorded
 
 
 def test_official_t2t_names_and_back(tmp_path):
-    convert(T2T, tmp_path / 'a.safetensors', 't2t')
+    convert(T2T_VIT, T2T, tmp_path / 'a.safetensors', 't2t')
     theirs = open_container(T2T).tree['state_dict_ema']
     ours = open_container(tmp_path / 'a.safetensors').tree
     assert set(ours) == set(theirs)
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array)
-    assert read_checkpoint(tmp_path / 'a.safetensors').format == 'T2T-ViT'
+    assert read_weights(tmp_path / 'a.safetensors').format == 'T2T-ViT'
 
 
 def test_the_safetensors_package_reads_it(tmp_path):
     safetensors_numpy = pytest.importorskip('safetensors.numpy')
-    written = convert(PADDLEVIT, tmp_path / 'a.safetensors')
+    written = convert(VIT, PADDLEVIT, tmp_path / 'a.safetensors')
     read = safetensors_numpy.load_file(tmp_path / 'a.safetensors')
     assert set(read) == set(written)
     for name, array in written.items():
@@ -102,8 +105,8 @@ def test_the_safetensors_package_reads_it(tmp_path):
 
 def test_ema_or_raw(tmp_path):
     source = os.path.join(FIXTURES, 't2t/performer_train_ckpt/model_best.pth.tar')
-    ema = convert(source, tmp_path / 'ema.safetensors')
-    raw = convert(source, tmp_path / 'raw.safetensors', use_ema=False)
+    ema = convert(T2T_VIT, source, tmp_path / 'ema.safetensors')
+    raw = convert(T2T_VIT, source, tmp_path / 'raw.safetensors', use_ema=False)
     assert (ema['cls_token'] != raw['cls_token']).any()
 
 
@@ -116,7 +119,7 @@ def test_ema_or_raw(tmp_path):
 ])
 def test_refusals(source, output, target, expected, tmp_path):
     with pytest.raises(UserError, match=expected):
-        convert(source, tmp_path / output, target)
+        convert(VIT, source, tmp_path / output, target)
     assert os.listdir(tmp_path) == []
 
 
@@ -124,7 +127,7 @@ def test_tensors_without_a_place_are_not_lost_in_silence(tmp_path):
     tree = dict(open_container(PADDLEVIT).tree, extra=np.ones(3, 'f4'))
     (tmp_path / 'a.pdparams').write_bytes(pickle.dumps(tree))
     with pytest.raises(UserError, match='no model here has: extra'):
-        convert(tmp_path / 'a.pdparams', tmp_path / 'b.pdparams')
+        convert(VIT, tmp_path / 'a.pdparams', tmp_path / 'b.pdparams')
 
 
 def test_a_bad_disk_is_noticed(tmp_path, monkeypatch):
@@ -138,26 +141,26 @@ def test_a_bad_disk_is_noticed(tmp_path, monkeypatch):
             file.write(b'\x01')
     monkeypatch.setattr(safetensors_file, 'write', write_badly)
     with pytest.raises(UserError, match='read back differs'):
-        convert(TIMM, tmp_path / 'a.safetensors')
+        convert(VIT, TIMM, tmp_path / 'a.safetensors')
     assert os.listdir(tmp_path) == []
 
 
 def test_command_line(tmp_path, capsys):
-    targets, output = ('paddle', 'timm'), str(tmp_path / 'a.pdparams')
-    assert main(targets, [TIMM, '--list']) == 0
+    output = str(tmp_path / 'a.pdparams')
+    assert main(VIT, [TIMM, '--list']) == 0
     listed = capsys.readouterr().out
     assert 'encoder.layers.0.attn.qkv.weight  [48, 144]' in listed and '44 tensors' in listed
-    assert main(targets, [TIMM, '-to', 'timm', '-list']) == 0
+    assert main(VIT, [TIMM, '-to', 'timm', '-list']) == 0
     assert 'blocks.0.attn.qkv.weight  [144, 48]' in capsys.readouterr().out
-    assert main(targets, [TIMM, '-o', output, '--dry-run']) == 0
+    assert main(VIT, [TIMM, '-o', output, '--dry-run']) == 0
     assert f'Would write {output}.' in capsys.readouterr().out and not os.listdir(tmp_path)
-    assert main(targets, [TIMM, '-o', output]) == 0
+    assert main(VIT, [TIMM, '-o', output]) == 0
     assert 'bit by bit' in capsys.readouterr().out and os.listdir(tmp_path) == ['a.pdparams']
-    assert main(targets, [TIMM, '-o', output]) == 2
+    assert main(VIT, [TIMM, '-o', output]) == 2
     assert 'exists' in capsys.readouterr().err
-    assert main(targets, [TIMM, '-o', output, '-overwrite']) == 0
-    assert main(targets, [TIMM]) == 2
-    assert main(targets, ['absent', '-o', output]) == 2
+    assert main(VIT, [TIMM, '-o', output, '-overwrite']) == 0
+    assert main(VIT, [TIMM]) == 2
+    assert main(VIT, ['absent', '-o', output]) == 2
 
 
 @pytest.mark.parametrize('folder, source', [('ViT', TIMM), ('T2T_ViT', T2T)])
@@ -166,4 +169,4 @@ def test_script(folder, source, tmp_path):
         [sys.executable, 'convert_weights.py', source, '-o', str(tmp_path / 'a.pdparams')],
         cwd=os.path.join(ROOT, folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert read_checkpoint(tmp_path / 'a.pdparams').tensors
+    assert read_weights(tmp_path / 'a.pdparams').tensors

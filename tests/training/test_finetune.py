@@ -20,11 +20,11 @@ from common.training.finetune import freeze, number_layers
 from common.training.loop import TrainState
 from common.training.optimizer import build_optimizer
 from T2T_ViT.config import get_config as get_t2t_config
-from T2T_ViT.main_single_gpu import PROJECT as T2T_VIT
+from T2T_ViT.project import PROJECT as T2T_VIT
 from T2T_ViT.t2t_vit import build_t2t_vit
 from tests.support.data_folders import make_folders
 from ViT.config import get_config as get_vit_config
-from ViT.main_single_gpu import PROJECT as VIT
+from ViT.project import PROJECT as VIT
 from ViT.vit import build_vit
 
 TINY = ['MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2', 'MODEL.DEPTH', '3', 'DATA.IMAGE_SIZE',

@@ -18,7 +18,7 @@ from common.training.confusion import (
     write_report,
 )
 from tests.support.data_folders import make_folders
-from ViT.main_single_gpu import PROJECT as VIT
+from ViT.project import PROJECT as VIT
 
 
 def make_samples(num_samples, num_classes, seed=0):

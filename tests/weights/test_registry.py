@@ -250,7 +250,7 @@ def test_two_at_once_fetch_once(server, tmp_path):
 
 
 def test_fetch_uses_the_cache(server):
-    entry = registry.Entry((f'{server.url}/gone.bin', f'{server.url}/checkpoint.safetensors'))
+    entry = registry.Released((f'{server.url}/gone.bin', f'{server.url}/checkpoint.safetensors'))
     assert registry.cached_path('a/b', entry) is None
     path = registry.fetch('a/b', entry)
     assert path == os.path.join(os.environ['VIT_CACHE'], 'a', 'b', 'checkpoint.safetensors')
@@ -271,7 +271,7 @@ def test_hugging_face_from_a_mirror_with_its_config(server, monkeypatch):
 
 
 def test_names():
-    entries = registry.list_entries()
+    entries = registry.list_all_released()
     for name in ('google/augreg/vit_base_patch16_224', 'timm/vit_base_patch16_224',
                  'hf/google/vit-base-patch16-224', 't2t/t2t_vit_14', 'mindcv/vit_l_16_224',
                  'google/imagenet21k/R50+ViT-B_16', 'google/sam/ViT-B_32',

@@ -277,9 +277,9 @@ def test_hybrid_with_flat_group_norms(tmp_path):
 
 
 def test_old_mmclassification_names(tmp_path):
-    from common.weights.checkpoint import read_checkpoint
     from common.weights.containers import open_container
-    from common.weights.formats import mmpretrain
+    from common.weights.read import read_weights
+    from ViT.formats import mmpretrain
     tree = open_container(fixture('vit/mmpretrain_pth', 'epoch_3.pth')).tree['state_dict']
     names = {'.ln1.': '.norms.0.', '.attn.qkv.': '.attentions.0.attn.in_proj_',
              '.attn.proj.': '.attentions.0.attn.out_proj.', '.ln2.': '.norms.1.',
@@ -295,7 +295,7 @@ def test_old_mmclassification_names(tmp_path):
     assert 'backbone.encoder.layers.0.attentions.0.attn.in_proj_weight' in old
     converted, leftover = mmpretrain.FORMAT.convert(old)
     assert not leftover
-    expected = read_checkpoint(fixture('vit/mmpretrain_pth', 'epoch_3.pth')).tensors
+    expected = read_weights(fixture('vit/mmpretrain_pth', 'epoch_3.pth')).tensors
     assert set(converted) == set(expected)
     for name, tensor in expected.items():
         np.testing.assert_array_equal(converted[name].get(), tensor.get())
@@ -346,13 +346,14 @@ def test_another_model_is_named(build, path, expected):
 
 
 def test_published_sizes_have_names():
-    from common.weights.load import _describe
+    from T2T_ViT.project import PROJECT as T2T_VIT
+    from ViT.project import PROJECT as VIT
     shapes = {'cls_token': [1, 1, 1024],
               'patch_embedding.patch_embedding.weight': [1024, 3, 16, 16],
               **{f'encoder.layers.{i}.attn_norm.bias': [1024] for i in range(24)}}
-    assert _describe(shapes) == 'vit_large_patch16 (embed_dim 1024, depth 24)'
+    assert VIT.describe(shapes) == 'vit_large_patch16 (embed_dim 1024, depth 24)'
     shapes = {'cls_token': [1, 1, 384], **{f'blocks.{i}.norm1.bias': [384] for i in range(14)}}
-    assert _describe(shapes) == 't2t_vit_14 (embed_dim 384, depth 14)'
+    assert T2T_VIT.describe(shapes) == 't2t_vit_14 (embed_dim 384, depth 14)'
 
 
 def test_allow_missing(tmp_path):

@@ -113,12 +113,12 @@ class Model:
 def main(name, count):
     from common.errors import UserError
     from common.weights import load_pretrained
-    from common.weights.checkpoint import read_checkpoint
+    from common.weights.read import read_weights
     path = os.path.join(FIXTURES, FILES[name])
     with open(path, 'rb') as file:
         intact = file.read()
     generator = random.Random(name)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_weights(path)
     mutants = [mutate(intact, generator, number) for number in range(count)]
     refused, words = 0, collections.Counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 """MMPretrain's and MMClassification's .pth, with the names from before mmcls 0.17 too."""
 
-from common.weights.rules import LINEAR, PLAIN, TENSOR, Format, Rule, keep, transpose
+from common.weights.rules import LINEAR, PLAIN, TENSOR, Format, Rule, keep, transpose_linear
 
 # torch.nn.MultiheadAttention's own names: in_proj_weight, in_proj_bias.
-IN_PROJ = {'in_proj_weight': ('weight', transpose), 'in_proj_bias': ('bias', keep)}
+IN_PROJ = {'in_proj_weight': ('weight', transpose_linear), 'in_proj_bias': ('bias', keep)}
 
 BLOCK = 'backbone.layers.{i}'
 OLD_BLOCK = 'backbone.encoder.layers.{i}'

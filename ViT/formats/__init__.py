@@ -1,22 +1,17 @@
 """One small file for each format that checkpoints come in, each with one table of names."""
 
-from common.weights.formats import (
+from ViT.formats import (
     google,
     huggingface,
     mindcv,
     mmpretrain,
     paddleclas,
-    paddlevit,
-    t2t,
     timm,
     vit_pytorch,
 )
 
 # The first whose signature is among a file's names is taken.
-FORMATS = [
-    paddlevit.FORMAT,
-    paddlevit.T2T_FORMAT,
-    t2t.FORMAT,
+FORMATS = (
     google.FORMAT,
     huggingface.FORMAT,
     vit_pytorch.FORMAT,
@@ -24,4 +19,4 @@ FORMATS = [
     mindcv.FORMAT,
     paddleclas.FORMAT,
     timm.FORMAT,
-]
+)

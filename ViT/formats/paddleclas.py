@@ -1,8 +1,8 @@
 """PaddleClas's .pdparams: timm's names, but Paddle's layout ([in, out])."""
 
 from common.errors import UserError
-from common.weights.formats import timm
 from common.weights.rules import LINEAR, PLAIN, Format
+from ViT.formats import timm
 
 
 def read_numerics(config, names):

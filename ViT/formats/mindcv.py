@@ -1,7 +1,7 @@
 """MindCV's .ckpt: timm's names, except that norms have gamma and beta."""
 
-from common.weights.formats import timm
 from common.weights.rules import Format, keep
+from ViT.formats import timm
 
 NORM = {'gamma': ('weight', keep), 'beta': ('bias', keep)}
 

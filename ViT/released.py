@@ -1,0 +1,139 @@
+"""ViT's released weights: their names, and where their files come from.
+
+Google's bucket has refused anonymous readers since February 2026, so timm's
+copies on Hugging Face come first and Google's addresses second. PaddleViT's own
+files lie on Google Drive and Baidu, which need a browser: fetch them by hand.
+"""
+
+import re
+
+from common.weights.registry import Released, hugging_face_url
+
+GOOGLE = 'https://storage.googleapis.com/vit_models'
+OPENMMLAB = 'https://download.openmmlab.com/mmclassification/v0/vit'
+MINDCV = 'https://download.mindspore.cn/toolkits/mindcv/vit'
+PADDLECLAS = 'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph'
+
+# PaddleViT's table: config -> (variant of timm's repository, Google's file).
+_FINE_TUNED = {
+    'vit_tiny_patch16_224': (
+        'augreg_in21k_ft_in1k',
+        'augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.03-res_224'),
+    'vit_tiny_patch16_384': (
+        'augreg_in21k_ft_in1k',
+        'augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.03-res_384'),
+    'vit_small_patch32_224': (
+        'augreg_in21k_ft_in1k',
+        'augreg/S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.03-res_224'),
+    'vit_small_patch32_384': (
+        'augreg_in21k_ft_in1k',
+        'augreg/S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.03-res_384'),
+    'vit_small_patch16_224': (
+        'augreg_in21k_ft_in1k',
+        'augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.03-res_224'),
+    'vit_small_patch16_384': (
+        'augreg_in21k_ft_in1k',
+        'augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.03-res_384'),
+    'vit_base_patch32_224': (
+        'augreg_in21k_ft_in1k',
+        'augreg/B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.03-res_224'),
+    'vit_base_patch32_384': (
+        'augreg_in21k_ft_in1k',
+        'augreg/B_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.03-res_384'),
+    'vit_base_patch16_224': (
+        'augreg_in21k_ft_in1k',
+        'augreg/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.01-res_224'),
+    'vit_base_patch16_384': (
+        'augreg_in21k_ft_in1k',
+        'augreg/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0'
+        '--imagenet2012-steps_20k-lr_0.01-res_384'),
+    'vit_large_patch16_224': (
+        'augreg_in21k_ft_in1k',
+        'augreg/L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1'
+        '--imagenet2012-steps_20k-lr_0.01-res_224'),
+    'vit_large_patch16_384': (
+        'augreg_in21k_ft_in1k',
+        'augreg/L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1'
+        '--imagenet2012-steps_20k-lr_0.01-res_384'),
+    'vit_large_patch32_384': ('orig_in21k_ft_in1k', 'imagenet21k+imagenet2012/ViT-L_32'),
+}
+
+# 21,843 classes, without pre-logits.
+_AUGREG_IN21K = {
+    'vit_tiny_patch16_224': 'Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0',
+    'vit_small_patch32_224': 'S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0',
+    'vit_small_patch16_224': 'S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0',
+    'vit_base_patch32_224': 'B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0-sd_0.0',
+    'vit_base_patch16_224': 'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0',
+    'vit_large_patch16_224': 'L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1',
+}
+
+# 21,843 classes, with pre-logits; fine-tuned on ImageNet-1k; trained with SAM.
+_ORIGINAL_IN21K = ('ViT-B_16', 'ViT-B_32', 'ViT-L_16', 'ViT-L_32', 'ViT-H_14', 'R50+ViT-B_16')
+_ORIGINAL_IN1K = ('ViT-B_16-224', 'ViT-B_16', 'ViT-B_32', 'ViT-L_16-224', 'ViT-L_16', 'ViT-L_32',
+                  'R50+ViT-B_16')
+_SAM = ('ViT-B_16', 'ViT-B_32')
+
+_HUGGING_FACE_VIT = (
+    'vit-base-patch16-224', 'vit-base-patch16-384', 'vit-base-patch32-384',
+    'vit-large-patch16-224', 'vit-large-patch16-384', 'vit-large-patch32-384',
+    'vit-base-patch16-224-in21k', 'vit-base-patch32-224-in21k', 'vit-large-patch16-224-in21k',
+    'vit-large-patch32-224-in21k', 'vit-huge-patch14-224-in21k')
+
+# OpenMMLab's file names end in the first digits of the file's SHA-256.
+_MMPRETRAIN = (
+    'pretrain/vit-base-p16_3rdparty_pt-64xb64_in1k-224_20210928-02284250',
+    'pretrain/vit-base-p32_3rdparty_pt-64xb64_in1k-224_20210928-eee25dd4',
+    'pretrain/vit-large-p16_3rdparty_pt-64xb64_in1k-224_20210928-0001f9a1',
+    'finetune/vit-base-p16_in21k-pre-3rdparty_ft-64xb64_in1k-384_20210928-98e8652b',
+    'finetune/vit-base-p32_in21k-pre-3rdparty_ft-64xb64_in1k-384_20210928-9cea8599',
+    'finetune/vit-large-p16_in21k-pre-3rdparty_ft-64xb64_in1k-384_20210928-b20ba619',
+    'vit-base-p16_ft-4xb544-ipu_in1k_20220603-c215811a')
+
+_MINDCV = {
+    'vit_b_32_224': 'vit_b_32_224-4a1c9d8e', 'vit_l_16_224': 'vit_l_16_224-d2635f8b',
+    'vit_l_32_224': 'vit_l_32_224-8c8ea164'}
+
+_PADDLECLAS = (
+    'small_patch16_224', 'base_patch16_224', 'base_patch16_384', 'base_patch32_384',
+    'large_patch16_224', 'large_patch16_384', 'large_patch32_384')
+
+
+def list_released() -> dict[str, Released]:
+    """Return {name: Released} of ViT's released weights."""
+    released = {}
+    for config, (variant, file) in _FINE_TUNED.items():
+        urls = (hugging_face_url(f'timm/{config}.{variant}', 'model.safetensors'),
+                f'{GOOGLE}/{file}.npz')
+        released[f'google/augreg/{config}'] = Released(urls)
+        released[f'timm/{config}'] = Released(urls)
+    for config, file in _AUGREG_IN21K.items():
+        released[f'google/augreg_in21k/{config}'] = Released((f'{GOOGLE}/augreg/{file}.npz',))
+    for folder, names in (('imagenet21k', _ORIGINAL_IN21K),
+                          ('imagenet21k+imagenet2012', _ORIGINAL_IN1K), ('sam', _SAM)):
+        for name in names:
+            released[f'google/{folder}/{name}'] = Released((f'{GOOGLE}/{folder}/{name}.npz',))
+    for name in _HUGGING_FACE_VIT:
+        repository = f'google/{name}'
+        released[f'hf/{repository}'] = Released(
+            (hugging_face_url(repository, 'model.safetensors'),
+             hugging_face_url(repository, 'pytorch_model.bin')),
+            extra_urls=(hugging_face_url(repository, 'config.json'),))
+    for path in _MMPRETRAIN:
+        name, sha256 = re.fullmatch(r'(?:\w+/)?(.+)_\d+-([0-9a-f]{8})', path).groups()
+        released[f'mmpretrain/{name}'] = Released((f'{OPENMMLAB}/{path}.pth',), sha256=sha256)
+    for name, file in _MINDCV.items():
+        released[f'mindcv/{name}'] = Released((f'{MINDCV}/{file}.ckpt',))
+    for name in _PADDLECLAS:
+        released[f'paddleclas/vit_{name}'] = Released(
+            (f'{PADDLECLAS}/ViT_{name}_pretrained.pdparams',))
+    return released

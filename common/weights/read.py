@@ -1,0 +1,187 @@
+"""From any checkpoint file to tensors under our names: which format, which weights in it."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from common.project import Project, list_projects
+from common.weights.containers import open_container
+from common.weights.rules import Format, Tensor
+
+# Where training checkpoints keep their weights, the preferred entry first.
+EMA_ENTRIES = ('model_ema', 'state_dict_ema', 'ema_state_dict')
+RAW_ENTRIES = ('model', 'state_dict', 'params')
+
+
+# The containers that this project and others on Paddle write a model's own names to.
+OWN_KINDS = ('paddle', 'safetensors')
+# Forms of what differs between the sources of checkpoints; a model may know fewer.
+FORMS = {'gelu': ('erf', 'tanh', 'quick'), 'pre_logits_activation': ('tanh', 'relu')}
+
+
+@dataclass
+class Weights:
+    """A file's tensors under our names and in our layout.
+
+    project: whose format it is in. tensors: {our name: rules.Tensor}. leftover: {their name:
+    Tensor} of what has no place in a model of that project. entry: where in the file the
+    weights were, '' at the top. numerics: arguments of set_numerics. grid_size: (rows, cols)
+    of the position embedding, None where the file does not say. position_resize: how the
+    source resizes it.
+    """
+
+    path: str
+    project: Project | None
+    format: str
+    entry: str
+    tensors: dict[str, Tensor]
+    leftover: dict[str, Tensor]
+    ignored: list[str]
+    numerics: dict[str, Any]
+    position_resize: str
+    grid_size: tuple[int, int] | None
+
+
+def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project | None = None,
+                 own_names: Iterable[str] = ()) -> Weights:
+    """Return the Weights in a file or Hugging Face folder of any known format.
+
+    use_ema: take the averaged weights of a training checkpoint, where it has them. project:
+    whose formats are tried before those of the other model directories. own_names: of the state
+    dict that the weights are for; a file that has them is taken as it is. Raises UserError for
+    a file that is no checkpoint of a known format.
+    """
+    container = open_container(path)
+    entry, tensors = _choose_weights(container, use_ema)
+    owner, form = _choose_format(container, tensors, project, set(own_names))
+    converted, leftover = form.convert(tensors)
+    recorded = _read_record(container)
+    grid_size = recorded.pop('grid_size', None)
+    try:
+        special = form.read_numerics(container.config, set(tensors))
+    except UserError as error:
+        raise UserError(f'{container.path}: {error}') from None
+    numerics = {**form.numerics, **special, **recorded}
+    if not any(name.startswith(owner.before_head) for name in converted):
+        numerics.pop('pre_logits_activation', None)
+    _check_numerics(numerics, container.path)
+    if form is get_own_format(owner):           # a newer model may have more names than the table
+        converted |= {name: Tensor([(name, tensors[name])]) for name in leftover
+                      if name in own_names}
+    ignored = [name for name in leftover if form.is_ignored(name) or tensors[name].ndim == 0]
+    return Weights(
+        path=container.path, project=owner, format=form.name, entry=entry, tensors=converted,
+        leftover={name: Tensor([(name, tensors[name])]) for name in leftover
+                  if name not in ignored and name not in converted},
+        ignored=[name for name in ignored if name not in converted],
+        numerics=numerics, position_resize=form.position_resize, grid_size=grid_size)
+
+
+def get_own_format(project: Project) -> Format:
+    """Return the format of a file with the names of the project's models."""
+    return project.own_format or Format(
+        name=project.name, kinds=OWN_KINDS, signature=(), rules=(), numerics={},
+        position_resize='timm')
+
+
+def _choose_format(container, names, project, own_names):
+    """Return (Project, Format) of a file with tensors of these names. Raises UserError."""
+    # Other people's .safetensors, whose names may be the same, say that they are PyTorch's.
+    may_be_own = container.kind in OWN_KINDS and container.metadata.get('format') != 'pt'
+    is_own = project and may_be_own and has_same_names(names, own_names)
+    if is_own and project.folder:
+        return project, get_own_format(project)
+    projects = [project] if project else []
+    projects += [other for other in list_projects() if other is not project]
+    for candidate in projects:
+        # Of a class without a model directory: a format that keeps the names may know more.
+        formats = () if is_own else candidate.formats
+        for form in (get_own_format(candidate), *formats):
+            if form.signature and form.matches(container.kind, names):
+                return candidate, form
+    if is_own:
+        return project, get_own_format(project)
+    known = [form.name for candidate in projects
+             for form in (get_own_format(candidate), *candidate.formats)]
+    whose = project.name if project else ' or '.join(other.name for other in projects)
+    raise UserError(f'{container.path}: no known format of {whose} weights. Names in the file: '
+                    f'{list_first(names)}. Known: {", ".join(known)}.')
+
+
+def has_same_names(names: Iterable[str], own_names: Iterable[str]) -> bool:
+    """Tell whether a file's names are a model's own, be it of another depth or without its head.
+
+    Names that differ in numbers alone count once. Three quarters of the model's must be there.
+    """
+    found, own = ({re.sub(r'\d+', '#', name) for name in group} for group in (names, own_names))
+    return bool(own) and len(found & own) >= 0.75 * len(own)
+
+
+def list_first(names: Iterable, count: int = 4) -> str:
+    """Return the first names as text: "a, b, c, d, ... (12 in all)"."""
+    names = [str(name)[:80] for name in names]
+    more = f', ... ({len(names)} in all)' if len(names) > count else ''
+    return (', '.join(names[:count]) or 'none') + more
+
+
+def _choose_weights(container, use_ema):
+    """Return (entry, {name: ndarray}) of the wanted weights."""
+    tree = container.tree
+    entries = (*EMA_ENTRIES, *RAW_ENTRIES) if use_ema else (*RAW_ENTRIES, *EMA_ENTRIES)
+    for entry in entries:
+        if isinstance(tree.get(entry), dict):
+            tensors = _get_tensors(tree[entry])
+            if tensors:
+                return entry, tensors
+    tensors = _get_tensors(tree)
+    if not tensors:
+        raise UserError(f'{container.path} holds no tensors. Entries in it: {list_first(tree)}.')
+    return '', tensors
+
+
+def _get_tensors(branch):
+    """Return the arrays of a state dict, without the "module." of DataParallel."""
+    tensors = {}
+    for name, value in branch.items():
+        if isinstance(name, str) and isinstance(value, np.ndarray):
+            tensors[name.removeprefix('module.')] = value
+    return tensors
+
+
+def _read_record(container):
+    """Return the numerics and grid that checkpoints written here record, {} for others."""
+    record = container.tree.get('numerics') or container.metadata.get('numerics') or {}
+    if isinstance(record, str):                 # a .safetensors keeps text only
+        try:
+            record = json.loads(record)
+        except (ValueError, RecursionError):
+            record = None
+    if not isinstance(record, dict):
+        raise UserError(f'{container.path} is damaged: its record of the numerics is unreadable.')
+    known = (*FORMS, 'layer_norm_eps', 'grid_size')
+    record = {key: record[key] for key in known if record.get(key) is not None}
+    grid = record.get('grid_size')
+    if grid is not None:
+        if not isinstance(grid, (list, tuple)) or len(grid) != 2 or any(
+                type(size) is not int or not 0 < size < 10_000 for size in grid):
+            raise UserError(f'{container.path} is damaged: its grid size is {str(grid)[:40]}.')
+        record['grid_size'] = tuple(grid)
+    return record
+
+
+def _check_numerics(numerics, path):
+    epsilon = numerics.get('layer_norm_eps', 0)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not (
+            math.isfinite(epsilon) and 0 <= epsilon < 1):
+        raise UserError(f'{path}: a LayerNorm epsilon of {str(epsilon)[:40]} makes no sense.')
+    for name, forms in FORMS.items():
+        value = numerics.get(name, forms[0])
+        if not isinstance(value, str) or value not in forms:
+            raise UserError(f'{path}: unknown {name.replace("_", " ")} {str(value)[:40]!r}.')
