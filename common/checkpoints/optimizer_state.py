@@ -78,8 +78,9 @@ def write_optimizer(optimizer, model, state, weights):
     for name, accumulators in state.items():
         targets = live.get(name, {})
         accumulators = dict(accumulators)
-        if MASTER_WEIGHT not in targets:
-            accumulators.pop(MASTER_WEIGHT, None)   # the run was O2 and is float32 now
+        if MASTER_WEIGHT not in targets and MASTER_WEIGHT in accumulators:
+            # The run was O2 and is float32 now: its weights are those that were not rounded.
+            assign_array(parameters[name], accumulators.pop(MASTER_WEIGHT))
         elif MASTER_WEIGHT not in accumulators:
             accumulators[MASTER_WEIGHT] = weights[name]
         if set(accumulators) != set(targets):

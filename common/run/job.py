@@ -218,7 +218,8 @@ def build_state(job):
     job.model, optimizer = job.precision.decorate(job.model, optimizer)
     ema = None
     if config.TRAIN.MODEL_EMA:
-        ema = ModelEma(job.model, config.TRAIN.MODEL_EMA_DECAY, config.TRAIN.MODEL_EMA_WARMUP)
+        ema = ModelEma(job.model, config.TRAIN.MODEL_EMA_DECAY, config.TRAIN.MODEL_EMA_WARMUP,
+                       optimizer)
     return TrainState(job.model, optimizer, job.precision.scaler, ema)
 
 

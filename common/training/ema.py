@@ -11,6 +11,9 @@ from common.errors import UserError
 class ModelEma:
     """Float32 averages of a model's trainable parameters.
 
+    optimizer: under AMP O2 it holds the float32 weights of which the model has rounded copies;
+    they are averaged then.
+
     After update n (from 1): average += (1 - d) * (weight - average), where d is `decay`,
     or min(decay, (1 + n) / (10 + n)) with warmup, so that the random start is forgotten
     quickly. Frozen parameters and buffers are not averaged: they are the model's own.
@@ -18,10 +21,12 @@ class ModelEma:
     update (not every micro-batch: accumulation would shorten the horizon).
     """
 
-    def __init__(self, model, decay, warmup=False):
+    def __init__(self, model: paddle.nn.Layer, decay: float, warmup: bool = False,
+                 optimizer: paddle.optimizer.Optimizer | None = None):
         self.model = getattr(model, '_layers', model)       # inside paddle.DataParallel
         self.decay = decay
         self.warmup = warmup
+        self.optimizer = optimizer
         self.updates = 0
         self.parameters = {name: parameter for name, parameter in self.model.named_parameters()
                            if not parameter.stop_gradient}
@@ -36,8 +41,10 @@ class ModelEma:
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         weight = paddle.to_tensor([1.0 - decay], dtype='float32')
+        masters = getattr(self.optimizer, '_master_weights', {})
         for name, parameter in self.parameters.items():
-            self.averages[name].lerp_(_cast(parameter, paddle.float32), weight)
+            exact = masters.get(parameter.name, parameter)
+            self.averages[name].lerp_(_cast(exact, paddle.float32), weight)
 
     def state_dict(self):
         """Return {name: tensor} with every key of the model's state dict; live tensors."""

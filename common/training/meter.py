@@ -8,6 +8,10 @@ import paddle
 
 from common.machine.distributed import gather_over_ranks
 
+# Updates in a row that loss scaling may skip. It halves its scale every other time, so that
+# after these even 2 ** 15 has become 1: the gradients themselves are not finite.
+MAX_SKIPPED = 30
+
 
 class Meter:
     """Losses of a run, of the current report and of the current epoch, over all ranks.
@@ -20,6 +24,7 @@ class Meter:
         self.pending = []                       # (update, loss, gradient norm) on the device
         self.sums = {'report': [0.0, 0], 'epoch': [0.0, 0]}     # [sum of losses, updates]
         self.overflows = 0                      # updates that loss scaling skipped
+        self.skipped = 0                        # the same, since the last that was not
         self.grad_norm = math.nan               # of the last update read
         self.last_loss = math.nan               # mean of the updates in the last read
         self.start_clock()
@@ -55,13 +60,10 @@ class Meter:
         bad = math.inf
         losses = np.zeros(0)
         if self.pending:
-            losses = paddle.stack([loss for _, loss, _ in self.pending]).numpy().astype('float64')
-            norms = paddle.stack([norm for *_, norm in self.pending]).numpy().astype('float64')
+            losses = _fetch([loss for _, loss, _ in self.pending])
+            norms = _fetch([norm for *_, norm in self.pending])
             is_bad = ~np.isfinite(losses)
-            if scales:
-                self.overflows += int((~np.isfinite(norms)).sum())
-            else:
-                is_bad |= ~np.isfinite(norms)
+            is_bad |= self._count_skipped(norms) if scales else ~np.isfinite(norms)
             if is_bad.any():
                 bad = self.pending[int(is_bad.argmax())][0]
             self.grad_norm = float(norms[-1])
@@ -75,6 +77,18 @@ class Meter:
         bad = ranks[:, 1].min()
         bad = None if math.isinf(bad) else int(bad)
         return bad, int(ranks[:, 2].max()), bool(ranks[:, 3].any())
+
+    def _count_skipped(self, norms):
+        """Count the updates that were skipped; return which of them were too many in a row."""
+        too_many = np.zeros(len(norms), bool)
+        for number, norm in enumerate(norms):
+            if np.isfinite(norm):
+                self.skipped = 0
+            else:
+                self.overflows += 1
+                self.skipped += 1
+                too_many[number] = self.skipped >= MAX_SKIPPED
+        return too_many
 
     def mean(self, name):
         """Return the mean loss of the "report" or "epoch" so far; NaN before its first update."""
@@ -94,3 +108,8 @@ class Meter:
     def set_state_dict(self, state):
         self.sums = {name: list(state[name]) for name in ('report', 'epoch')}
         self.overflows = state['overflows']
+
+
+def _fetch(scalars):
+    """Return device scalars as float64 [n]. NumPy would show bfloat16 as raw integers."""
+    return paddle.stack([scalar.astype('float32') for scalar in scalars]).numpy().astype('float64')

@@ -128,7 +128,8 @@ def clip_gradients(parameters: Sequence[paddle.Tensor], max_norm: float | None) 
     tensor has but three digits.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = paddle.add_n([_squared_l2_norm(gradient) for gradient in gradients]).sqrt()
+    # In half precision a sum of squares overflows, or is zero.
+    norm = paddle.add_n([_squared_l2_norm(_to_float32(gradient)) for gradient in gradients]).sqrt()
     if max_norm is None:
         return norm.reshape([])
     factor = (max_norm / (norm + 1e-6)).clip(max=1.0)
@@ -137,6 +138,11 @@ def clip_gradients(parameters: Sequence[paddle.Tensor], max_norm: float | None) 
         for gradient in gradients:
             gradient.scale_(factor)
     else:
+        factors = {gradient.dtype: factor.astype(gradient.dtype) for gradient in gradients}
         for gradient in gradients:
-            gradient.multiply_(factor)
+            gradient.multiply_(factors[gradient.dtype])
     return norm.reshape([])
+
+
+def _to_float32(tensor):
+    return tensor if tensor.dtype == paddle.float32 else tensor.astype('float32')

@@ -2,9 +2,10 @@
 
 import re
 
-# Paddle's allocators, CUDA, the C++ runtime, NumPy and Linux.
+# Paddle's allocators, CUDA with cuBLAS and cuDNN 8 and 9, XPUs, the C++ runtime, NumPy, Linux.
 SIGNS = re.compile(r'out of memory|ResourceExhausted|bad_alloc|unable to allocate|'
-                   r'cannot allocate memory|CUDNN_STATUS_ALLOC_FAILED', re.IGNORECASE)
+                   r'cannot allocate memory|_ALLOC_FAILED|_ALLOCATION_FAILED|XPUERR_NOMEM|'
+                   r'no enough memory|not enough memory', re.IGNORECASE)
 
 
 def is_out_of_memory(error):

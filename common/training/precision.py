@@ -4,6 +4,7 @@ import logging
 
 import paddle
 
+from common.errors import UserError
 from common.machine.distributed import get_world_size
 
 logger = logging.getLogger(__name__)
@@ -15,6 +16,8 @@ def build_precision(config, device: str) -> 'Precision':
     Paddle's CPU kernels ignore autocast, so a CPU computes in float32 and the log says so.
     """
     enabled = config.AMP and device != 'cpu'
+    if enabled:
+        check_half_precision(config.AMP_DTYPE, device)
     if config.AMP and not enabled:
         logger.info('AMP: off, since Paddle computes in float32 on a CPU')
     elif enabled:
@@ -23,6 +26,18 @@ def build_precision(config, device: str) -> 'Precision':
     # DataParallel gathers what several micro-batches have added up.
     return Precision(enabled, config.AMP_LEVEL, config.AMP_DTYPE,
                      master_grad=get_world_size() == 1 or config.TRAIN.ACCUM_ITER == 1)
+
+
+def check_half_precision(dtype: str, device: str) -> None:
+    """Raise UserError if the device cannot compute in it: Paddle would, silently, in float32."""
+    is_supported = {'float16': paddle.amp.is_float16_supported,
+                    'bfloat16': paddle.amp.is_bfloat16_supported}[dtype]
+    if not is_supported():              # of the current device
+        remedy = 'Use AMP_DTYPE float16, or leave -amp out.' if dtype == 'bfloat16' else \
+            'Leave -amp out.'
+        raise UserError(f'-amp with AMP_DTYPE {dtype}: {device} cannot compute in it (GPUs can '
+                        'in bfloat16 from compute capability 8.0 on, in float16 from 5.3 on). '
+                        f'{remedy}')
 
 
 class Precision:

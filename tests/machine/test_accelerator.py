@@ -135,3 +135,36 @@ def test_a_device_that_is_not_there(accelerator):
         ended = run_jobs(make_environment(accelerator), [job])
         assert ended.returncode == 2
         assert expected in ended.stderr.upper()
+
+
+@pytest.mark.skipif(not IS_PADDLE_3, reason='the fake device has half precision on Paddle 3 alone')
+def test_half_precision_gradients_are_added_up_over_processes(accelerator, tmp_path):
+    """O2 with accumulation: gradients in float16 stand beside those of what stays float32."""
+    options = ['AMP_LEVEL', 'O2', 'TRAIN.ACCUM_ITER', '2']
+    directory, *arguments = make_job('T2T_ViT', tmp_path / 'float32', 'cpu', *options)
+    run_all(accelerator, [[directory, *arguments]])
+    directory, *arguments = make_job('T2T_ViT', tmp_path / 'two', TYPE, '-amp', '-nprocs=2',
+                                     *options)
+    arguments[1] = '-batch_size=8'
+    ended = subprocess.run([sys.executable, 'main_multi_gpu.py', *arguments], timeout=300,
+                           cwd=ROOT / directory, env=make_environment(accelerator),
+                           capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    np.testing.assert_allclose(read_losses(tmp_path / 'two'), read_losses(tmp_path / 'float32'),
+                               rtol=2e-2)
+
+
+@pytest.mark.skipif(not IS_PADDLE_3, reason='the fake device has half precision on Paddle 3 alone')
+def test_a_device_without_bfloat16(accelerator, tmp_path):
+    job = make_job('ViT', tmp_path, TYPE, '-amp', 'AMP_DTYPE', 'bfloat16')
+    ended = run_jobs(make_environment(accelerator, FAKE_NO_BFLOAT16='1'), [job])
+    assert ended.returncode == 2
+    assert f'{TYPE}:0 cannot compute in it' in ended.stderr
+    assert 'AMP_DTYPE float16' in ended.stderr
+
+
+def test_a_device_without_memory(accelerator, tmp_path):
+    job = make_job('ViT', tmp_path, TYPE, 'MODEL.EMBED_DIM', '384', 'MODEL.DEPTH', '4')
+    ended = run_jobs(make_environment(accelerator, FAKE_MEGABYTES='24'), [job])
+    assert ended.returncode == 1, ended.stderr[-2000:]
+    assert f'Out of memory of {TYPE}:0' in ended.stderr and 'Try, in this order' in ended.stderr

@@ -153,8 +153,8 @@ C_Status allocate(const C_Device, void **pointer, size_t size) {
   std::lock_guard<std::mutex> lock(allocator_mutex);
   size = (size + kPage - 1) / kPage * kPage;
   if (!size) size = kPage;
-  *pointer = nullptr;
-  if (bytes_in_use + size > memory_limit) return C_FAILED;
+  *pointer = nullptr;               // without an error: Paddle then says what is short
+  if (bytes_in_use + size > memory_limit) return C_SUCCESS;
   for (auto block = free_blocks.begin(); block != free_blocks.end(); ++block) {
     const auto [offset, available] = *block;
     if (available < size) continue;
@@ -166,7 +166,7 @@ C_Status allocate(const C_Device, void **pointer, size_t size) {
     *pointer = device_base + offset;
     return C_SUCCESS;
   }
-  return C_FAILED;
+  return C_SUCCESS;
 }
 
 C_Status deallocate(const C_Device, void *pointer, size_t) {
@@ -254,8 +254,13 @@ C_Status get_zero(const C_Device, size_t *number) {
   return C_SUCCESS;
 }
 
-C_Status get_true(const C_Device, bool *is_supported) {
+C_Status has_float16(const C_Device, bool *is_supported) {
   *is_supported = true;
+  return C_SUCCESS;
+}
+
+C_Status has_bfloat16(const C_Device, bool *is_supported) {
+  *is_supported = !std::getenv("FAKE_NO_BFLOAT16");
   return C_SUCCESS;
 }
 #else           // Paddle 2.6 does not say of which device it asks
@@ -394,8 +399,8 @@ extern "C" void InitPlugin(CustomRuntimeParams *params) {
   interface->blas_axpby = axpby;
   add_collectives(interface);
 #ifdef FAKE_HALF
-  interface->is_float16_supported = get_true;
-  interface->is_bfloat16_supported = get_true;
+  interface->is_float16_supported = has_float16;
+  interface->is_bfloat16_supported = has_bfloat16;
   register_half_kernels(type.c_str());
 #endif
 }
