@@ -70,15 +70,16 @@ def choose_forward(layer):
     if type(layer) is nn.GELU:
         return forward_gelu
     parts = set(layer._sub_layers)
-    if {'fc1', 'fc2', 'dropout'} <= parts <= {'fc1', 'fc2', 'dropout', 'act'}:
+    if {'fc1', 'fc2', 'dropout'} <= parts <= {'fc1', 'fc2', 'dropout', 'act'} and (
+            hasattr(layer, 'gelu') or isinstance(layer._sub_layers.get('act'), nn.GELU)):
         return forward_mlp
     return forward_attention if is_attention(layer) else None
 
 
 def is_attention(layer):
     """Whether a layer is multi-head attention: of the blocks, not of a token module."""
-    return {'qkv', 'attn_dropout', 'proj_dropout'} <= set(layer._sub_layers) \
-        and hasattr(layer, 'num_heads')
+    parts = set(layer._sub_layers) - {'out', 'proj'}        # others, such as norms of q and k, act
+    return parts == {'qkv', 'attn_dropout', 'proj_dropout'} and hasattr(layer, 'num_heads')
 
 
 def get_scale(layer):

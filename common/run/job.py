@@ -80,6 +80,7 @@ class Job:
     """What training and evaluation are both built from."""
 
     def __init__(self, project, config, device, folder, resume_path):
+        self.project = project
         self.config = config
         self.device = device
         self.folder = folder
@@ -182,7 +183,8 @@ def run_training(job, stop):
     class_counts = np.bincount(job.dataset_train.labels, minlength=config.MODEL.NUM_CLASSES)
     setup = TrainSetup(
         options=read_loop_options(config), plan=plan, schedule=schedule, precision=job.precision,
-        criterion=build_criterion(config, class_counts, soft_targets=mixup.is_active(config)),
+        compute_loss=job.project.build_loss(config, build_criterion(
+            config, class_counts, soft_targets=mixup.is_active(config))),
         prepare=build_train_batch(config, order.batches_per_epoch),
         batches=build_loader(job.dataset_train, order, config),
         validate=lambda state: validate_state(job, state, plan, run_log),

@@ -154,4 +154,5 @@ def _run(project, options):
 def _summarize(weights, arrays):
     count = sum(array.size for array in arrays.values())
     numerics = ', '.join(f'{name} {value}' for name, value in weights.numerics.items())
-    return f'{weights.format}: {len(arrays)} tensors, {count:,} numbers; {numerics}.'
+    return (f'{weights.format}: {len(arrays)} tensors, {count:,} numbers'
+            f'{"; " if numerics else ""}{numerics}.')

@@ -13,6 +13,7 @@ from paddle.distributed.parallel import sync_params_buffers
 from common.errors import Interrupted, RunError
 from common.machine.distributed import get_rank, get_world_size
 from common.machine.host_memory import release_freed_memory
+from common.project import ComputeLoss
 from common.run.log import format_duration
 from common.training.ema import ModelEma
 from common.training.gradient_mean import GradientMean
@@ -72,7 +73,7 @@ class TrainSetup:
     plan: Plan
     schedule: Callable[[int], float]        # update -> learning rate
     precision: Precision
-    criterion: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor]  # logits, targets -> loss
+    compute_loss: ComputeLoss       # network, images, targets -> scalar
     prepare: Callable[[tuple, int], tuple]  # loader's batch, its number -> images, targets
     batches: 'Loader'               # from the state's position to the end of the run
     validate: Callable[[TrainState], float]     # -> acc1 in percent, logged
@@ -168,7 +169,7 @@ def add_gradients(setup, network, images, targets, micro_batches):
     forward pass.
     """
     with setup.precision.autocast():
-        loss = setup.criterion(network(images), targets) / micro_batches
+        loss = setup.compute_loss(network, images, targets) / micro_batches
         setup.precision.scaler.scale(loss).backward()
     return loss.detach()
 

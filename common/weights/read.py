@@ -106,7 +106,8 @@ def _choose_format(container, names, project, own_names):
         for form in (get_own_format(candidate), *formats):
             if form.signature and form.matches(container.kind, names):
                 return candidate, form
-    if is_own:
+    # Without a model to compare with: what is nobody else's.
+    if is_own or project and may_be_own and not own_names and project.own_format is None:
         return project, get_own_format(project)
     known = [form.name for candidate in projects
              for form in (get_own_format(candidate), *candidate.formats)]

@@ -5,6 +5,7 @@ import paddle
 import pytest
 
 from common.errors import UserError
+from common.project import build_default_loss
 from common.training.loop import TrainSetup, TrainState, read_loop_options, train
 from common.training.losses import build_criterion
 from common.training.optimizer import build_optimizer, clip_gradients, group_parameters
@@ -69,7 +70,8 @@ def run_loop(batches, batches_per_epoch, **changes):
     train(TrainSetup(
         options=read_loop_options(config), plan=plan,
         schedule=build_schedule(config, plan, 1), precision=precision,
-        criterion=build_criterion(config), prepare=lambda batch, number: batch,
+        compute_loss=build_default_loss(config, build_criterion(config)),
+        prepare=lambda batch, number: batch,
         batches=Batches([tuple(map(paddle.to_tensor, batch)) for batch in batches]),
         validate=lambda state: 0.0, saver=Nothing(), run_log=log, check_every=1), state)
     return state, log.steps

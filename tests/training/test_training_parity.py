@@ -14,6 +14,7 @@ import paddle
 import pytest
 
 from common.data.digits import load_digits
+from common.project import build_default_loss
 from common.training.ema import ModelEma
 from common.training.loop import TrainSetup, TrainState, read_loop_options, train
 from common.training.losses import build_criterion
@@ -108,7 +109,8 @@ def run_reference(flags):
     train(TrainSetup(
         options=read_loop_options(config), plan=plan,
         schedule=build_schedule(config, plan, 64), precision=precision,
-        criterion=build_criterion(config), prepare=lambda batch, number: batch, batches=batches,
+        compute_loss=build_default_loss(config, build_criterion(config)),
+        prepare=lambda batch, number: batch, batches=batches,
         validate=lambda state: 0.0, saver=saver, run_log=log, check_every=1), state)
     model.eval()
     with paddle.no_grad():
