@@ -78,11 +78,11 @@ def write_optimizer(optimizer, model, state, weights):
     for name, accumulators in state.items():
         targets = live.get(name, {})
         accumulators = dict(accumulators)
-        if MASTER_WEIGHT not in targets and MASTER_WEIGHT in accumulators:
+        if MASTER_WEIGHT in targets:
+            accumulators.setdefault(MASTER_WEIGHT, weights[name])
+        elif MASTER_WEIGHT in accumulators:
             # The run was O2 and is float32 now: its weights are those that were not rounded.
             assign_array(parameters[name], accumulators.pop(MASTER_WEIGHT))
-        elif MASTER_WEIGHT not in accumulators:
-            accumulators[MASTER_WEIGHT] = weights[name]
         if set(accumulators) != set(targets):
             raise UserError(
                 f'The optimizer state is of another optimizer: {name} has '

@@ -15,7 +15,7 @@ from common.run.launch import run_single  # tunes the CPU before Paddle is impor
 
 if __name__ == '__main__':
     for directory, *arguments in json.load(sys.stdin):
-        project = importlib.import_module(f'{directory}.main_single_gpu').PROJECT
+        project = importlib.import_module(f'{directory}.project').PROJECT
         code = run_single(project, arguments)
         if code:
             sys.exit(code)
