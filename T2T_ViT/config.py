@@ -5,39 +5,46 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import ModelRules, build_default_config, load_config
+from common import config as shared
 from common.errors import UserError
 from common.machine.environment import tune_cpu
+from common.option import Option
 
-tune_cpu()      # nothing above imports Paddle, which reads these settings once
+tune_cpu()      # before anything else imports Paddle, which reads these settings only once
 
 TOKEN_STRIDE = 16                           # pixels a side of one token, after three soft splits
 
 
-def build_t2t_vit_config():
-    """Return a new tree with every option at its default: T2T-ViT-14 at 224."""
-    config = build_default_config()
-    data, model = config.DATA, config.MODEL
-    data.CROP_PCT = 0.9                     # of the official evaluation, as mean and std
-    data.IMAGENET_MEAN = [0.485, 0.456, 0.406]
-    data.IMAGENET_STD = [0.229, 0.224, 0.225]
-    model.TYPE = 'T2T-ViT'
-    model.NAME = 't2t_vit_14'
-    model.TOKEN_TYPE = 'performer'          # token modules; or transformer (T2T-ViT_t)
-    model.TOKEN_DIM = 64                    # width inside the token modules
-    model.EMBED_DIM = 384
-    model.DEPTH = 14                        # blocks
-    model.NUM_HEADS = 6
-    model.MLP_RATIO = 3.0                   # hidden width of the MLP / EMBED_DIM
-    model.QKV_BIAS = False                  # as in every published model; PaddleViT's default: True
-    model.QK_SCALE = None                   # factor of q k; None: head width ** -0.5
-    model.LAYER_NORM_EPS = 1e-5             # official; PaddleViT: 1e-6
-    model.ZERO_HEAD = False                 # start the classifier's weight at zero
-    return config
+class Options(shared.Options):
+    """T2T-ViT-14 at 224."""
+
+    class DATA:
+        CROP_PCT = shared.Options.DATA.CROP_PCT.with_default(0.9)   # official; mean and std too
+        IMAGENET_MEAN = shared.Options.DATA.IMAGENET_MEAN.with_default([0.485, 0.456, 0.406])
+        IMAGENET_STD = shared.Options.DATA.IMAGENET_STD.with_default([0.229, 0.224, 0.225])
+
+    class MODEL:
+        TYPE = shared.Options.MODEL.TYPE.with_default('T2T-ViT', choices=('T2T-ViT',))
+        NAME = shared.Options.MODEL.NAME.with_default('t2t_vit_14')
+        LAYER_NORM_EPS = shared.Options.MODEL.LAYER_NORM_EPS.with_default(
+            1e-5, help="LayerNorm's epsilon, the official one; PaddleViT: 1e-6")
+        TOKEN_TYPE = Option('performer', choices=('performer', 'transformer'),
+                            help='token modules; transformer is T2T-ViT_t')
+        TOKEN_DIM = Option(64, at_least=2, help='width inside the token modules')
+        EMBED_DIM = Option(384, above=0, help='width of the tokens')
+        DEPTH = Option(14, above=0, help='blocks')
+        NUM_HEADS = Option(6, above=0, help='attention heads')
+        MLP_RATIO = Option(3.0, above=0, at_most=1000,
+                           help='hidden width of the MLP / EMBED_DIM')
+        QKV_BIAS = Option(False, help='of queries, keys and values; every published model has '
+                          "none, PaddleViT's default is True")
+        QK_SCALE = Option(None, kind=float, above=0,
+                          help='factor of q k; none: head width ** -0.5')
+        ZERO_HEAD = Option(False, help="start the classifier's weight at zero")
 
 
 def check_model(config):
-    """Raise UserError if the model's options do not fit together, before Paddle is imported."""
+    """Raise UserError, naming the keys, if the model's options do not fit together."""
     model, size = config.MODEL, config.DATA.IMAGE_SIZE
     if size % TOKEN_STRIDE:
         nearest = sorted({max(size // TOKEN_STRIDE, 1), size // TOKEN_STRIDE + 1})
@@ -46,19 +53,14 @@ def check_model(config):
     if model.EMBED_DIM % model.NUM_HEADS:
         raise UserError(f'MODEL.EMBED_DIM {model.EMBED_DIM} does not divide by MODEL.NUM_HEADS '
                         f'{model.NUM_HEADS}. Change one of them.')
-    if model.TOKEN_DIM < 2:
-        raise UserError(f'MODEL.TOKEN_DIM must be 2 or more, not {model.TOKEN_DIM}.')
-
-
-RULES = ModelRules(
-    optional={'MODEL.QK_SCALE': float},
-    choices={'MODEL.TOKEN_TYPE': ('performer', 'transformer')},
-    positive=('MODEL.TOKEN_DIM', 'MODEL.EMBED_DIM', 'MODEL.DEPTH', 'MODEL.NUM_HEADS',
-              'MODEL.MLP_RATIO', 'MODEL.QK_SCALE'),
-    check=check_model,
-)
+    if int(model.EMBED_DIM * model.MLP_RATIO) < 1:
+        raise UserError(f'MODEL.MLP_RATIO {model.MLP_RATIO:g} leaves the MLP no width.')
+    tokens = 1 + (size // TOKEN_STRIDE) ** 2
+    width = model.EMBED_DIM
+    shared.check_memory(model.DEPTH * width * (4 * width + 2 * int(width * model.MLP_RATIO))
+                        + (tokens + 9 * model.TOKEN_DIM) * width)
 
 
 def get_config(path=None, flags=None, opts=None):
     """Return the frozen config: see common.config.load_config."""
-    return load_config(build_t2t_vit_config(), path, flags, opts, RULES)
+    return shared.load_config(Options, path, flags, opts, check_model)

@@ -6,35 +6,46 @@ import sys
 if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) not in sys.path:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.config import ModelRules, build_default_config, load_config
+from common import config as shared
 from common.errors import UserError
 from common.machine.environment import tune_cpu
+from common.option import Option
 
 tune_cpu()      # before anything else imports Paddle, which reads these settings only once
 
+MAX_STAGES = 8          # of a hybrid's ResNet, each of which halves the image
 
-def build_vit_config():
-    """Return a new tree with every option at its default: ViT-B/16 at 224."""
-    config = build_default_config()
-    model = config.MODEL
-    model.TYPE = 'ViT'
-    model.NAME = 'vit_base_patch16_224'
-    model.PATCH_SIZE = 16                   # pixels between tokens (through the stem, if any)
-    model.EMBED_DIM = 768
-    model.DEPTH = 12                        # blocks
-    model.NUM_HEADS = 12
-    model.ATTN_HEAD_SIZE = None             # None: EMBED_DIM / NUM_HEADS
-    model.MLP_RATIO = 4.0                   # hidden width of the MLP / EMBED_DIM
-    model.QKV_BIAS = True
-    model.REPRESENTATION_SIZE = None        # width of the pre-logits layer; None: no such layer
-    model.PRE_LOGITS_ACTIVATION = 'tanh'    # or relu
-    model.POOL = 'token'                    # or avg: mean of the patch tokens
-    model.CLASS_TOKEN = True
-    model.POSITION_EMBEDDING = 'learned'    # or sincos2d: a fixed table
-    model.ZERO_HEAD = False                 # start the classifier at zero
-    model.HYBRID = []                       # units in each ResNet stage; [3, 4, 9] for R50+ViT
-    model.HYBRID_WIDTH = 64                 # channels of the ResNet's root
-    return config
+
+class Options(shared.Options):
+    """ViT-B/16 at 224."""
+
+    class MODEL:
+        TYPE = shared.Options.MODEL.TYPE.with_default('ViT', choices=('ViT',))
+        NAME = shared.Options.MODEL.NAME.with_default('vit_base_patch16_224')
+        PATCH_SIZE = Option(16, above=0, at_most=65_535,
+                            help='pixels between tokens (through the stem, if any)')
+        EMBED_DIM = Option(768, above=0, help='width of the tokens')
+        DEPTH = Option(12, above=0, help='blocks')
+        NUM_HEADS = Option(12, above=0, help='attention heads')
+        ATTN_HEAD_SIZE = Option(None, kind=int, above=0, help='none: EMBED_DIM / NUM_HEADS')
+        MLP_RATIO = Option(4.0, above=0, at_most=1000,
+                           help='hidden width of the MLP / EMBED_DIM')
+        QKV_BIAS = Option(True, help='queries, keys and values have a bias')
+        REPRESENTATION_SIZE = Option(None, kind=int, above=0,
+                                     help='width of the pre-logits layer; none: no such layer')
+        PRE_LOGITS_ACTIVATION = Option('tanh', choices=('tanh', 'relu'),
+                                       needs=('MODEL.REPRESENTATION_SIZE',),
+                                       help='of the pre-logits layer')
+        POOL = Option('token', choices=('token', 'avg'),
+                      help='what is classified: the class token, or the mean of the patch tokens')
+        CLASS_TOKEN = Option(True, help='a class token before the patch tokens')
+        POSITION_EMBEDDING = Option('learned', choices=('learned', 'sincos2d'),
+                                    help='learned, or a fixed table')
+        ZERO_HEAD = Option(False, help='start the classifier at zero')
+        HYBRID = Option([], each=int, at_least=1, at_most=1000,
+                        help='units in each ResNet stage; [3, 4, 9] for R50+ViT')
+        HYBRID_WIDTH = Option(64, above=0, needs=('MODEL.HYBRID',),
+                              help="channels of the ResNet's root")
 
 
 def check_model(config):
@@ -54,26 +65,28 @@ def check_model(config):
     if model.POSITION_EMBEDDING == 'sincos2d' and model.EMBED_DIM % 4:
         raise UserError('MODEL.POSITION_EMBEDDING sincos2d needs a MODEL.EMBED_DIM that is a '
                         f'multiple of 4, not {model.EMBED_DIM}.')
-    if any(not isinstance(units, int) or units < 1 for units in model.HYBRID):
-        raise UserError(f'MODEL.HYBRID lists numbers of units, as [3, 4, 9], not {model.HYBRID}.')
+    if int(model.EMBED_DIM * model.MLP_RATIO) < 1:
+        raise UserError(f'MODEL.MLP_RATIO {model.MLP_RATIO:g} leaves the MLP no width.')
+    if len(model.HYBRID) > MAX_STAGES:
+        raise UserError(f'MODEL.HYBRID has {len(model.HYBRID)} stages; more than {MAX_STAGES} '
+                        'leave nothing of an image.')
     stem_stride = 4 * 2 ** (len(model.HYBRID) - 1)
     if model.HYBRID and model.PATCH_SIZE % stem_stride:
         raise UserError(f'MODEL.HYBRID {model.HYBRID} reduces images by {stem_stride}; '
                         f'MODEL.PATCH_SIZE {model.PATCH_SIZE} must be a multiple of that.')
+    shared.check_memory(count_weights(config))
 
 
-RULES = ModelRules(
-    optional={'MODEL.ATTN_HEAD_SIZE': int, 'MODEL.REPRESENTATION_SIZE': int},
-    choices={
-        'MODEL.PRE_LOGITS_ACTIVATION': ('tanh', 'relu'),
-        'MODEL.POOL': ('token', 'avg'),
-        'MODEL.POSITION_EMBEDDING': ('learned', 'sincos2d'),
-    },
-    positive=('MODEL.PATCH_SIZE', 'MODEL.EMBED_DIM', 'MODEL.DEPTH', 'MODEL.NUM_HEADS',
-              'MODEL.ATTN_HEAD_SIZE', 'MODEL.MLP_RATIO', 'MODEL.REPRESENTATION_SIZE',
-              'MODEL.HYBRID_WIDTH'),
-    check=check_model,
-)
+def count_weights(config):
+    """Return about how many weights the model has, without a hybrid's ResNet and the classes."""
+    model, width = config.MODEL, config.MODEL.EMBED_DIM
+    attention = 4 * width * model.NUM_HEADS * (model.ATTN_HEAD_SIZE or width // model.NUM_HEADS)
+    mlp = 2 * width * int(width * model.MLP_RATIO)
+    tokens = 1 + (config.DATA.IMAGE_SIZE // model.PATCH_SIZE) ** 2
+    features = model.REPRESENTATION_SIZE or width
+    pixels = 0 if model.HYBRID else config.DATA.IMAGE_CHANNELS * model.PATCH_SIZE ** 2
+    return (model.DEPTH * (attention + mlp) + (tokens + pixels) * width
+            + features * width)
 
 
 def get_config(path=None, flags=None, opts=None):
@@ -82,4 +95,4 @@ def get_config(path=None, flags=None, opts=None):
     path: yaml file. flags: {"DATA.BATCH_SIZE": 32}. opts: ["TRAIN.BASE_LR", "3e-4"].
     Raises UserError naming the source of a value that is unknown or wrong.
     """
-    return load_config(build_vit_config(), path, flags, opts, RULES)
+    return shared.load_config(Options, path, flags, opts, check_model)

@@ -1,38 +1,14 @@
-"""The command line of the main scripts: PaddleViT's flags, and what was missing there."""
+"""The command line of the main scripts: PaddleViT's flags, and what was missing there.
+
+Flags that stand for an option are declared with it, in common/config.py.
+"""
 
 import argparse
 import os
 
+from common.config import Options
 from common.errors import UserError, suggest
-
-# flag, config key, type, help
-VALUE_FLAGS = (
-    ('dataset', 'DATA.DATASET', str, 'imagenet2012, imagefolder, cifar10, cifar100 or digits'),
-    ('data_path', 'DATA.DATA_PATH', str, 'root of the data set, or its train/ or val/ folder'),
-    ('output', 'SAVE', str, 'folder in which run folders are made (default: ./output)'),
-    ('batch_size', 'DATA.BATCH_SIZE', int, 'images a process and micro-batch'),
-    ('batch_size_eval', 'DATA.BATCH_SIZE_EVAL', int, 'images a process when evaluating'),
-    ('image_size', 'DATA.IMAGE_SIZE', int, 'height and width of the model\'s input, in pixels'),
-    ('num_classes', 'MODEL.NUM_CLASSES', int,
-     'number of classes; a head of another size is made anew'),
-    ('accum_iter', 'TRAIN.ACCUM_ITER', int, 'micro-batches an optimizer update'),
-    ('pretrained', 'MODEL.PRETRAINED', str,
-     'weights: a file of any known format (.pdparams may be left off), a folder, or a name'),
-    ('resume', 'MODEL.RESUME', str,
-     'checkpoint or run folder to continue from; "auto": the newest good one under -output'),
-    ('last_epoch', 'TRAIN.LAST_EPOCH', int, 'epochs already done, for the learning-rate schedule'),
-    ('device', 'DEVICE', str, 'auto (a GPU if there is one), cpu, gpu or gpu:N'),
-    ('num_workers', 'DATA.NUM_WORKERS', int, 'processes that load images; 0: none'),
-    ('nprocs', 'NPROCS', int, 'main_multi_gpu: processes to start (default: every visible GPU)'),
-    ('ngpus', 'NPROCS', int, 'PaddleViT\'s name for -nprocs'),
-    ('seed', 'SEED', int, 'seed of initialisation, order, augmentation and dropout'),
-)
-
-SWITCHES = (
-    ('eval', 'EVAL', 'evaluate and stop'),
-    ('amp', 'AMP', 'mixed precision (AMP_LEVEL and AMP_DTYPE choose which)'),
-    ('visualdl', 'VISUALDL', 'write VisualDL logs to the run folder'),
-)
+from common.option import Option, list_options
 
 EXAMPLES = """examples:
   python {script} -cfg=configs/{digits_config}.yaml
@@ -42,7 +18,8 @@ EXAMPLES = """examples:
       -num_classes=5 -pretrained=./{model}.pdparams -opts TRAIN.BASE_LR 1e-4
 
 Flags take one or two dashes, and their value after a space or "=". Any option of config.py
-can be set with -opts KEY VALUE; flags win over the yaml file, -opts over flags.
+can be set with -opts KEY VALUE; flags win over the yaml file, -opts over flags, and of what is
+given twice the last. -opts itself may be given more than once.
 """
 
 
@@ -76,11 +53,10 @@ def parse_command_line(project, argv, script):
     if unexpected:
         raise UserError(f'Unexpected argument {unexpected[0]!r}: values follow a flag, as in '
                         '-cfg FILE.')
-    given = vars(known)
-    flags = {key: given[name] for name, key, *_ in VALUE_FLAGS if given[name] is not None}
-    flags |= {key: True for name, key, _ in SWITCHES if given[name]}
+    flags = {key: getattr(known, option.flags[0]) for key, option in list_flags().items()
+             if getattr(known, option.flags[0]) not in (None, False)}
     if known.eval and known.batch_size and not known.batch_size_eval:
-        flags['DATA.BATCH_SIZE_EVAL'] = known.batch_size    # as PaddleViT does
+        flags['DATA.BATCH_SIZE_EVAL'] = known.batch_size    # as in PaddleViT
     path = find_config(known.cfg, project.folder) if known.cfg else None
     return project.get_config(path, flags=flags, opts=known.opts)
 
@@ -100,11 +76,25 @@ def _build_parser(project, script):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES.format(script=script, digits_config=digits_config, model=model))
     parser.add_flag('cfg', metavar='FILE', help='yaml file of the model and its recipe')
-    for name, key, kind, text in VALUE_FLAGS:
-        metavar = 'N' if kind is int else 'X'
-        parser.add_flag(name, type=kind, metavar=metavar, help=f'{text} [{key}]')
-    for name, key, text in SWITCHES:
-        parser.add_flag(name, action='store_true', help=f'{text} [{key}]')
-    parser.add_flag('opts', nargs='*', default=[], metavar='KEY VALUE',
+    for key, option in list_flags().items():
+        add_option_flag(parser, key, option)
+    parser.add_flag('opts', nargs='*', action='extend', default=[], metavar='KEY VALUE',
                     help='any options of config.py, for example TRAIN.BASE_LR 3e-4')
     return parser
+
+
+def list_flags() -> dict[str, Option]:
+    """Return {key: Option} of the shared options that have a flag."""
+    return {key: option for key, option in list_options(Options).items() if option.flag}
+
+
+def add_option_flag(parser: FlagParser, key: str, option: Option) -> None:
+    """Add an option's flag; its value stays text, which load_config reads and checks."""
+    name, *others = option.flags
+    names = [f'{dashes}{flag}' for flag in (name, *others) for dashes in ('-', '--')]
+    text = f'{option.help} [{key}]'.replace('%', '%%')
+    if option.type is bool:
+        parser.add_argument(*names, dest=name, action='store_true', help=text)
+    else:
+        metavar = 'N' if option.type is int else 'X'
+        parser.add_argument(*names, dest=name, metavar=metavar, help=text)

@@ -2,369 +2,305 @@
 
 Order of precedence: defaults here and in the model's `config.py`, the yaml
 file (with `BASE` inheritance), command-line flags, `-opts`. Names and
-defaults are PaddleViT's where PaddleViT has the option.
+defaults are PaddleViT's where PaddleViT has the option. docs/options.md is
+made from these lines (python -m common.tools.options).
 """
 
-import ast
-import math
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
 from common.errors import UserError, suggest
+from common.option import Option, copy_default, list_options, parse, show
+from common.yaml_text import parse_yaml, read_yaml
 
-# Options whose default is None, with the type that a value must have.
-OPTIONAL = {
-    'DATA.BATCH_SIZE_EVAL': int,
-    'DATA.LABELS': str,
-    'MODEL.RESUME': str,
-    'MODEL.PRETRAINED': str,
-    'TRAIN.NUM_STEPS': int,
-    'TRAIN.WARMUP_STEPS': int,
-    'TRAIN.GRAD_CLIP': float,
-    'TRAIN.LINEAR_SCALED_LR': int,
-    'TRAIN.RECIPE_BATCH': int,
-    'TRAIN.CUTMIX_MINMAX': list,
-    'TRAIN.EARLY_STOP_EPOCHS': int,
-    'TRAIN.CLASS_WEIGHTS': list,
-    'SAVE_STEPS': int,
-    'SAVE_MINUTES': float,
-    'NPROCS': int,
-}
-
-CHOICES = {
-    'DATA.INTERPOLATION': ('bicubic', 'bilinear', 'lanczos', 'nearest'),
-    'MODEL.GELU': ('erf', 'tanh'),
-    'MODEL.NUMERICS': ('source', 'model'),
-    'MODEL.POSITION_RESIZE': ('source', 'timm', 'google', 'bicubic'),
-    'MODEL.HEAD_INIT': ('zero', 'trunc_normal'),
-    'TRAIN.INTERPOLATION': ('bicubic', 'bilinear', 'random'),
-    'TRAIN.CROP': ('random_resized', 'resize'),
-    'TRAIN.MIXUP_MODE': ('batch', 'pair', 'elem'),
-    'TRAIN.RANDOM_ERASE_MODE': ('pixel', 'const', 'rand'),
-    'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'polynomial', 'constant'),
-    'TRAIN.OPTIMIZER.NAME': ('AdamW', 'Adam', 'SGD', 'Momentum', 'Lamb', 'Lars'),
-    'EVAL_ENGINE': ('auto', 'model', 'plain', 'onednn', 'openvino'),
-    'AMP_LEVEL': ('O1', 'O2'),
-    'AMP_DTYPE': ('float16', 'bfloat16'),
-}
-
-POSITIVE = (
-    'DATA.BATCH_SIZE', 'DATA.BATCH_SIZE_EVAL', 'DATA.IMAGE_SIZE', 'DATA.IMAGE_CHANNELS',
-    'DATA.CROP_PCT', 'MODEL.NUM_CLASSES', 'MODEL.LAYER_NORM_EPS', 'TRAIN.NUM_EPOCHS',
-    'TRAIN.NUM_STEPS', 'TRAIN.ACCUM_ITER', 'TRAIN.GRAD_CLIP', 'TRAIN.LINEAR_SCALED_LR',
-    'REPORT_FREQ', 'VALIDATE_FREQ', 'SAVE_FREQ', 'SAVE_STEPS', 'SAVE_MINUTES', 'NPROCS',
-    'TRAIN.EARLY_STOP_EPOCHS', 'TRAIN.RANDOM_ERASE_COUNT', 'TRAIN.RECIPE_BATCH',
-    'TRAIN.LAYER_DECAY', 'TRAIN.HEAD_LR_SCALE',
-)
-
-NOT_NEGATIVE = (
-    'DATA.NUM_WORKERS', 'TRAIN.LAST_EPOCH', 'TRAIN.WARMUP_EPOCHS', 'TRAIN.WARMUP_STEPS',
-    'TRAIN.COOLDOWN_EPOCHS', 'TRAIN.WEIGHT_DECAY', 'TRAIN.BASE_LR', 'TRAIN.WARMUP_START_LR',
-    'TRAIN.END_LR', 'TRAIN.MIXUP_ALPHA', 'TRAIN.CUTMIX_ALPHA', 'TRAIN.COLOR_JITTER', 'SEED',
-    'KEEP', 'WATCHDOG_SECONDS', 'TRAIN.OPTIMIZER.EPS',
-)
-
-PROBABILITIES = (
-    'DATA.VAL_FRACTION', 'MODEL.DROPOUT', 'MODEL.ATTENTION_DROPOUT', 'MODEL.DROPPATH',
-    'TRAIN.SMOOTHING', 'TRAIN.HFLIP', 'TRAIN.MIXUP_PROB', 'TRAIN.MIXUP_SWITCH_PROB',
-    'TRAIN.RANDOM_ERASE_PROB', 'TRAIN.MODEL_EMA_DECAY', 'TRAIN.LAYER_DECAY',
-)
+MAX_FILES = 100         # that one config may stand on
+FILTERS = ('bicubic', 'bilinear', 'lanczos', 'nearest')
+MOMENTS = ('TRAIN.OPTIMIZER.NAME', 'AdamW', 'Adam', 'Lamb')     # optimizers that keep moments
 
 
-class ModelRules(NamedTuple):
-    """What a model's own options must satisfy, added to the tables above.
+class Options:
+    """Every shared option. A model directory's class inherits, and adds its own."""
 
-    optional: {key: type} of options that may be None. choices: {key: valid
-    values}. positive: keys above 0. check: called with the merged tree; raises
-    UserError where options do not fit together.
-    """
+    BASE = Option([''], each=str, help='yaml files to read first, relative to this one')
 
-    optional: dict = {}
-    choices: dict = {}
-    positive: tuple = ()
-    check: Callable = None
+    class DATA:
+        DATASET = Option('digits', flag='dataset',
+                         help='imagenet2012, imagefolder, cifar10, cifar100 or digits')
+        DATA_PATH = Option('', flag='data_path',
+                           help='root of the data set, or its train/ or val/ folder')
+        BATCH_SIZE = Option(128, above=0, flag='batch_size',
+                            help='images a process and micro-batch')
+        BATCH_SIZE_EVAL = Option(None, kind=int, above=0, flag='batch_size_eval',
+                                 help='images a process when evaluating; none: BATCH_SIZE')
+        IMAGE_SIZE = Option(224, above=0, at_most=65_535, flag='image_size',
+                            help="height and width of the model's input, in pixels")
+        IMAGE_CHANNELS = Option(3, above=0, at_most=1024, help='channels of an image')
+        CROP_PCT = Option(0.875, at_least=0.05, at_most=1,
+                          help='evaluation: resize to IMAGE_SIZE / CROP_PCT, then crop')
+        INTERPOLATION = Option('bicubic', choices=FILTERS, help='evaluation: filter of the resize')
+        IMAGENET_MEAN = Option([0.5, 0.5, 0.5], each=float,
+                               help='of pixels scaled to [0, 1]; R, G, B')
+        IMAGENET_STD = Option([0.5, 0.5, 0.5], each=float, at_least=1e-6,
+                              help='of pixels scaled to [0, 1]; R, G, B')
+        NUM_WORKERS = Option(2, at_least=0, at_most=1024, flag='num_workers',
+                             help='processes that load images; 0: none')
+        USE_SHARED_MEMORY = Option(True, needs=('DATA.NUM_WORKERS',),
+                                   help='False where /dev/shm is small (containers, notebooks)')
+        SKIP_CORRUPT = Option(False, help='count unreadable training images and go on')
+        VAL_FRACTION = Option(0.0, at_least=0, at_most=1,
+                              help='share split off for validation where there is no val/')
+        LABELS = Option(None, kind=str, help='file with one class name a line')
+
+    class MODEL:
+        TYPE = Option('', help='the model family; fixed by the directory')
+        NAME = Option('', help='names the run and its checkpoints')
+        PRETRAINED = Option(None, kind=str, flag='pretrained',
+                            help='weights: a file of any known format (.pdparams may be left '
+                            'off), a folder, or a name')
+        RESUME = Option(None, kind=str, flag='resume',
+                        help='checkpoint or run folder to continue from; "auto": the newest good '
+                        'one under -output')
+        NUM_CLASSES = Option(1000, above=0, flag='num_classes',
+                             help='number of classes; a head of another size is made anew')
+        DROPOUT = Option(0.0, at_least=0, at_most=1, help='of embeddings, projections and MLPs')
+        ATTENTION_DROPOUT = Option(0.0, at_least=0, at_most=1, help='of attention probabilities')
+        DROPPATH = Option(0.0, at_least=0, below=1,
+                          help='stochastic depth: rate of the last block')
+        GELU = Option('erf', choices=('erf', 'tanh'), help='erf, or its approximation by tanh')
+        LAYER_NORM_EPS = Option(1e-6, above=0, at_most=1e-3, help="LayerNorm's epsilon")
+        RECOMPUTE = Option(False, help='recompute activations in backward to save memory')
+        NUMERICS = Option('source', choices=('source', 'model'), needs=('MODEL.PRETRAINED',),
+                          help="GELU and epsilon: those of the checkpoint's source, or MODEL's")
+        PRETRAINED_EMA = Option(True, needs=('MODEL.PRETRAINED',),
+                                help="prefer a checkpoint's averaged weights")
+        POSITION_RESIZE = Option('source', choices=('source', 'timm', 'google', 'bicubic'),
+                                 needs=('MODEL.PRETRAINED',),
+                                 help='how position embeddings are resized')
+        HEAD_INIT = Option('zero', choices=('zero', 'trunc_normal'), needs=('MODEL.PRETRAINED',),
+                           help='a head of another size than the checkpoint has')
+        ALLOW_MISSING = Option(False, needs=('EVAL',),
+                               help='evaluate although the file lacks tensors')
+        FREEZE = Option('', pattern='(backbone|[0-9]{1,6})?',
+                        help='"backbone", or the number of first blocks; "": nothing is frozen')
+
+    class TRAIN:
+        LAST_EPOCH = Option(0, at_least=0, flag='last_epoch',
+                            help='epochs already done, for the learning-rate schedule')
+        NUM_EPOCHS = Option(300, above=0, help='length of the run without cooldown')
+        NUM_STEPS = Option(None, kind=int, above=0,
+                           help='optimizer updates; overrides NUM_EPOCHS')
+        WARMUP_EPOCHS = Option(0, at_least=0, help='epochs of linear warmup')
+        WARMUP_STEPS = Option(None, kind=int, at_least=0,
+                              help='updates; overrides WARMUP_EPOCHS')
+        COOLDOWN_EPOCHS = Option(0, at_least=0, help='further epochs at END_LR')
+        BASE_LR = Option(1e-3, at_least=0, help='peak learning rate, for updates of '
+                         'LINEAR_SCALED_LR images where that is set')
+        WARMUP_START_LR = Option(0.0, at_least=0, help='learning rate of the first update, '
+                                 'where there is a warmup')
+        END_LR = Option(0.0, at_least=0, help='learning rate at the end',
+                        needs=('TRAIN.LR_SCHEDULER.NAME', 'cosine', 'linear', 'polynomial'))
+        LINEAR_SCALED_LR = Option(None, kind=int, above=0,
+                                  help='batch size BASE_LR belongs to; none: no scaling')
+        RECIPE_BATCH = Option(None, kind=int, above=0,
+                              help='images an update the recipe is for: warn of another')
+        WEIGHT_DECAY = Option(0.05, at_least=0, help='not of biases, norms and tokens')
+        NO_WEIGHT_DECAY = Option([], each=str, needs=('TRAIN.WEIGHT_DECAY',),
+                                 help='parameter names beside biases, norms and tokens')
+        LAYER_DECAY = Option(1.0, above=0, at_most=1,
+                             help='learning-rate factor a block towards the input')
+        HEAD_LR_SCALE = Option(1.0, above=0, help='learning-rate factor of the classifier')
+        GRAD_CLIP = Option(1.0, kind=float, above=0, help='global norm of gradients; none: off')
+        ACCUM_ITER = Option(1, above=0, flag='accum_iter',
+                            help='micro-batches an optimizer update')
+        MODEL_EMA = Option(False, help='average the weights over the updates')
+        MODEL_EMA_DECAY = Option(0.99996, at_least=0, at_most=1, needs=('TRAIN.MODEL_EMA',),
+                                 help='of the average, an update')
+        MODEL_EMA_WARMUP = Option(False, needs=('TRAIN.MODEL_EMA',),
+                                  help='start with a faster average')
+        SMOOTHING = Option(0.0, at_least=0, at_most=1, help='label smoothing')
+        CLASS_WEIGHTS = Option(None, kind=list, each=float, at_least=0, also=(['balanced'],),
+                               help='one factor a class, or ["balanced"]')
+        EARLY_STOP_EPOCHS = Option(None, kind=int, above=0,
+                                   help='stop after so many validations without a new best')
+
+        class LR_SCHEDULER:
+            NAME = Option('cosine', help='shape of the decay after the warmup',
+                          choices=('cosine', 'linear', 'step', 'polynomial', 'constant'))
+            MILESTONES = Option([30, 60, 90], each=float, at_least=0, help='step: epochs',
+                                needs=('TRAIN.LR_SCHEDULER.NAME', 'step'))
+            DECAY_RATE = Option(0.1, at_least=0, at_most=1, help='step: factor at each milestone',
+                                needs=('TRAIN.LR_SCHEDULER.NAME', 'step'))
+            POWER = Option(1.0, at_least=0, at_most=1000, help='polynomial: exponent',
+                           needs=('TRAIN.LR_SCHEDULER.NAME', 'polynomial'))
+            FROM_START = Option(False, help='count the decay from update 0 (timm), not from '
+                                'warmup', needs=('TRAIN.LR_SCHEDULER.NAME', 'cosine', 'linear',
+                                                 'polynomial'))
+
+        class OPTIMIZER:
+            NAME = Option('AdamW', choices=('AdamW', 'Adam', 'SGD', 'Momentum', 'Lamb', 'Lars'),
+                          help='SGD is Momentum; Lars is refused: Paddle lacks it')
+            EPS = Option(1e-8, at_least=0, needs=MOMENTS, help='added to the root of the second '
+                         'moment')
+            BETAS = Option([0.9, 0.999], count=2, each=float, at_least=0, below=1, needs=MOMENTS,
+                           help='decay of the first and the second moment')
+            MOMENTUM = Option(0.9, at_least=0, below=1, help='of the gradients',
+                              needs=('TRAIN.OPTIMIZER.NAME', 'SGD', 'Momentum'))
+            NESTEROV = Option(False, needs=('TRAIN.OPTIMIZER.NAME', 'SGD', 'Momentum'),
+                              help="Nesterov's momentum")
+
+        CROP = Option('random_resized', choices=('random_resized', 'resize'),
+                      help='a random part of the image, or the whole image')
+        CROP_SCALE = Option([0.08, 1.0], count=2, each=float, at_least=1e-3, at_most=1,
+                            is_range=True, needs=('TRAIN.CROP', 'random_resized'),
+                            help='share of the area')
+        CROP_RATIO = Option([0.75, 4 / 3], count=2, each=float, at_least=1e-2, at_most=100,
+                            is_range=True, needs=('TRAIN.CROP', 'random_resized'),
+                            help='width / height')
+        INTERPOLATION = Option('bicubic', choices=('bicubic', 'bilinear', 'random'),
+                               help='filter of the crop and of AUTO_AUGMENT')
+        HFLIP = Option(0.5, at_least=0, at_most=1, help='probability of a mirrored image')
+        AFFINE_DEGREES = Option(0.0, at_least=0, at_most=180, help='random rotation, +- degrees')
+        AFFINE_TRANSLATE = Option(0.0, at_least=0, at_most=1, help='+- share of the size')
+        AFFINE_SCALE = Option([1.0, 1.0], count=2, each=float, at_least=1e-2, at_most=100,
+                              is_range=True, help='factor of the size')
+        AFFINE_SHEAR = Option(0.0, at_least=0, below=90, help='+- degrees')
+        COLOR_JITTER = Option(0.0, at_least=0, at_most=100, needs=('TRAIN.AUTO_AUGMENT', ''),
+                              help='only where AUTO_AUGMENT is off, as in timm')
+        AUTO_AUGMENT = Option('', help='"rand-m9-mstd0.5-inc1", "original", "v0"; "": off')
+        RANDOM_ERASE_PROB = Option(0.0, at_least=0, at_most=1, help='of an image')
+        RANDOM_ERASE_MODE = Option('pixel', choices=('pixel', 'const', 'rand'),
+                                   needs=('TRAIN.RANDOM_ERASE_PROB',),
+                                   help='noise in every pixel, the mean, or one colour')
+        RANDOM_ERASE_COUNT = Option(1, at_least=1, at_most=1000,
+                                    needs=('TRAIN.RANDOM_ERASE_PROB',),
+                                    help='largest number of rectangles')
+        RANDOM_ERASE_SPLIT = Option(False, needs=('TRAIN.RANDOM_ERASE_PROB',),
+                                    help='leave the first half of each batch alone')
+        MIXUP_ALPHA = Option(0.0, at_least=0, at_most=1000, help='0: no mixup')
+        CUTMIX_ALPHA = Option(0.0, at_least=0, at_most=1000, help='0: no CutMix')
+        CUTMIX_MINMAX = Option(None, kind=list, count=2, each=float, at_least=0, at_most=1,
+                               is_range=True, help='[smallest, largest] side of the box, as '
+                               'shares; replaces CUTMIX_ALPHA')
+        MIXUP_PROB = Option(1.0, at_least=0, at_most=1, help='of mixing at all')
+        MIXUP_SWITCH_PROB = Option(0.5, at_least=0, at_most=1,
+                                   help='probability of CutMix where both are on')
+        MIXUP_MODE = Option('batch', choices=('batch', 'pair', 'elem'),
+                            help='what shares one draw: the batch, a pair, or nothing')
+
+    SAVE = Option('./output', flag='output', help='folder in which run folders are made')
+    SAVE_FREQ = Option(1, above=0, help='epochs between checkpoints')
+    SAVE_STEPS = Option(None, kind=int, above=0, help='updates between checkpoints')
+    SAVE_MINUTES = Option(None, kind=float, above=0, help='minutes between checkpoints')
+    KEEP = Option(2, at_least=0, help='checkpoints kept beside the best and the last')
+    REPORT_FREQ = Option(50, above=0, help='updates between reports')
+    VALIDATE_FREQ = Option(1, above=0, help='epochs between validations')
+    SEED = Option(0, at_least=0, at_most=2 ** 63 - 1, flag='seed',
+                  help='seed of initialisation, order, augmentation and dropout')
+    EVAL = Option(False, flag='eval', help='evaluate and stop')
+    AMP = Option(False, flag='amp', help='mixed precision (AMP_LEVEL and AMP_DTYPE choose which)')
+    AMP_LEVEL = Option('O1', choices=('O1', 'O2'), needs=('AMP',),
+                       help='O2 keeps the weights in half precision too')
+    AMP_DTYPE = Option('float16', choices=('float16', 'bfloat16'), needs=('AMP',),
+                       help='half-precision type')
+    DEVICE = Option('auto', flag='device', help='auto (a GPU if there is one), cpu, gpu or gpu:N')
+    NPROCS = Option(None, kind=int, above=0, flag='nprocs ngpus',
+                    help='main_multi_gpu: processes to start (none: every visible GPU); -ngpus is '
+                    "PaddleViT's name")
+    WATCHDOG_SECONDS = Option(1800, at_least=0, help='a step longer than this is a hang; 0: off')
+    SAVE_BAD_BATCH = Option(False, help='keep the batch that made the loss not finite')
+    VISUALDL = Option(False, flag='visualdl', help='write VisualDL logs to the run folder')
+    FAST = Option(True, help="CPU fast paths; False: Paddle's plain operators")
+    EVAL_ENGINE = Option('model', choices=('auto', 'model', 'plain', 'onednn', 'openvino'),
+                         needs=('EVAL',), help='of -eval on a CPU; model: no engine')
 
 
-# Lists of numbers: how many (None: one a channel), and the least that each may be.
-NUMBER_LISTS = {
-    'DATA.IMAGENET_MEAN': (None, -math.inf),
-    'DATA.IMAGENET_STD': (None, 1e-6),
-    'TRAIN.OPTIMIZER.BETAS': (2, 0),
-    'TRAIN.CROP_SCALE': (2, 1e-3),
-    'TRAIN.CROP_RATIO': (2, 1e-2),
-    'TRAIN.AFFINE_SCALE': (2, 1e-2),
-}
-
-
-RANGES = ('TRAIN.CROP_SCALE', 'TRAIN.CROP_RATIO', 'TRAIN.AFFINE_SCALE')
-
-
-def build_default_config():
-    """Return a new tree with every shared option at its default."""
+def build_default_config(options: type[Options] = Options) -> CfgNode:
+    """Return a new tree with every option of a class at its default."""
     config = CfgNode()
-    config.BASE = ['']                      # yaml files to read first, relative to this one
-
-    data = config.DATA = CfgNode()
-    data.DATASET = 'digits'                 # imagenet2012, imagefolder, cifar10, cifar100, digits
-    data.DATA_PATH = ''                     # the root of the data set, or its train/ or val/
-    data.BATCH_SIZE = 128                   # images a process and micro-batch
-    data.BATCH_SIZE_EVAL = None             # images a process; None: BATCH_SIZE
-    data.IMAGE_SIZE = 224                   # pixels, height and width
-    data.IMAGE_CHANNELS = 3
-    data.CROP_PCT = 0.875                   # evaluation: resize to IMAGE_SIZE / CROP_PCT, then crop
-    data.INTERPOLATION = 'bicubic'          # evaluation
-    data.IMAGENET_MEAN = [0.5, 0.5, 0.5]    # of pixels scaled to [0, 1]; R, G, B
-    data.IMAGENET_STD = [0.5, 0.5, 0.5]
-    data.NUM_WORKERS = 2                    # loader processes; 0: load in the training process
-    data.USE_SHARED_MEMORY = True           # False where /dev/shm is small (containers, notebooks)
-    data.SKIP_CORRUPT = False               # True: count unreadable training images and go on
-    data.VAL_FRACTION = 0.0                 # share split off for validation where there is no val/
-    data.LABELS = None                      # file with one class name a line
-
-    model = config.MODEL = CfgNode()
-    model.TYPE = ''
-    model.NAME = ''
-    model.PRETRAINED = None                 # file, folder or registry name
-    model.RESUME = None                     # checkpoint to continue from, or "auto"
-    model.NUM_CLASSES = 1000
-    model.DROPOUT = 0.0
-    model.ATTENTION_DROPOUT = 0.0
-    model.DROPPATH = 0.0                    # stochastic depth: rate of the last block
-    model.GELU = 'erf'                      # erf or tanh (approximation)
-    model.LAYER_NORM_EPS = 1e-6
-    model.RECOMPUTE = False                 # recompute activations in backward to save memory
-    model.NUMERICS = 'source'               # GELU and epsilon as the checkpoint's source has them
-    model.PRETRAINED_EMA = True             # prefer a checkpoint's averaged weights
-    model.POSITION_RESIZE = 'source'        # how position embeddings are resized
-    model.HEAD_INIT = 'zero'                # a head of another size: zero or trunc_normal
-    model.ALLOW_MISSING = False             # evaluate although the file lacks tensors
-    model.FREEZE = ''                       # "", "backbone", or the number of first blocks
-
-    train = config.TRAIN = CfgNode()
-    train.LAST_EPOCH = 0                    # epochs already done (PaddleViT's -last_epoch)
-    train.NUM_EPOCHS = 300
-    train.NUM_STEPS = None                  # optimizer updates; overrides NUM_EPOCHS
-    train.WARMUP_EPOCHS = 0
-    train.WARMUP_STEPS = None               # updates; overrides WARMUP_EPOCHS
-    train.COOLDOWN_EPOCHS = 0               # further epochs at END_LR
-    train.BASE_LR = 1e-3
-    train.WARMUP_START_LR = 0.0
-    train.END_LR = 0.0
-    train.LINEAR_SCALED_LR = None           # batch size BASE_LR belongs to; None: no scaling
-    train.RECIPE_BATCH = None               # images an update the recipe is for: warn of another
-    train.WEIGHT_DECAY = 0.05
-    train.NO_WEIGHT_DECAY = []              # parameter names beside biases, norms and tokens
-    train.LAYER_DECAY = 1.0                 # learning-rate factor a block towards the input
-    train.HEAD_LR_SCALE = 1.0               # learning-rate factor of the classifier
-    train.GRAD_CLIP = 1.0                   # global norm; None: off
-    train.ACCUM_ITER = 1                    # micro-batches an update
-    train.MODEL_EMA = False
-    train.MODEL_EMA_DECAY = 0.99996         # an update
-    train.MODEL_EMA_WARMUP = False          # start with a faster average
-    train.SMOOTHING = 0.0                   # label smoothing
-    train.CLASS_WEIGHTS = None              # list of one factor a class, or ["balanced"]
-    train.EARLY_STOP_EPOCHS = None          # stop after so many validations without a new best
-
-    schedule = train.LR_SCHEDULER = CfgNode()
-    schedule.NAME = 'cosine'
-    schedule.MILESTONES = [30, 60, 90]      # step: epochs
-    schedule.DECAY_RATE = 0.1               # step: factor at each milestone
-    schedule.POWER = 1.0                    # polynomial
-    schedule.FROM_START = False             # count the decay from update 0 (timm), not from warmup
-
-    optimizer = train.OPTIMIZER = CfgNode()
-    optimizer.NAME = 'AdamW'
-    optimizer.EPS = 1e-8
-    optimizer.BETAS = [0.9, 0.999]
-    optimizer.MOMENTUM = 0.9
-    optimizer.NESTEROV = False
-
-    train.CROP = 'random_resized'           # or "resize": the whole image
-    train.CROP_SCALE = [0.08, 1.0]          # share of the area
-    train.CROP_RATIO = [0.75, 4 / 3]        # width / height
-    train.INTERPOLATION = 'bicubic'
-    train.HFLIP = 0.5                       # probability
-    train.AFFINE_DEGREES = 0.0              # random affine: rotation, +- degrees
-    train.AFFINE_TRANSLATE = 0.0            # +- share of the size
-    train.AFFINE_SCALE = [1.0, 1.0]
-    train.AFFINE_SHEAR = 0.0                # +- degrees
-    train.COLOR_JITTER = 0.0                # only where AUTO_AUGMENT is off, as in timm
-    train.AUTO_AUGMENT = ''                 # "rand-m9-mstd0.5-inc1", "original", "v0"; "": off
-    train.RANDOM_ERASE_PROB = 0.0
-    train.RANDOM_ERASE_MODE = 'pixel'
-    train.RANDOM_ERASE_COUNT = 1
-    train.RANDOM_ERASE_SPLIT = False        # leave the first half of each batch alone
-    train.MIXUP_ALPHA = 0.0
-    train.CUTMIX_ALPHA = 0.0
-    train.CUTMIX_MINMAX = None
-    train.MIXUP_PROB = 1.0
-    train.MIXUP_SWITCH_PROB = 0.5           # probability of cutmix where both are on
-    train.MIXUP_MODE = 'batch'
-
-    config.SAVE = './output'                # run directories are made in here
-    config.SAVE_FREQ = 1                    # epochs
-    config.SAVE_STEPS = None                # updates
-    config.SAVE_MINUTES = None
-    config.KEEP = 2                         # checkpoints kept beside the best and the last
-    config.REPORT_FREQ = 50                 # updates
-    config.VALIDATE_FREQ = 1                # epochs
-    config.SEED = 0
-    config.EVAL = False
-    config.AMP = False                      # mixed precision
-    config.AMP_LEVEL = 'O1'
-    config.AMP_DTYPE = 'float16'
-    config.DEVICE = 'auto'                  # cpu, gpu, gpu:N
-    config.NPROCS = None                    # processes; None: every visible GPU
-    config.WATCHDOG_SECONDS = 1800          # a step longer than this is a hang; 0: off
-    config.SAVE_BAD_BATCH = False           # keep the batch that made the loss not finite
-    config.VISUALDL = False
-    config.FAST = True                      # CPU fast paths; False: Paddle's plain operators
-    config.EVAL_ENGINE = 'model'             # of -eval on a CPU: auto, model (no engine), ...
+    for key, option in list_options(options).items():
+        *groups, name = key.split('.')
+        node = config
+        for group in groups:
+            node = node.setdefault(group, CfgNode())
+        node[name] = copy_default(option)
     return config
 
 
-def load_config(defaults, path=None, flags=None, opts=None, rules=None):
-    """Return a frozen copy of `defaults` with a yaml file, flags and options merged in.
+def load_config(options: type[Options], path: str | None = None,
+                flags: dict[str, Any] | None = None, opts: Iterable[str] | None = None,
+                check: Callable[[CfgNode], None] | None = None) -> CfgNode:
+    """Return the frozen config: the options' defaults with a yaml file, flags and opts merged in.
 
-    path: yaml file or None. flags: {"DATA.BATCH_SIZE": 32, ...}, as parsed from
-    the command line. opts: ["TRAIN.BASE_LR", "3e-4", ...]. rules: ModelRules.
-    Raises UserError naming the source of a value that is unknown or wrong.
+    path: yaml file or None. flags: {"DATA.BATCH_SIZE": 32, ...}; text is read as from the
+    command line. opts: ["TRAIN.BASE_LR", "3e-4", ...]. check: the model's, called with the
+    merged tree, raises UserError where options do not fit together. Raises UserError naming
+    the source of a value that is unknown or wrong.
     """
-    rules = rules or ModelRules()
-    config = defaults.clone()
-    config.defrost()
+    known = list_options(options)
+    config = build_default_config(options)
     if path is not None:
-        _merge_yaml(config, path, rules, including=())
+        _merge_yaml(config, path, known, including=(), read=[])
     for key, value in (flags or {}).items():
-        _set(config, key, value, rules, source='command line')
-    opts = list(opts or [])
-    if len(opts) % 2:
-        raise UserError(f'-opts takes pairs KEY VALUE; {opts[-1]!r} has no value.')
-    for key, text in zip(opts[::2], opts[1::2]):
-        _set(config, key, _parse(text), rules, source='-opts')
-    check_config(config, rules)
+        source = f'-{known[key].flags[0]}' if key in known and known[key].flag else 'command line'
+        _set(config, key, value, known, source)
+    for key, text in _pair(list(opts or [])):
+        is_text = key in known and known[key].type is str
+        _set(config, key, _read_text(text) if is_text else parse(text), known, source='-opts')
+    check_config(config, known)
+    if check is not None:
+        check(config)
     config.freeze()
     return config
 
 
-def check_config(config, rules):
-    """Raise UserError for a value outside its range, naming the key."""
-    for key in (*POSITIVE, *rules.positive):
-        value = _get(config, key)
-        if value is not None and not value > 0:
-            raise UserError(f'{key} must be above 0, not {value}.')
-    for key in NOT_NEGATIVE:
-        value = _get(config, key)
-        if value is not None and not value >= 0:
-            raise UserError(f'{key} must be 0 or more, not {value}.')
-    for key in PROBABILITIES:
-        value = _get(config, key)
-        if not 0 <= value <= 1:
-            raise UserError(f'{key} must be from 0 to 1, not {value}.')
-    for key, choices in {**CHOICES, **rules.choices}.items():
-        value = _get(config, key)
-        if value not in choices:
-            raise UserError(f'{key}: unknown value {value!r}.{suggest(value, choices)}')
-    for key, (count, lowest) in NUMBER_LISTS.items():
-        _check_numbers(key, _get(config, key), count or config.DATA.IMAGE_CHANNELS, lowest)
-    for key in list_keys(config):
-        value = _get(config, key)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f'{key} must be a finite number, not {value}.')
-    if config.MODEL.DROPPATH == 1:
-        raise UserError('MODEL.DROPPATH must be below 1: nothing would be left of the last block.')
-    if config.SEED >= 2 ** 63:
-        raise UserError(f'SEED must be below 2 ** 63, not {config.SEED}.')
-    if rules.check:
-        rules.check(config)
+def check_config(config: CfgNode, options: dict[str, Option]) -> None:
+    """Raise UserError for a value outside its range, and for shared options that do not fit."""
+    for key, option in options.items():
+        fault = option.find_fault(get_value(config, key))
+        if fault:
+            raise UserError(f'{key}: {fault}' if fault.startswith(('unknown', 'the range')) else
+                            f'{key} {fault}.')
+    channels = config.DATA.IMAGE_CHANNELS
+    for key in ('DATA.IMAGENET_MEAN', 'DATA.IMAGENET_STD'):
+        values = get_value(config, key)
+        if len(values) != channels:
+            raise UserError(f'{key} needs {channels} numbers, one a channel, not {show(values)}.')
 
 
-def _check_numbers(key, values, count, lowest):
-    """Raise UserError unless `values` are `count` finite numbers of at least `lowest`.
+def check_memory(weights: int) -> None:
+    """Raise UserError if so many float32 weights are more than this machine's memory.
 
-    The second number of a range must not be below the first.
+    The system would end a process that tries, without a word of why.
     """
-    are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool)
-                      and math.isfinite(value) for value in values)
-    if len(values) != count or not are_numbers:
-        raise UserError(f'{key} needs {count} numbers, not {values}.')
-    if min(values) < lowest:
-        raise UserError(f'{key} must be {lowest:g} or more, not {values}.')
-    if key in RANGES and values[0] > values[1]:
-        raise UserError(f'{key}: the range {values} ends before it begins.')
+    if not hasattr(os, 'sysconf'):          # Windows
+        return
+    available = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if 4 * weights > available:
+        raise UserError(f'The model would have {weights:.2g} weights, {4 * weights / 1e9:,.0f} GB; '
+                        f'this machine has {available / 1e9:,.0f} GB. Check the sizes under MODEL '
+                        'and DATA.IMAGE_SIZE.')
 
 
-def list_keys(config, prefix=''):
-    """Return every option's full name, such as "TRAIN.BASE_LR"."""
-    keys = []
-    for name, value in config.items():
-        if isinstance(value, CfgNode):
-            keys += list_keys(value, f'{prefix}{name}.')
-        else:
-            keys.append(prefix + name)
-    return keys
+def list_unused(config: CfgNode, options: type[Options]) -> list[str]:
+    """Return a line for each option that is not at its default and that this run does not read."""
+    lines = []
+    for key, option in list_options(options).items():
+        if not option.needs or get_value(config, key) == option.default:
+            continue
+        other, *wanted = option.needs
+        found = get_value(config, other)
+        if (found in wanted) if wanted else found:
+            continue
+        lines.append(f'{key} {show(get_value(config, key))}: {other} is {show(found)}')
+    return lines
 
 
-def dump_config(config):
-    """Return yaml text that loads again with `-cfg`, whatever folder it lies in."""
-    plain = yaml.safe_load(config.dump())
-    plain.pop('BASE', None)
-    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)
-
-
-def _merge_yaml(config, path, rules, including):
-    path = os.path.abspath(path)
-    if path in including:
-        raise UserError(f'{path}: BASE goes in a circle: {" -> ".join([*including, path])}.')
-    for base in _as_list(_read_yaml(path).get('BASE')):
-        if base:
-            base = os.path.join(os.path.dirname(path), base)
-            _merge_yaml(config, base, rules, (*including, path))
-    tree = _read_yaml(path)
-    tree.pop('BASE', None)
-    for key, value in _flatten(tree, config, path):
-        _set(config, key, value, rules, source=path)
-
-
-def _read_yaml(path):
-    try:
-        with open(path, encoding='utf-8') as file:
-            tree = yaml.safe_load(file)
-    except OSError as error:
-        raise UserError(f'Cannot read the config file {path}: {error.strerror}.') from None
-    except UnicodeDecodeError:
-        raise UserError(f'{path} is not a yaml text file.') from None
-    except yaml.YAMLError as error:
-        where = getattr(error, 'problem_mark', None)
-        line = f', line {where.line + 1}' if where else ''
-        problem = getattr(error, 'problem', None) or 'not yaml'
-        raise UserError(f'{path}{line}: {problem}.') from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f'{path}: expected "KEY: value" lines, found a {type(tree).__name__}.')
-    return tree
-
-
-def _as_list(value):
-    return value if isinstance(value, list) else [value] if value else []
-
-
-def _flatten(tree, config, source, prefix=''):
-    """Yield (full key, value) for every leaf of a yaml tree."""
-    for name, value in tree.items():
-        key = f'{prefix}{name}'
-        if isinstance(value, dict) and isinstance(_get(config, key), CfgNode):
-            yield from _flatten(value, config, source, f'{key}.')
-        else:
-            yield key, value
-
-
-def _get(config, key):
+def get_value(config: CfgNode, key: str) -> Any:
+    """Return the value, or the group, of a full key; None if there is none."""
     node = config
     for name in key.split('.'):
         if not isinstance(node, CfgNode) or name not in node:
@@ -373,65 +309,99 @@ def _get(config, key):
     return node
 
 
-def _set(config, key, value, rules, source):
-    keys = list_keys(config)
-    if key not in keys:
-        if isinstance(_get(config, key), CfgNode):
+def dump_config(config: CfgNode) -> str:
+    """Return yaml text that loads again with `-cfg`, whatever folder it lies in."""
+    plain = yaml.safe_load(config.dump())
+    plain.pop('BASE', None)
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)
+
+
+def read_dump(text: str, source: str) -> dict[str, Any]:
+    """Return {full key: value} of what dump_config wrote, as a checkpoint records it.
+
+    Such a text is a record and never names files to read, so BASE is refused. source: what
+    messages call it. Raises UserError.
+    """
+    tree = parse_yaml(text, source)
+    if 'BASE' in tree:
+        raise UserError(f'{source} is damaged: its recorded config names other files (BASE).')
+    return dict(_flatten(tree))
+
+
+def _merge_yaml(config, path, options, including, read):
+    """Merge a file after its BASEs. including: the files it is a BASE of. read: all so far."""
+    path = os.path.abspath(path)
+    if path in including:
+        raise UserError(f'{path}: BASE goes in a circle: {" -> ".join([*including, path])}.')
+    read.append(path)
+    if len(read) > MAX_FILES:
+        raise UserError(f'{including[0]}: more than {MAX_FILES} files are its BASE.')
+    tree = read_yaml(path)
+    for base in _list_bases(tree.pop('BASE', None), path):
+        base = os.path.join(os.path.dirname(path), base)
+        _merge_yaml(config, base, options, (*including, path), read)
+    for key, value in _flatten(tree, config):
+        _set(config, key, value, options, source=path)
+
+
+def _list_bases(value, path):
+    bases = value if isinstance(value, list) else [value]
+    if not all(base is None or isinstance(base, str) for base in bases):
+        raise UserError(f'{path}: BASE names yaml files, not {show(value)}.')
+    return [base for base in bases if base]
+
+
+def _flatten(tree: dict, config: CfgNode | None = None, prefix: str = '') -> Iterator:
+    """Yield (full key, value) for every leaf of a yaml tree; of `config`'s groups where given."""
+    for name, value in tree.items():
+        key = f'{prefix}{name if isinstance(name, str) else show(name)}'
+        is_group = config is None or isinstance(get_value(config, key), CfgNode)
+        if isinstance(value, dict) and is_group:
+            yield from _flatten(value, config, f'{key}.')
+        else:
+            yield key, value
+
+
+def _pair(opts):
+    """Yield (key, text) of -opts; a list that the shell cut at its blanks is put together."""
+    opts = list(opts)
+    while opts:
+        key = opts.pop(0)
+        if not opts:
+            raise UserError(f'-opts takes pairs KEY VALUE; {show(key)} has no value.')
+        text = opts.pop(0)
+        while text.count('[') > text.count(']') and opts:
+            text += f' {opts.pop(0)}'
+        yield key, text
+
+
+def _read_text(text):
+    """Return the value for an option that is text: as it is given, without quotes."""
+    value = parse(text)
+    return value if value is None or isinstance(value, str) else text
+
+
+def _set(config, key, value, options, source):
+    if key == 'BASE':
+        raise UserError(f'{source}: BASE stands in yaml files only. Name the file with -cfg.')
+    if key not in options:
+        if isinstance(get_value(config, key), CfgNode):
             raise UserError(f'{source}: {key} is a group of options and takes no value itself.')
-        raise UserError(f'{source}: unknown key {key}.{_suggest_key(key, keys)}')
+        shown = key if len(key) <= 100 else f'{key[:100]}...'
+        raise UserError(f'{source}: unknown key {shown}.{_suggest_key(key[:100], options)}')
     *groups, name = key.split('.')
-    node = config
-    for group in groups:
-        node = node[group]
-    node[name] = _convert(key, value, node[name], {**OPTIONAL, **rules.optional}, source)
+    node = get_value(config, '.'.join(groups)) if groups else config
+    try:
+        node[name] = options[key].convert(value)
+    except ValueError as error:
+        raise UserError(f'{source}: {key} {error}.') from None
 
 
 def _suggest_key(key, keys):
     """Prefer an option of the same name in another group (MODEL.TRANS.DEPTH -> MODEL.DEPTH)."""
-    name = str(key).rsplit('.', 1)[-1]
+    name = key.rsplit('.', 1)[-1]
     same_name = [valid for valid in keys if valid.rsplit('.', 1)[-1] == name]
     if same_name:
         return f' Did you mean {same_name[0]}?'
-    return suggest(key, keys) if suggest(key, keys).startswith(' Did') else ''
-
-
-def _convert(key, value, default, optional, source):
-    """Return the value in the option's type. Raises UserError if it has another."""
-    if default is None or key in optional:
-        if value is None:
-            return None
-        wanted = optional.get(key, str)
-    else:
-        wanted = type(default)
-    if isinstance(value, str) and wanted is not str:
-        value = _parse(value)               # yaml reads 1e-6 as text
-    if wanted is list and isinstance(value, tuple):
-        value = list(value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if wanted is str and key == 'MODEL.FREEZE' and isinstance(value, int):
-        value = str(value)
-    if type(value) is not wanted:
-        raise UserError(
-            f'{source}: {key} must be {_TYPE_NAMES[wanted]}, not {value!r} '
-            f'({_TYPE_NAMES.get(type(value), type(value).__name__)}).')
-    return value
-
-
-_TYPE_NAMES = {
-    int: 'an integer', float: 'a number', str: 'text', bool: 'true or false', list: 'a list',
-    type(None): 'nothing', dict: 'a group',
-}
-
-
-def _parse(text):
-    """Read a command-line value as Python would; anything else is text."""
-    lower = text.lower()
-    if lower in ('true', 'false'):
-        return lower == 'true'
-    if lower in ('none', 'null'):
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    suggestion = suggest(key, keys)
+    return suggestion if suggestion.startswith(' Did') else ''

@@ -97,7 +97,7 @@ def load_predictor(project, arguments):
                                 'export_model.py.')
         trained = load_trained(project, arguments)
         return trained.preprocessing, make_dynamic_predictor(trained.model)
-    for name in ('cfg', *(flag[0] for flag in FLAGS), 'opts'):
+    for name in ('cfg', *(option.flags[0] for option in FLAGS.values()), 'opts'):
         if getattr(arguments, name):
             raise UserError(f'-{name} does not go with -model: an exported model has its own '
                             'options and preprocessing.')

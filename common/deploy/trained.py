@@ -4,16 +4,13 @@ Checkpoints written here record all of these, so that they need no yaml; for oth
 the config says what the file does not.
 """
 
-import contextlib
-import os
-import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 import paddle
-import yaml
 
-from common.cli import find_config
+from common.cli import add_option_flag, find_config, list_flags
+from common.config import read_dump
 from common.data.preprocessing import (
     Preprocessing,
     check_channels,
@@ -27,14 +24,12 @@ from common.weights import load_from_config
 from common.weights.containers import open_container
 from common.weights.registry import resolve
 
-# flag, config key, type, help; for every script that uses a trained model
-FLAGS = (
-    ('pretrained', 'MODEL.PRETRAINED', str,
-     'weights: a checkpoint of a run, a file of any known format, a folder, or a name'),
-    ('image_size', 'DATA.IMAGE_SIZE', int, 'height and width of the model\'s input, in pixels'),
-    ('num_classes', 'MODEL.NUM_CLASSES', int, 'number of classes'),
-    ('device', 'DEVICE', str, 'auto (a GPU if there is one), cpu, gpu or gpu:N'),
-)
+# The options that every script which uses a trained model takes as flags.
+FLAGS = {key: option for key, option in list_flags().items()
+         if key in ('MODEL.PRETRAINED', 'DATA.IMAGE_SIZE', 'MODEL.NUM_CLASSES', 'DEVICE')}
+# Options that name files or devices of the machine that trained.
+FILES = ('DATA.DATA_PATH', 'DATA.LABELS', 'MODEL.RESUME', 'MODEL.PRETRAINED', 'SAVE', 'DEVICE',
+         'NPROCS')
 
 
 @dataclass
@@ -50,11 +45,10 @@ def add_model_flags(parser):
     """Add the flags that load_trained reads to a FlagParser."""
     parser.add_flag('cfg', metavar='FILE', help='yaml file of the model; checkpoints written here '
                     'need none')
-    for name, key, kind, text in FLAGS:
-        parser.add_flag(name, type=kind, metavar='N' if kind is int else 'X',
-                        help=f'{text} [{key}]')
+    for key, option in FLAGS.items():
+        add_option_flag(parser, key, option)
     parser.add_flag('labels', metavar='FILE', help='class names, one a line')
-    parser.add_flag('opts', nargs='*', default=[], metavar='KEY VALUE',
+    parser.add_flag('opts', nargs='*', action='extend', default=[], metavar='KEY VALUE',
                     help='any options of config.py, for example DATA.CROP_PCT 0.9')
 
 
@@ -68,11 +62,12 @@ def load_trained(project, arguments):
         raise UserError('Which weights? Give -pretrained=FILE. A checkpoint of a run will do, '
                         'such as <run folder>/best.')
     recorded = read_record(arguments.pretrained, project)
-    given = {key: getattr(arguments, name) for name, key, *_ in FLAGS
-             if getattr(arguments, name) is not None}
-    flags = {'EVAL': True, **list_recorded_options(recorded.get('preprocessing', {})), **given}
-    with _find_config(project, arguments, recorded) as path:
-        config = project.get_config(path, flags=flags, opts=arguments.opts)
+    given = {key: getattr(arguments, option.flags[0]) for key, option in FLAGS.items()
+             if getattr(arguments, option.flags[0]) is not None}
+    path, options = _choose_config(project, arguments, recorded)
+    flags = {**options, 'EVAL': True, **list_recorded_options(recorded.get('preprocessing', {})),
+             **given}
+    config = project.get_config(path, flags=flags, opts=arguments.opts)
     names, source = recorded.get('class_names'), arguments.pretrained
     for labels in (config.DATA.LABELS, arguments.labels):
         if labels:
@@ -97,30 +92,25 @@ def read_record(source, project=None):
     return record
 
 
-@contextlib.contextmanager
-def _find_config(project, arguments, recorded):
-    """Give the path of the yaml file: the one named, or one with the recorded config."""
+def _choose_config(project, arguments, recorded):
+    """Return (path of the yaml file that is named or None, options that the checkpoint records).
+
+    A record is data: what it says of files on the machine that trained is left out.
+    """
     if arguments.cfg:
-        yield find_config(arguments.cfg, project.folder)
-        return
+        return find_config(arguments.cfg, project.folder), {}
     if 'config' not in recorded:
         raise UserError(f'{arguments.pretrained} does not say which model it is of; name its yaml '
                         f'file, such as -cfg=configs/{project.example_configs[1]}.yaml.')
-    _check_type(project, arguments.pretrained, recorded['config'])
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, 'config.yaml')
-        with open(path, 'w', encoding='utf-8') as file:
-            file.write(recorded['config'])
-        yield path
-
-
-def _check_type(project, source, text):
-    """Raise UserError if a recorded config is of another model than the project's."""
-    try:
-        found = yaml.safe_load(text)['MODEL']['TYPE']
-    except (yaml.YAMLError, TypeError, KeyError):
-        raise UserError(f'{source} is damaged: its config cannot be read.') from None
-    wanted = project.get_config().MODEL.TYPE
+    source = arguments.pretrained
+    options = read_dump(recorded['config'], f'The config recorded in {source}')
+    found, wanted = options.get('MODEL.TYPE'), project.get_config().MODEL.TYPE
     if found != wanted:
-        raise UserError(f'{source} is a checkpoint of {found}, and this script is for {wanted}. '
-                        "Use the same script in the other model's directory.")
+        raise UserError(f'{source} is a checkpoint of {str(found)[:40]}, and this script is for '
+                        f"{wanted}. Use the same script in the other model's directory.")
+    options = {key: value for key, value in options.items() if key not in FILES}
+    try:
+        project.get_config(flags=options)
+    except UserError as error:
+        raise UserError(f'{source} records a config that cannot be used: {error}') from None
+    return None, options

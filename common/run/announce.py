@@ -5,12 +5,12 @@ import platform
 
 import numpy as np
 import paddle
-import yaml
 
-from common.config import dump_config
+from common.config import dump_config, read_dump
 from common.machine.device import describe_device
 from common.machine.distributed import get_world_size
 from common.machine.environment import describe_cpu
+from common.option import show
 
 logger = logging.getLogger(__name__)
 
@@ -33,22 +33,14 @@ def log_changes(saved_config, config):
     """
     if saved_config is None:
         return
-    saved = dict(_flatten(yaml.safe_load(saved_config)))
-    now = dict(_flatten(yaml.safe_load(dump_config(config))))
+    saved = read_dump(saved_config, 'The config recorded in the checkpoint')
+    now = read_dump(dump_config(config), 'The config')
     free = {'MODEL.RESUME', 'SAVE', 'SAVE_FREQ', 'SAVE_STEPS', 'SAVE_MINUTES', 'KEEP',
             'REPORT_FREQ', 'NPROCS', 'DEVICE', 'WATCHDOG_SECONDS', 'DATA.NUM_WORKERS', 'VISUALDL'}
     for key in sorted((set(saved) | set(now)) - free):
         if saved.get(key) != now.get(key):
-            logger.info('The run that is continued had %s %r; now it is %r.', key,
-                        saved.get(key), now.get(key))
-
-
-def _flatten(tree, prefix=''):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f'{prefix}{name}.')
-        else:
-            yield prefix + name, value
+            logger.info('The run that is continued had %s %s; now it is %s.', key,
+                        show(saved.get(key)), show(now.get(key)))
 
 
 def log_skipped(skipped):

@@ -1,5 +1,6 @@
 """Parameters and multiply-accumulates of a model directory's configurations, as a table."""
 
+import argparse
 import glob
 import os
 import sys
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import paddle
 from paddle import nn
 
-from common.cli import FlagParser, find_config
+from common.cli import find_config
 from common.errors import report_errors
 from common.project import Project
 
@@ -79,17 +80,17 @@ def main(project: Project, argv: list[str] | None = None) -> int:
 
     argv: arguments without the script's name; None: sys.argv's.
     """
-    return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
-
-
-def _run(project, argv):
-    parser = FlagParser(
-        prog='model_info.py', allow_abbrev=False,
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description='Parameters and multiply-accumulates (MACs) of every config. "in layers" '
                     'leaves out what belongs to no layer (class token, position embedding), as '
                     'paddle.flops and PaddleViT\'s tables do.')
-    parser.add_flag('cfg', metavar='FILE', help='only this yaml file')
-    options = parser.parse_args(argv)
+    parser.add_argument('-cfg', '--cfg', metavar='FILE', help='only this yaml file')
+    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    return report_errors(_run, project, options)
+
+
+def _run(project, options):
     if options.cfg:
         paths = [find_config(options.cfg, project.folder)]
     else:

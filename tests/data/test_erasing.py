@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from common.config import build_default_config, load_config
+from common.config import Options, build_default_config, load_config
 from common.data import erasing
 from common.errors import UserError
 
@@ -122,4 +122,4 @@ def test_written_in_place_and_small_images_survive():
 
 def test_wrong_count_is_refused():
     with pytest.raises(UserError, match='RANDOM_ERASE_COUNT must be'):
-        load_config(build_default_config(), flags={'TRAIN.RANDOM_ERASE_COUNT': 0})
+        load_config(Options, flags={'TRAIN.RANDOM_ERASE_COUNT': 0})

@@ -10,10 +10,10 @@ import paddle
 import pytest
 from paddle import nn
 
-from common.config import list_keys
 from common.errors import UserError
+from common.option import list_options
 from common.tools.model_info import measure_config
-from T2T_ViT.config import get_config
+from T2T_ViT.config import Options, get_config
 from T2T_ViT.t2t_vit import (
     DropPath,
     T2TViT,
@@ -461,7 +461,7 @@ def test_default_config_is_t2t_vit_14():
     model = build_t2t_vit(config)
     assert count(model.parameters()) == MODELS['t2t_vit_14']['params_total']
     assert config.MODEL.LAYER_NORM_EPS == model.layer_norm_eps == 1e-5
-    assert {'MODEL.TOKEN_TYPE', 'MODEL.QK_SCALE', 'MODEL.ZERO_HEAD'} <= set(list_keys(config))
+    assert {'MODEL.TOKEN_TYPE', 'MODEL.QK_SCALE', 'MODEL.ZERO_HEAD'} <= set(list_options(Options))
 
 
 def test_config_reaches_the_model():

@@ -437,7 +437,7 @@ def test_images_of_another_size_are_refused():
     (['MODEL.GELU', 'exact'], 'MODEL.GELU: unknown value'),
     (['MODEL.CLASS_TOKEN', 'False'], 'Use MODEL.POOL avg'),
     (['MODEL.HYBRID', '[3,4,6,3]'], 'reduces images by 32'),
-    (['MODEL.HYBRID', '[3,0]'], 'lists numbers of units'),
+    (['MODEL.HYBRID', '[3,0]'], 'must be from 1 to 1000'),
     (['MODEL.DEPTH', '0'], 'MODEL.DEPTH must be above 0'),
     (['MODEL.REPRESENTATION_SIZE', 'wide'], 'MODEL.REPRESENTATION_SIZE must be an integer'),
     (['MODEL.POSITION_EMBEDDING', 'sincos2d', 'MODEL.EMBED_DIM', '90', 'MODEL.NUM_HEADS', '9'],

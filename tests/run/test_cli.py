@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from paddle.distributed.utils import launch_utils
 
-from common.cli import SWITCHES, VALUE_FLAGS, find_config, parse_command_line
+from common.cli import find_config, list_flags, parse_command_line
 from common.errors import UserError
 from common.machine.device import choose_device
 from common.run.launch import choose_processes
@@ -83,8 +83,9 @@ def test_help_explains_every_flag():
         parse('-h')
     assert stop.value.code == 0
     text = text.getvalue()
-    for flag, key, *_ in VALUE_FLAGS + SWITCHES:
-        assert re.search(rf'-{flag}\b[^[]*\[{re.escape(key)}\]', text), flag
+    for key, option in list_flags().items():
+        for flag in option.flags:
+            assert re.search(rf'-{flag}\b[^[]*\[{re.escape(key)}\]', text), flag
     for flag in ('-cfg', '-opts', 'examples:'):
         assert flag in text
     for config in re.findall(r'-cfg=(\S+)', text):

@@ -5,7 +5,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from common.config import build_default_config, load_config
+from common.config import Options, load_config
 
 
 def make_config(**options):
@@ -13,7 +13,7 @@ def make_config(**options):
     values = {
         'DATA.DATASET': 'imagefolder', 'DATA.IMAGE_SIZE': 32, 'MODEL.NUM_CLASSES': 1000,
         **{key.replace('__', '.'): value for key, value in options.items()}}
-    return load_config(build_default_config(), flags=values)
+    return load_config(Options, flags=values)
 
 
 def make_image(path, size=(40, 30), seed=0):

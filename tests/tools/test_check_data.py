@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from common.config import build_default_config, load_config
+from common.config import Options, load_config
 from common.data.datasets import build_dataset
 from common.tools.check_data import main
 from tests.support.data_folders import make_config, make_folders, make_image, make_lists
@@ -17,7 +17,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def get_config(path=None, flags=None, opts=None):
-    return load_config(build_default_config(), path, flags, opts)
+    return load_config(Options, path, flags, opts)
 
 
 def run(*arguments):

@@ -1,0 +1,263 @@
+"""One option: its default, what its values may be, its flag, and its line in the tables.
+
+Options stand in classes, one line each, and a class inside a class is a group:
+
+    class Options(common.config.Options):
+        class MODEL:
+            EMBED_DIM = Option(768, above=0, help='width of the tokens')
+
+A class that inherits adds to its base's groups; an option of the same name replaces the base's.
+"""
+
+import ast
+import copy
+import functools
+import math
+import re
+import reprlib
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
+
+from common.errors import suggest
+
+LARGEST_INTEGER = 2 ** 31 - 1       # what a C int holds: no count here is larger
+MAX_TEXT = 100_000                  # characters of a value on the command line
+
+TYPE_NAMES: dict[type, str] = {
+    int: 'an integer', float: 'a number', str: 'text', bool: 'true or false', list: 'a list',
+    type(None): 'nothing', dict: 'a group',
+}
+PLURALS: dict[type, str] = {int: 'integers', float: 'numbers', str: 'texts'}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option's default and the rules for its values.
+
+    kind: the type of its values where None is allowed too; otherwise the default's.
+    choices: the only values. also: values that are right whatever the other rules say.
+    at_least, above, at_most, below: bounds of a number, or of every number in a list.
+    count: length of a list. each: type of a list's items. is_range: [low, high].
+    pattern: regular expression that a text must match as a whole; the help says in words, up
+    to its first semicolon, what that is. Integers are taken as text.
+    flag: of the command line, with its other names, if any, after blanks.
+    needs: (key, value, ...), the option that must have one of these values for this one to be
+    read; without values, one that is neither 0, False, empty nor None.
+    help: what it is, with its unit and source.
+    """
+
+    default: Any
+    _: KW_ONLY
+    help: str
+    kind: type | None = None
+    choices: tuple = ()
+    also: tuple = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    count: int | None = None
+    each: type | None = None
+    is_range: bool = False
+    pattern: str = ''
+    flag: str = ''
+    needs: tuple = ()
+
+    def with_default(self, default: Any, **changes: Any) -> 'Option':
+        """Return the same option with another default, and other rules where they are given."""
+        return replace(self, default=default, **changes)
+
+    @property
+    def type(self) -> type:
+        """The type of the values."""
+        return self.kind or type(self.default)
+
+    @property
+    def flags(self) -> list[str]:
+        """The names of the flag, without dashes."""
+        return self.flag.split()
+
+    def convert(self, value: Any) -> Any:
+        """Return a value from yaml, Python or the command line in the option's type.
+
+        Raises ValueError saying what the value must be.
+        """
+        if value is None and self.kind is not None:
+            return None
+        wanted = self.type
+        if isinstance(value, str) and wanted is not str:
+            value = parse(value)            # yaml reads 1e-6 as text
+            if value is None and self.kind is not None:
+                return None
+        if wanted is list and isinstance(value, (list, tuple)):
+            value = [self._convert_item(item) for item in value]
+        if wanted is float and type(value) is int and value.bit_length() < 1024:
+            value = float(value)
+        if self.pattern and type(value) is int and value.bit_length() < 64:
+            value = str(value)
+        if type(value) is not wanted:
+            raise ValueError(f'must be {TYPE_NAMES[wanted]}, not {show(value)} '
+                             f'({TYPE_NAMES.get(type(value), type(value).__name__)})')
+        return value
+
+    def _convert_item(self, item: Any) -> Any:
+        if self.each is not float or not isinstance(item, str):
+            return item
+        number = parse(item)
+        return number if is_number(number) else item
+
+    def find_fault(self, value: Any) -> str:
+        """Return what the value, of the option's type, must be and is not; '' if it is right."""
+        if value is None or value in self.also:
+            return ''
+        if self.choices and value not in self.choices:
+            return f'unknown value {show(value)}.{suggest(value, self.choices)}'
+        if isinstance(value, str):
+            return self._find_fault_of_text(value)
+        if isinstance(value, list):
+            return self._find_fault_of_list(value)
+        return '' if isinstance(value, bool) else self._find_fault_of_number(value, show(value))
+
+    def _find_fault_of_text(self, value: str) -> str:
+        if '\0' in value:
+            return 'must not contain the character NUL'
+        if self.pattern and not re.fullmatch(self.pattern, value):
+            return f'must be {self.help.split(";")[0]}, not {show(value)}'
+        return ''
+
+    def _find_fault_of_list(self, values: list) -> str:
+        if self.count is not None and len(values) != self.count:
+            return f'needs {self.count} {PLURALS[self.each or float]}, not {show(values)}'
+        for item in values:
+            if self.each is str and not isinstance(item, str) or self.each is int and \
+                    type(item) is not int or self.each is float and not is_number(item):
+                plural = PLURALS[self.each]
+                number = f'{self.count} ' if self.count else ''
+                return f'needs {number}{plural}, not {show(values)}'
+            if self.each is str and '\0' in item:
+                return 'must not contain the character NUL'
+            fault = '' if self.each is str else self._find_fault_of_number(item, show(values))
+            if fault:
+                return fault
+        if self.is_range and values[0] > values[1]:
+            return f'the range {show(values)} ends before it begins'
+        return ''
+
+    def _find_fault_of_number(self, number: float, shown: str) -> str:
+        # Integers are compared as they are: a float cannot hold every one.
+        if isinstance(number, float) and not math.isfinite(number):
+            return f'must be a finite number, not {shown}'
+        if (self.at_least is not None and number < self.at_least
+                or self.above is not None and number <= self.above
+                or self.at_most is not None and number > self.at_most
+                or self.below is not None and number >= self.below):
+            return f'must be {self.describe_bounds()}, not {shown}'
+        if isinstance(number, int) and self.at_most is self.below is None \
+                and abs(number) > LARGEST_INTEGER:
+            return f'must be at most {LARGEST_INTEGER}, not {shown}'
+        return ''
+
+    def describe_bounds(self) -> str:
+        """Return the bounds in words, such as "from 0 to 1"; '' where there are none."""
+        if self.at_least is not None and self.at_most is not None:
+            return f'from {_number(self.at_least)} to {_number(self.at_most)}'
+        parts = []
+        if self.at_least is not None:
+            parts.append(f'{_number(self.at_least)} or more')
+        if self.above is not None:
+            parts.append(f'above {_number(self.above)}')
+        if self.at_most is not None:
+            parts.append(f'at most {_number(self.at_most)}')
+        if self.below is not None:
+            parts.append(f'below {_number(self.below)}')
+        return ' and '.join(parts)
+
+    def describe_values(self) -> str:
+        """Return what the values may be, in a few words, for a table."""
+        if self.choices:
+            return ', '.join(str(choice) for choice in self.choices)
+        words = TYPE_NAMES[self.type].removeprefix('an ').removeprefix('a ')
+        if self.type is list and self.each is not None:
+            words = f'{self.count} {PLURALS[self.each]}' if self.count else \
+                f'list of {PLURALS[self.each]}'
+        if self.describe_bounds():
+            words += f', {self.describe_bounds()}'
+        words += ''.join(f', or {_plain(value)}' for value in self.also)
+        return words + (', or none' if self.kind is not None else '')
+
+
+def parse(text: str) -> Any:
+    """Read a command-line value as Python would; anything else is text."""
+    lower = text.lower()
+    if lower in ('true', 'false'):
+        return lower == 'true'
+    if lower in ('none', 'null'):
+        return None
+    if len(text) > MAX_TEXT:
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an integer or a float, which true and false are not here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class _ShortRepr(reprlib.Repr):
+    """repr of a part of a value, whatever its size: yaml can make a few bytes into gigabytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+
+    def repr_int(self, value, level):
+        if value.bit_length() > 256:        # Python refuses to write the longest
+            return f'an integer of {int(value.bit_length() * math.log10(2)) + 1} digits'
+        return repr(value)
+
+
+_SHORT = _ShortRepr()
+
+
+def show(value: Any) -> str:
+    """Return a value for a message: its repr, cut short where it is long."""
+    return _SHORT.repr(value)
+
+
+def list_options(options: type) -> dict[str, Option]:
+    """Return {full key, such as "TRAIN.BASE_LR": Option} of a class of options, bases first."""
+    return dict(_list_options(options))         # a copy: the cached one must stay as it is
+
+
+@functools.lru_cache
+def _list_options(options: type) -> dict[str, Option]:
+    found: dict[str, Option] = {}
+    for owner in reversed(options.__mro__):
+        _collect(owner, '', found)
+    return found
+
+
+def _collect(owner: type, prefix: str, found: dict[str, Option]) -> None:
+    for name, value in vars(owner).items():
+        if isinstance(value, Option):
+            found[prefix + name] = value
+        elif isinstance(value, type) and not name.startswith('_'):
+            _collect(value, f'{prefix}{name}.', found)
+
+
+def copy_default(option: Option) -> Any:
+    """Return an option's default that may be changed."""
+    return copy.deepcopy(option.default)
+
+
+def _number(value: float) -> str:
+    # A power of two says more than its digits.
+    return f'2 ** {value.bit_length()} - 1' if isinstance(value, int) and \
+        value > LARGEST_INTEGER and value & (value + 1) == 0 else f'{value:g}'
+
+
+def _plain(value: Any) -> str:
+    return '""' if value == '' else str(value)
