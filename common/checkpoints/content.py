@@ -9,12 +9,11 @@ Random generators are not stored: seeds are derived from (seed, rank, update).
 """
 
 import numbers
-import os
 
 import numpy as np
 import paddle
 
-from common.checkpoints.file import MAGIC, CheckpointError, NamedArray, verify_checkpoint
+from common.checkpoints.file import NamedArray
 from common.checkpoints.optimizer_state import (
     MASTER_WEIGHT,
     assign_array,
@@ -25,6 +24,7 @@ from common.checkpoints.optimizer_state import (
 )
 from common.errors import UserError
 from common.weights import safe_pickle
+from common.weights.trailer import CheckpointError, has_trailer, verify_checkpoint
 
 FORMAT_VERSION = 1
 
@@ -112,13 +112,21 @@ def read_checkpoint(path):
     'ema_updates'; 'amp_grad_scaler' {} or a GradScaler's state. Nothing in the file is
     executed. Raises UserError for what cannot be read, is damaged, or is no checkpoint.
     """
-    is_ours = _has_trailer(path)
-    if is_ours:
-        try:
+    try:
+        is_ours = has_trailer(path)
+        if is_ours:
             verify_checkpoint(path)
-        except (CheckpointError, OSError) as error:
-            raise UserError(f'{path} cannot be resumed from: {describe(error)}.') from None
+    except (CheckpointError, OSError) as error:
+        raise UserError(f'{path} cannot be resumed from: {describe(error)}.') from None
     content = safe_pickle.load(path, keep_names=True)
+    return read_content(content, path, is_ours)
+
+
+def read_content(content, path, is_ours=True):
+    """Return what `read_checkpoint` does, from what the file holds. Raises UserError.
+
+    is_ours: whether the file has our trailer.
+    """
     if not isinstance(content, dict) or not isinstance(content.get('model'), dict) \
             or 'epoch' not in content:
         raise UserError(
@@ -266,16 +274,6 @@ def _without_names(entries):
 def _is_pair(value):
     return (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
             and isinstance(value[1], np.ndarray))
-
-
-def _has_trailer(path):
-    try:
-        with open(path, 'rb') as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 64))
-            return MAGIC in file.read()
-    except OSError as error:
-        raise UserError(f'Cannot read {path}: {error.strerror}.') from None
 
 
 def _copy_to_host(tensor, buffers, key):

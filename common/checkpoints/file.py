@@ -1,48 +1,34 @@
 """A checkpoint's bytes: written so that a kill or a full disk at any moment loses nothing.
 
-A file is a pickle that `paddle.load` reads, then a trailer that it ignores:
-
-    pickle | summary (JSON) | magic, pickle length, summary length, CRC-32 of all before it
-
-The CRC catches every truncation and every run of up to 32 damaged bits, and
-misses any other damage once in 4e9. The summary holds what choosing among
-files needs, so that listing a folder does not unpickle gigabytes.
-
-Bytes go to the disk and come back past the system's page cache where it allows
-that (O_DIRECT). Filling the cache with gigabytes that nobody reads costs more
-processor time than all the rest, and what is verified must be what the disk has.
+A file is a pickle that `paddle.load` reads, then the trailer of common.weights.trailer.
 """
 
-import errno
-import json
-import mmap
+import io
 import os
 import pickle
-import struct
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 
-from common.errors import RunError
-from common.kernels.bulk import are_equal, crc32
+from common.weights.safe_pickle import NAMED_FUNCTIONS, Checker, PickleError
+from common.weights.trailer import (
+    CheckpointError,
+    forget_cached,
+    pack_trailer,
+    verify_checkpoint,
+)
 
-MAGIC = b'\x00ViTckpt'
-FOOTER = struct.Struct('<8sQII')
-CRC = struct.Struct('<I')
-MAX_SUMMARY = 1 << 20
-CHUNK = 4 << 20                     # bytes written or read at once
+CHUNK = 1 << 20                     # bytes written or read at once
 TEMPORARY = '.writing'              # ending of a file that is not complete
 
 _EMPTY = np.zeros(0)
 
 
-class CheckpointError(RunError):
-    """A checkpoint could not be written, or is not what was written."""
-
-
 class NamedArray:
     """Pickles as `tuple((name, array))`, which is how paddle.save stores a tensor."""
 
-    def __init__(self, name, array):
+    def __init__(self, name: str, array: np.ndarray):
         self.name = name
         self.array = array
 
@@ -64,20 +50,25 @@ class _UncopiedArray:
             version, view.shape, view.dtype, False, pickle.PickleBuffer(view))
 
 
-def write_checkpoint(path, payload, summary):
+def write_checkpoint(path: str, payload, summary: dict,
+                     check: Callable[[object], None] | None = None) -> None:
     """Write `payload` (what pickle takes) and `summary` (what JSON takes) durably to path.
 
-    The bytes go to a temporary file in the same folder, are synced, read back
-    and compared with the payload, and only then renamed, so that `path` is at
-    every moment either what it was or complete. The payload must not change
-    meanwhile. Raises OSError, or CheckpointError where the disk returns other
-    bytes than were written; the temporary file is removed.
+    The bytes go to a temporary file in the same folder, are synced, read back from the disk by
+    the reader that will resume from them, and only renamed if their checksum is that of the
+    bytes that were in memory: `path` is at every moment either what it was or complete. The
+    payload must not change meanwhile. check: called with the content that was read back, its
+    arrays standing for shapes only; what it raises is a failure too. Raises OSError, or
+    CheckpointError where the disk returns other bytes than were written or the reader does not
+    understand them; the temporary file is removed.
     """
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f'.{name}{TEMPORARY}')
     try:
-        trailer = _write_file(temporary, payload, summary)
-        _read_back(temporary, payload, trailer)
+        size, crc, trailer = _write_file(temporary, payload, summary)
+        content = _read_back(temporary, size, crc, trailer)
+        if check is not None:
+            check(content)
         os.replace(temporary, path)
         sync_folder(folder)
     except BaseException:
@@ -85,7 +76,7 @@ def write_checkpoint(path, payload, summary):
         raise
 
 
-def link_checkpoint(source, path):
+def link_checkpoint(source: str, path: str) -> None:
     """Make `path` a second name of the file `source`, or a copy where links are unsupported.
 
     Replaces `path` in one step. Raises OSError.
@@ -104,33 +95,7 @@ def link_checkpoint(source, path):
         _remove_if_there(temporary)
 
 
-def verify_checkpoint(path):
-    """Return the summary of a complete, undamaged file.
-
-    Raises CheckpointError saying what is wrong, and OSError if it cannot be read.
-    """
-    with _open_uncached(path, os.O_RDONLY) as file:
-        summary, stored_crc, size = _read_trailer(path)
-        crc = 0
-        left = size - CRC.size
-        buffer = _Chunk()
-        while left:
-            count = min(left, file.read_into(buffer.memory))
-            if not count:
-                raise CheckpointError('shrank while it was read')
-            crc = crc32(buffer.bytes[:count], crc)
-            left -= count
-    if crc != stored_crc:
-        raise CheckpointError('its checksum does not match: the file is damaged')
-    return summary
-
-
-def read_summary(path):
-    """Return the summary of a file, reading the trailer alone. Raises as verify_checkpoint."""
-    return _read_trailer(path)[0]
-
-
-def remove_temporary_files(folder):
+def remove_temporary_files(folder: str) -> list[str]:
     """Remove what an interrupted write left in a folder. Returns the names removed."""
     names = [name for name in os.listdir(folder)
              if name.startswith('.') and name.endswith(TEMPORARY)]
@@ -139,7 +104,7 @@ def remove_temporary_files(folder):
     return names
 
 
-def sync_folder(folder):
+def sync_folder(folder: str) -> None:
     """Make the names in a folder durable; nothing on systems that cannot open folders."""
     if not hasattr(os, 'O_DIRECTORY'):
         return
@@ -150,190 +115,104 @@ def sync_folder(folder):
         os.close(descriptor)
 
 
-class _ChecksummedFile:
-    """The `write` that pickle needs, in whole chunks, and a checksum kept of what went by."""
+class _RawFile(io.RawIOBase):
+    """What BufferedWriter writes to: a descriptor that may take a part of the bytes only."""
+
+    def __init__(self, descriptor):
+        self.descriptor = descriptor
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        written = os.write(self.descriptor, data)
+        if written == 0:
+            raise CheckpointError('the disk takes no more bytes')
+        return written
+
+
+class _ChecksummedWriter:
+    """The `write` that pickle needs; keeps size and CRC-32 of what went by."""
 
     def __init__(self, file):
         self.file = file
         self.crc = 0
         self.size = 0
-        self.buffer = _Chunk()
-        self.filled = 0
 
     def write(self, data):
-        data = np.frombuffer(data, 'uint8')
+        data = memoryview(data).cast('B')
+        self.crc = zlib.crc32(data, self.crc)
         self.size += len(data)
-        while len(data):
-            part = data[:CHUNK - self.filled]
-            self.crc = crc32(part, self.crc)
-            self.buffer.bytes[self.filled:self.filled + len(part)] = part
-            self.filled += len(part)
-            data = data[len(part):]
-            if self.filled == CHUNK:
-                self.flush()
-
-    def flush(self):
-        self.file.write(memoryview(self.buffer.bytes[:self.filled]))
-        self.filled = 0
+        self.file.write(data)
 
 
-class _ComparedFile:
-    """A `write` that raises CheckpointError unless the file has these bytes there already."""
+class _ChecksummedReader:
+    """The `read` and `readline` that safe_pickle needs; keeps size and CRC-32 of what went by."""
 
     def __init__(self, file):
         self.file = file
-        self.buffer = _Chunk()
-        self.start = self.end = 0           # what of the buffer is still to be compared
+        self.crc = 0
+        self.size = 0
 
-    def write(self, data):
-        data = np.frombuffer(data, 'uint8')
-        while len(data):
-            if self.start == self.end:
-                self._fill()
-            part = data[:self.end - self.start]
-            stored = self.buffer.bytes[self.start:self.start + len(part)]
-            if not are_equal(part, stored):
-                raise CheckpointError('the disk returned other bytes than were written')
-            self.start += len(part)
-            data = data[len(part):]
+    def read(self, size):
+        return self._take_in(self.file.read(size))
 
-    def _fill(self):
-        self.start, self.end = 0, self.file.read_into(self.buffer.memory)
-        if not self.end:
-            raise CheckpointError('the disk returned fewer bytes than were written')
+    def readline(self, limit):
+        return self._take_in(self.file.readline(limit))
 
+    def skip_to(self, end):
+        """Read on, until so many bytes have gone by or there are no more."""
+        while self.size < end and self.read(min(CHUNK, end - self.size)):
+            continue
 
-class _Chunk:
-    """CHUNK bytes, aligned as the disk needs them.
-
-    NumPy copies them: it lets training run meanwhile, as a memoryview does not.
-    """
-
-    def __init__(self):
-        self.memory = mmap.mmap(-1, CHUNK)
-        self.bytes = np.frombuffer(self.memory, 'uint8')
-
-
-class _UncachedFile:
-    """A file read or written from front to back, past the page cache for as long as that works.
-
-    The system takes only whole, aligned blocks then: what is left over, or left by a write
-    that was cut short, goes the usual way.
-    """
-
-    def __init__(self, descriptor, is_direct):
-        self.descriptor = descriptor
-        self.is_direct = is_direct
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        os.close(self.descriptor)
-
-    def write(self, chunk):
-        while chunk:
-            if self.is_direct and len(chunk) % mmap.PAGESIZE:
-                self._leave_direct()
-            written = self._try(os.write, chunk)
-            if written == 0:
-                raise CheckpointError('the disk takes no more bytes')
-            chunk = chunk[written:]         # a nearly full disk takes a part
-            if chunk:
-                self._leave_direct()
-
-    def read_into(self, buffer):
-        """Fill the buffer from where the last call ended; return the number of bytes."""
-        return self._try(os.readv, [buffer]) if hasattr(os, 'readv') else \
-            self._read_and_copy(buffer)
-
-    def _read_and_copy(self, buffer):
-        data = os.read(self.descriptor, len(buffer))
-        buffer[:len(data)] = data
-        return len(data)
-
-    def _try(self, function, argument):
-        try:
-            return function(self.descriptor, argument)
-        except OSError as error:
-            if error.errno != errno.EINVAL or not self.is_direct:
-                raise
-        self._leave_direct()                # the file system promised more than it keeps
-        return function(self.descriptor, argument)
-
-    def _leave_direct(self):
-        if self.is_direct:
-            import fcntl
-            flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
-            fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-            self.is_direct = False
-
-
-def _open_uncached(path, flags):
-    flags |= getattr(os, 'O_BINARY', 0)
-    if hasattr(os, 'O_DIRECT'):
-        try:
-            return _UncachedFile(os.open(path, flags | os.O_DIRECT, 0o666), is_direct=True)
-        except OSError as error:
-            if error.errno != errno.EINVAL:         # not every file system can
-                raise
-    descriptor = os.open(path, flags, 0o666)
-    if hasattr(os, 'posix_fadvise'):                # then at least forget what it has cached
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    return _UncachedFile(descriptor, is_direct=False)
+    def _take_in(self, data):
+        self.crc = zlib.crc32(data, self.crc)
+        self.size += len(data)
+        return data
 
 
 def _write_file(path, payload, summary):
-    """Write a new file and sync it; return its trailer."""
-    with _open_uncached(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
-        checksummed = _ChecksummedFile(file)
-        _pickle(payload, checksummed)
-        text = json.dumps(summary).encode()
-        trailer = text + FOOTER.pack(MAGIC, checksummed.size, len(text), 0)[:-CRC.size]
-        checksummed.write(trailer)
-        stored_crc = CRC.pack(checksummed.crc)
-        checksummed.write(stored_crc)
-        checksummed.flush()
-        os.fsync(file.descriptor)
-    return trailer + stored_crc
-
-
-def _read_back(path, payload, trailer):
-    """Raise CheckpointError unless the file starts with these bytes."""
-    with _open_uncached(path, os.O_RDONLY) as file:
-        compared = _ComparedFile(file)
-        _pickle(payload, compared)
-        compared.write(trailer)
-
-
-def _pickle(payload, file):
-    pickler = pickle.Pickler(file, protocol=5)      # writes arrays without a copy of each
-    pickler.fast = True         # its memo would keep every object for as long as it works
-    pickler.dump(payload)
-
-
-def _read_trailer(path):
-    """Return (summary, CRC, file size). Raises CheckpointError if there is no whole trailer."""
-    with open(path, 'rb', buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size < FOOTER.size:
-            raise CheckpointError(f'cut short: it has {size} bytes')
-        file.seek(size - FOOTER.size)
-        magic, pickle_size, text_size, crc = FOOTER.unpack(file.read(FOOTER.size))
-        if magic != MAGIC:
-            raise CheckpointError(
-                'has no checksum at its end: cut short, or not written by this code')
-        if text_size > MAX_SUMMARY or pickle_size + text_size + FOOTER.size != size:
-            raise CheckpointError('its length is not the one recorded in it')
-        file.seek(pickle_size)
-        text = file.read(text_size)
+    """Write a new file and sync it; return (size of the pickle, its CRC-32, the trailer)."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, 'O_BINARY', 0)
+    descriptor = os.open(path, flags, 0o666)
     try:
-        summary = json.loads(text)
-    except ValueError:
-        summary = None
-    if not isinstance(summary, dict):
-        raise CheckpointError('its summary is damaged')
-    return summary, crc, size
+        buffered = io.BufferedWriter(_RawFile(descriptor), CHUNK)
+        checksummed = _ChecksummedWriter(buffered)
+        pickler = pickle.Pickler(checksummed, protocol=5)   # writes arrays without a copy of each
+        pickler.fast = True         # its memo would keep every object for as long as it works
+        pickler.dump(payload)
+        trailer = pack_trailer(summary, checksummed.size, checksummed.crc)
+        buffered.write(trailer)
+        buffered.flush()
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return checksummed.size, checksummed.crc, trailer
+
+
+def _read_back(path, size, crc, trailer):
+    """Return the content of a file, without its arrays' numbers, as our own reader sees it.
+
+    Raises CheckpointError unless every byte is as it was written.
+    """
+    content = problem = None
+    with open(os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0)), 'rb', CHUNK) as file:
+        forget_cached(file.fileno())
+        checksummed = _ChecksummedReader(file)
+        try:
+            content = Checker(checksummed, size, NAMED_FUNCTIONS).read()
+        except PickleError as error:
+            problem = error
+        checksummed.skip_to(size)
+        stored_trailer = file.read()
+        forget_cached(file.fileno())        # these gigabytes are not read again soon
+    if checksummed.size + len(stored_trailer) < size + len(trailer):
+        raise CheckpointError('the disk returned fewer bytes than were written')
+    if (checksummed.crc, stored_trailer) != (crc, trailer):
+        raise CheckpointError('the disk returned other bytes than were written')
+    if problem is not None:
+        raise CheckpointError(f'it could not be read again: {problem}')
+    return content
 
 
 def _copy_file(source, path):

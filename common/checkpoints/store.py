@@ -10,16 +10,14 @@ import os
 import threading
 import time
 
-from common.checkpoints.content import capture, describe
+from common.checkpoints.content import capture, describe, read_content
 from common.checkpoints.file import (
-    CheckpointError,
     link_checkpoint,
-    read_summary,
     remove_temporary_files,
-    verify_checkpoint,
     write_checkpoint,
 )
 from common.errors import UserError
+from common.weights.trailer import CheckpointError, read_summary, verify_checkpoint
 
 BEST = 'best.pdparams'
 LAST = 'last.pdparams'
@@ -107,7 +105,8 @@ class CheckpointStore:
     def _write(self, path, payload, summary):
         _yield_to_training()
         try:
-            write_checkpoint(path, payload, summary)
+            write_checkpoint(path, payload, summary,
+                             lambda content: read_content(content, path))
         except Exception as error:
             good = f'The last good one is {self.last_good}.' if self.last_good else \
                 'There is no earlier one.'

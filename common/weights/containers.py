@@ -11,6 +11,7 @@ import numpy as np
 from common.errors import UserError
 from common.weights import mindspore_file, safe_pickle, safetensors_file, torch_file
 from common.weights.safe_pickle import PickleError, check_shape
+from common.weights.trailer import CheckpointError, has_trailer, verify_checkpoint
 
 # What Hugging Face's save_pretrained names its files, the preferred one first.
 FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')
@@ -39,16 +40,23 @@ def open_container(path):
     try:
         with open(path, 'rb') as file:
             kind, read = _recognize(file)
+            is_ours = kind == 'paddle' and has_trailer(path)
+            if is_ours:
+                verify_checkpoint(path)
             file.seek(0)
             tree, metadata = read(file)
     except OSError as error:
         raise UserError(f'Cannot read {path}: {error.strerror or error}.') from None
     except PickleError as error:
         raise UserError(f'{path}: {error}') from None
+    except CheckpointError as error:
+        raise UserError(f'{path}: {error}.') from None
     except MemoryError:
         raise UserError(f'{path}: too large for the memory of this machine.') from None
     if not isinstance(tree, dict):
         raise UserError(f'{path}: holds no dictionary of tensors, but a {type(tree).__name__}.')
+    if 'format_version' in tree and not is_ours:
+        raise UserError(f'{path}: its end, with the checksum, is missing.')
     return Container(path, kind, tree, _read_config(os.path.dirname(path)), metadata)
 
 

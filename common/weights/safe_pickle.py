@@ -38,9 +38,7 @@ def load(path, keep_names=False):
     Raises UserError naming the path and the reason.
     """
     path = os.fspath(path)
-    functions = PADDLE_FUNCTIONS
-    if keep_names:
-        functions = {**functions, ('builtins', 'tuple'): _pair, ('__builtin__', 'tuple'): _pair}
+    functions = NAMED_FUNCTIONS if keep_names else PADDLE_FUNCTIONS
     try:
         with open(path, 'rb') as file:
             tree = Reader(file, os.fstat(file.fileno()).st_size, functions).read()
@@ -129,7 +127,9 @@ class Reader:
         return items
 
     def push_text(self, form, encoding):
-        self.push(self._take(self._number(form)).decode(encoding))
+        # Python pickles file names that are not UTF-8, as it holds them, by "surrogatepass".
+        errors = 'surrogatepass' if encoding == 'utf-8' else 'strict'
+        self.push(self._take(self._number(form)).decode(encoding, errors))
 
     def push_tuple(self, count):
         items = tuple(self.stack[-count:])
@@ -182,6 +182,21 @@ class Reader:
         if self.load_persistent is None:
             raise PickleError('refers to data outside the file.')
         self.push(self.load_persistent(self.stack.pop()))
+
+
+class Checker(Reader):
+    """Reads as Reader does, but drops the numbers of arrays: memory for one at a time will do.
+
+    In their place stand arrays of the same shape and type that take no memory.
+    """
+
+    def build(self):
+        if type(self.stack[-2]) is not np.ndarray:
+            super().build()
+            return
+        _, shape, dtype, _, data = self.stack.pop()
+        check_shape(shape, dtype, len(data))
+        self.stack[-1] = np.broadcast_to(np.zeros((), dtype), shape)
 
 
 class Function:
@@ -328,6 +343,7 @@ PADDLE_FUNCTIONS = {
     **_in_modules(_BUILTINS, 'tuple', _tensor),
     **_in_modules(_BUILTINS, 'eval', _dense_tensor),
 }
+NAMED_FUNCTIONS = {**PADDLE_FUNCTIONS, **_in_modules(_BUILTINS, 'tuple', _pair)}
 
 
 def _pop_names(reader):

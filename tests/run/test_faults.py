@@ -1,6 +1,6 @@
 """A failing disk, vanishing data, hung ranks, a lost launcher: bounded, said, and nothing lost.
 
-Faults at every call of a save are in test_checkpoint.py, and for whole runs in
+Faults at every call of a save are in tests/checkpoints/test_files.py, and for whole runs in
 tests/slow/test_disk_faults.py; ranks that fail are in test_distributed.py.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from common.checkpoints.file import verify_checkpoint
+from common.weights.trailer import verify_checkpoint
 from tests.support.data_folders import make_folders, make_image
 from tests.support.digits_job import Job, assert_same_result, kill
 

@@ -14,7 +14,7 @@ import paddle
 import pytest
 
 from common.checkpoints.content import read_checkpoint
-from common.checkpoints.file import read_summary
+from common.weights.trailer import read_summary
 from tests.support.data_folders import make_folders
 from tests.support.digits_job import Job, assert_same_result, kill, read_metrics
 

@@ -4,7 +4,7 @@ import random
 import signal
 import time
 
-from common.checkpoints.file import verify_checkpoint
+from common.weights.trailer import verify_checkpoint
 from tests.support.digits_job import kill
 
 CALLS_A_SAVE = 20           # of the system, about, in one save of digits_job
