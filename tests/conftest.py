@@ -9,7 +9,7 @@ from common.machine.environment import tune_cpu
 tune_cpu()
 
 from common.data import pixels  # noqa: E402
-from common.kernels import bulk, compiled, row_kernels  # noqa: E402
+from common.kernels import compiled, row_kernels  # noqa: E402
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def way(request, monkeypatch):
 
 
 def forget_kernels():
-    for module in (bulk, row_kernels, pixels):
+    for module in (row_kernels, pixels):
         module.load_kernels.cache_clear()
 
 

@@ -9,11 +9,11 @@ import mmap
 import os
 import struct
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from common.kernels.bulk import crc32
 from common.machine.environment import count_cores
 from common.weights.safe_pickle import NUMPY_FUNCTIONS, Inert, PickleError, Reader
 
@@ -137,7 +137,7 @@ def _map_member(content, info):
 
 def _check_sum(member):
     info, data = member
-    if crc32(data) != info.CRC:
+    if zlib.crc32(data) != info.CRC:
         raise PickleError(f'damaged: the checksum of {info.filename} does not fit.')
 
 
