@@ -12,7 +12,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 if os.path.dirname(FOLDER) not in sys.path:
     sys.path.insert(0, os.path.dirname(FOLDER))
 
-from T2T_ViT.config import get_config
+from T2T_ViT.config import Options, get_config
 
 # isort: split
 from common.project import Project
@@ -44,6 +44,7 @@ PROJECT = Project(
     get_dataset=get_dataset,
     build_model=build_t2t_vit,
     example_configs=('t2t_vit_digits', 't2t_vit_14'),
+    options=Options,
     own_format=PADDLEVIT,
     formats=(OFFICIAL,),
     targets={'t2t': OFFICIAL},

@@ -12,7 +12,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 if os.path.dirname(FOLDER) not in sys.path:
     sys.path.insert(0, os.path.dirname(FOLDER))
 
-from ViT.config import get_config
+from ViT.config import Options, get_config
 
 # isort: split
 from common.project import Project
@@ -46,6 +46,7 @@ PROJECT = Project(
     get_dataset=get_dataset,
     build_model=build_vit,
     example_configs=('vit_digits', 'vit_base_patch16_224'),
+    options=Options,
     own_format=paddlevit.FORMAT,
     formats=FORMATS,
     targets={'timm': timm.FORMAT},

@@ -53,7 +53,8 @@ def parse_command_line(project, argv, script):
     if unexpected:
         raise UserError(f'Unexpected argument {unexpected[0]!r}: values follow a flag, as in '
                         '-cfg FILE.')
-    flags = {key: getattr(known, option.flags[0]) for key, option in list_flags().items()
+    flags = {key: getattr(known, option.flags[0])
+             for key, option in list_flags(project.options).items()
              if getattr(known, option.flags[0]) not in (None, False)}
     if known.eval and known.batch_size and not known.batch_size_eval:
         flags['DATA.BATCH_SIZE_EVAL'] = known.batch_size    # as in PaddleViT
@@ -76,16 +77,16 @@ def _build_parser(project, script):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES.format(script=script, digits_config=digits_config, model=model))
     parser.add_flag('cfg', metavar='FILE', help='yaml file of the model and its recipe')
-    for key, option in list_flags().items():
+    for key, option in list_flags(project.options).items():
         add_option_flag(parser, key, option)
     parser.add_flag('opts', nargs='*', action='extend', default=[], metavar='KEY VALUE',
                     help='any options of config.py, for example TRAIN.BASE_LR 3e-4')
     return parser
 
 
-def list_flags() -> dict[str, Option]:
-    """Return {key: Option} of the shared options that have a flag."""
-    return {key: option for key, option in list_options(Options).items() if option.flag}
+def list_flags(options: type[Options] = Options) -> dict[str, Option]:
+    """Return {key: Option} of the options that have a flag."""
+    return {key: option for key, option in list_options(options).items() if option.flag}
 
 
 def add_option_flag(parser: FlagParser, key: str, option: Option) -> None:

@@ -19,7 +19,12 @@ from common.yaml_text import parse_yaml, read_yaml
 
 MAX_FILES = 100         # that one config may stand on
 FILTERS = ('bicubic', 'bilinear', 'lanczos', 'nearest')
-MOMENTS = ('TRAIN.OPTIMIZER.NAME', 'AdamW', 'Adam', 'Lamb')     # optimizers that keep moments
+# Conditions of several options (Option.needs).
+MOMENTS = ('TRAIN.OPTIMIZER.NAME=AdamW,Adam,Lamb',)
+DECAYS = 'TRAIN.LR_SCHEDULER.NAME=cosine,linear,polynomial'
+WARMUP = 'TRAIN.WARMUP_EPOCHS|TRAIN.WARMUP_STEPS'
+CUTMIX = 'TRAIN.CUTMIX_ALPHA|TRAIN.CUTMIX_MINMAX'
+IN_MEMORY = '!DATA.DATASET=digits,cifar10,cifar100'
 
 
 class Options:
@@ -50,7 +55,8 @@ class Options:
                              help='processes that load images; 0: none')
         USE_SHARED_MEMORY = Option(True, needs=('DATA.NUM_WORKERS',),
                                    help='False where /dev/shm is small (containers, notebooks)')
-        SKIP_CORRUPT = Option(False, help='count unreadable training images and go on')
+        SKIP_CORRUPT = Option(False, needs=(IN_MEMORY,),
+                              help='count unreadable training images and go on')
         VAL_FRACTION = Option(0.0, at_least=0, at_most=1,
                               help='share split off for validation where there is no val/')
         LABELS = Option(None, kind=str, help='file with one class name a line')
@@ -90,19 +96,21 @@ class Options:
     class TRAIN:
         LAST_EPOCH = Option(0, at_least=0, flag='last_epoch',
                             help='epochs already done, for the learning-rate schedule')
-        NUM_EPOCHS = Option(300, above=0, help='length of the run without cooldown')
+        NUM_EPOCHS = Option(300, above=0, needs=('!TRAIN.NUM_STEPS',),
+                            help='length of the run without cooldown')
         NUM_STEPS = Option(None, kind=int, above=0,
                            help='optimizer updates; overrides NUM_EPOCHS')
-        WARMUP_EPOCHS = Option(0, at_least=0, help='epochs of linear warmup')
+        WARMUP_EPOCHS = Option(0, at_least=0, needs=('TRAIN.WARMUP_STEPS=None',),
+                               help='epochs of linear warmup')
         WARMUP_STEPS = Option(None, kind=int, at_least=0,
                               help='updates; overrides WARMUP_EPOCHS')
         COOLDOWN_EPOCHS = Option(0, at_least=0, help='further epochs at END_LR')
         BASE_LR = Option(1e-3, at_least=0, help='peak learning rate, for updates of '
                          'LINEAR_SCALED_LR images where that is set')
-        WARMUP_START_LR = Option(0.0, at_least=0, help='learning rate of the first update, '
-                                 'where there is a warmup')
+        WARMUP_START_LR = Option(0.0, at_least=0, needs=(WARMUP,),
+                                 help='learning rate of the first update of the warmup')
         END_LR = Option(0.0, at_least=0, help='learning rate at the end',
-                        needs=('TRAIN.LR_SCHEDULER.NAME', 'cosine', 'linear', 'polynomial'))
+                        needs=(DECAYS,))
         LINEAR_SCALED_LR = Option(None, kind=int, above=0,
                                   help='batch size BASE_LR belongs to; none: no scaling')
         RECIPE_BATCH = Option(None, kind=int, above=0,
@@ -131,14 +139,13 @@ class Options:
             NAME = Option('cosine', help='shape of the decay after the warmup',
                           choices=('cosine', 'linear', 'step', 'polynomial', 'constant'))
             MILESTONES = Option([30, 60, 90], each=float, at_least=0, help='step: epochs',
-                                needs=('TRAIN.LR_SCHEDULER.NAME', 'step'))
+                                needs=('TRAIN.LR_SCHEDULER.NAME=step',))
             DECAY_RATE = Option(0.1, at_least=0, at_most=1, help='step: factor at each milestone',
-                                needs=('TRAIN.LR_SCHEDULER.NAME', 'step'))
+                                needs=('TRAIN.LR_SCHEDULER.NAME=step',))
             POWER = Option(1.0, at_least=0, at_most=1000, help='polynomial: exponent',
-                           needs=('TRAIN.LR_SCHEDULER.NAME', 'polynomial'))
+                           needs=('TRAIN.LR_SCHEDULER.NAME=polynomial',))
             FROM_START = Option(False, help='count the decay from update 0 (timm), not from '
-                                'warmup', needs=('TRAIN.LR_SCHEDULER.NAME', 'cosine', 'linear',
-                                                 'polynomial'))
+                                'warmup', needs=(DECAYS, WARMUP))
 
         class OPTIMIZER:
             NAME = Option('AdamW', choices=('AdamW', 'Adam', 'SGD', 'Momentum', 'Lamb', 'Lars'),
@@ -148,17 +155,17 @@ class Options:
             BETAS = Option([0.9, 0.999], count=2, each=float, at_least=0, below=1, needs=MOMENTS,
                            help='decay of the first and the second moment')
             MOMENTUM = Option(0.9, at_least=0, below=1, help='of the gradients',
-                              needs=('TRAIN.OPTIMIZER.NAME', 'SGD', 'Momentum'))
-            NESTEROV = Option(False, needs=('TRAIN.OPTIMIZER.NAME', 'SGD', 'Momentum'),
+                              needs=('TRAIN.OPTIMIZER.NAME=SGD,Momentum',))
+            NESTEROV = Option(False, needs=('TRAIN.OPTIMIZER.NAME=SGD,Momentum',),
                               help="Nesterov's momentum")
 
         CROP = Option('random_resized', choices=('random_resized', 'resize'),
                       help='a random part of the image, or the whole image')
         CROP_SCALE = Option([0.08, 1.0], count=2, each=float, at_least=1e-3, at_most=1,
-                            is_range=True, needs=('TRAIN.CROP', 'random_resized'),
+                            is_range=True, needs=('TRAIN.CROP=random_resized',),
                             help='share of the area')
         CROP_RATIO = Option([0.75, 4 / 3], count=2, each=float, at_least=1e-2, at_most=100,
-                            is_range=True, needs=('TRAIN.CROP', 'random_resized'),
+                            is_range=True, needs=('TRAIN.CROP=random_resized',),
                             help='width / height')
         INTERPOLATION = Option('bicubic', choices=('bicubic', 'bilinear', 'random'),
                                help='filter of the crop and of AUTO_AUGMENT')
@@ -168,7 +175,7 @@ class Options:
         AFFINE_SCALE = Option([1.0, 1.0], count=2, each=float, at_least=1e-2, at_most=100,
                               is_range=True, help='factor of the size')
         AFFINE_SHEAR = Option(0.0, at_least=0, below=90, help='+- degrees')
-        COLOR_JITTER = Option(0.0, at_least=0, at_most=100, needs=('TRAIN.AUTO_AUGMENT', ''),
+        COLOR_JITTER = Option(0.0, at_least=0, at_most=100, needs=('!TRAIN.AUTO_AUGMENT',),
                               help='only where AUTO_AUGMENT is off, as in timm')
         AUTO_AUGMENT = Option('', help='"rand-m9-mstd0.5-inc1", "original", "v0"; "": off')
         RANDOM_ERASE_PROB = Option(0.0, at_least=0, at_most=1, help='of an image')
@@ -181,14 +188,18 @@ class Options:
         RANDOM_ERASE_SPLIT = Option(False, needs=('TRAIN.RANDOM_ERASE_PROB',),
                                     help='leave the first half of each batch alone')
         MIXUP_ALPHA = Option(0.0, at_least=0, at_most=1000, help='0: no mixup')
-        CUTMIX_ALPHA = Option(0.0, at_least=0, at_most=1000, help='0: no CutMix')
+        CUTMIX_ALPHA = Option(0.0, at_least=0, at_most=1000, needs=('!TRAIN.CUTMIX_MINMAX',),
+                              help='0: no CutMix')
         CUTMIX_MINMAX = Option(None, kind=list, count=2, each=float, at_least=0, at_most=1,
                                is_range=True, help='[smallest, largest] side of the box, as '
                                'shares; replaces CUTMIX_ALPHA')
-        MIXUP_PROB = Option(1.0, at_least=0, at_most=1, help='of mixing at all')
+        MIXUP_PROB = Option(1.0, at_least=0, at_most=1, needs=(f'TRAIN.MIXUP_ALPHA|{CUTMIX}',),
+                            help='of mixing at all')
         MIXUP_SWITCH_PROB = Option(0.5, at_least=0, at_most=1,
+                                   needs=('TRAIN.MIXUP_ALPHA', CUTMIX),
                                    help='probability of CutMix where both are on')
         MIXUP_MODE = Option('batch', choices=('batch', 'pair', 'elem'),
+                            needs=(f'TRAIN.MIXUP_ALPHA|{CUTMIX}',),
                             help='what shares one draw: the batch, a pair, or nothing')
 
     SAVE = Option('./output', flag='output', help='folder in which run folders are made')
@@ -286,17 +297,29 @@ def check_memory(weights: int) -> None:
 
 
 def list_unused(config: CfgNode, options: type[Options]) -> list[str]:
-    """Return a line for each option that is not at its default and that this run does not read."""
+    """Return a line for each option that is not at its default and that this run does not read.
+
+    An evaluation reads nothing of TRAIN, and says nothing of it: its yaml file is the recipe.
+    """
     lines = []
     for key, option in list_options(options).items():
-        if not option.needs or get_value(config, key) == option.default:
+        value = get_value(config, key)
+        if value == option.default or config.EVAL and key.startswith('TRAIN.'):
             continue
-        other, *wanted = option.needs
-        found = get_value(config, other)
-        if (found in wanted) if wanted else found:
-            continue
-        lines.append(f'{key} {show(get_value(config, key))}: {other} is {show(found)}')
+        reasons = [need for need in option.needs if not _holds(config, need)]
+        if reasons:
+            others = [f'{other} is {show(get_value(config, other))}'
+                      for other in reasons[0].lstrip('!').split('=')[0].split('|')]
+            lines.append(f'{key} {show(value)} ({" and ".join(others)})')
     return lines
+
+
+def _holds(config, need):
+    """Return whether a condition of Option.needs is met."""
+    keys, has_values, wanted = need.lstrip('!').partition('=')
+    found = [get_value(config, key) for key in keys.split('|')]
+    holds = str(found[0]) in wanted.split(',') if has_values else any(found)
+    return holds != need.startswith('!')
 
 
 def get_value(config: CfgNode, key: str) -> Any:

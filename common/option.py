@@ -41,8 +41,9 @@ class Option:
     pattern: regular expression that a text must match as a whole; the help says in words, up
     to its first semicolon, what that is. Integers are taken as text.
     flag: of the command line, with its other names, if any, after blanks.
-    needs: (key, value, ...), the option that must have one of these values for this one to be
-    read; without values, one that is neither 0, False, empty nor None.
+    needs: what must hold for the option to be read, as conditions on others, all of them:
+    "KEY" is neither 0, False, empty nor None; "KEY|KEY" one of them is; "KEY=a,b" has one of the
+    values; "!..." the contrary.
     help: what it is, with its unit and source.
     """
 
@@ -61,7 +62,7 @@ class Option:
     is_range: bool = False
     pattern: str = ''
     flag: str = ''
-    needs: tuple = ()
+    needs: tuple[str, ...] = ()
 
     def with_default(self, default: Any, **changes: Any) -> 'Option':
         """Return the same option with another default, and other rules where they are given."""

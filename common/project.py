@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from common.config import Options
+
 if TYPE_CHECKING:
     import paddle
     from yacs.config import CfgNode
@@ -81,7 +83,8 @@ class Project:
 
     name: for messages. folder: the model directory. get_config: (path, flags, opts) -> config.
     get_dataset: (config, is_train) -> data set. build_model: (config) -> Model.
-    example_configs: for -h, (a config that needs no data, the usual one).
+    example_configs: for -h, (a config that needs no data, the usual one). options: the class of
+    the options that get_config reads, for flags, tables and what a run says of unused ones.
 
     own_format: the Format of files with the model's own names that record no numerics (from
     another project, say); None: nothing is known of them. formats: of other people's files, in
@@ -104,6 +107,7 @@ class Project:
     get_dataset: Callable[[CfgNode, bool], Any]
     build_model: Callable[[CfgNode], Model]
     example_configs: tuple[str, str]
+    options: type[Options] = Options
 
     own_format: Format | None = None
     formats: tuple[Format, ...] = ()

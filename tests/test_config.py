@@ -42,10 +42,12 @@ def test_every_default_satisfies_its_own_rules_and_has_a_help(options, load):
         assert option.find_fault(option.default) == '', key
         assert option.convert(option.default) == option.default, key
         assert option.help and option.help[0] != ' ' and '  ' not in option.help, key
-        if option.needs:
-            other, *values = option.needs
-            needed = list_options(options)[other]
-            assert not set(values) - set(needed.choices or values), key
+        for need in option.needs:
+            others, _, values = need.lstrip('!').partition('=')
+            for other in others.split('|'):
+                known = list_options(options)[other]
+                assert not values or set(values.split(',')) <= {*known.choices, 'None'} or \
+                    other == 'DATA.DATASET', (key, need)
     config = load()
     assert shared.list_unused(config, options) == []
     assert config.is_frozen()
@@ -264,11 +266,15 @@ def test_a_dump_loads_again_and_a_record_reads_no_file(options, load, tmp_path):
 def test_options_that_the_run_does_not_read_are_listed():
     lines = shared.list_unused(get_config(opts=[
         'TRAIN.OPTIMIZER.MOMENTUM', '0.8', 'TRAIN.RANDOM_ERASE_COUNT', '2', 'TRAIN.END_LR', '1e-5',
-        'TRAIN.COLOR_JITTER', '0.4', 'TRAIN.AUTO_AUGMENT', 'v0']), ViTOptions)
+        'TRAIN.COLOR_JITTER', '0.4', 'TRAIN.AUTO_AUGMENT', 'v0', 'TRAIN.WARMUP_STEPS', '0',
+        'TRAIN.WARMUP_EPOCHS', '3', 'TRAIN.MIXUP_ALPHA', '0.8', 'TRAIN.MIXUP_MODE', 'elem',
+        'TRAIN.MIXUP_SWITCH_PROB', '0.1']), ViTOptions)
     assert lines == [
-        "TRAIN.OPTIMIZER.MOMENTUM 0.8: TRAIN.OPTIMIZER.NAME is 'AdamW'",
-        "TRAIN.COLOR_JITTER 0.4: TRAIN.AUTO_AUGMENT is 'v0'",
-        'TRAIN.RANDOM_ERASE_COUNT 2: TRAIN.RANDOM_ERASE_PROB is 0.0']
+        'TRAIN.WARMUP_EPOCHS 3 (TRAIN.WARMUP_STEPS is 0)',
+        "TRAIN.OPTIMIZER.MOMENTUM 0.8 (TRAIN.OPTIMIZER.NAME is 'AdamW')",
+        "TRAIN.COLOR_JITTER 0.4 (TRAIN.AUTO_AUGMENT is 'v0')",
+        'TRAIN.RANDOM_ERASE_COUNT 2 (TRAIN.RANDOM_ERASE_PROB is 0.0)',
+        'TRAIN.MIXUP_SWITCH_PROB 0.1 (TRAIN.CUTMIX_ALPHA is 0.0 and TRAIN.CUTMIX_MINMAX is None)']
 
 
 def test_readme_and_options_agree_on_the_names():

@@ -6,6 +6,7 @@ number of workers and processes. A new data set is a function and a line in
 DATASETS.
 """
 
+import logging
 import os
 import zlib
 
@@ -24,6 +25,8 @@ from common.data.lists import (
 )
 from common.data.pixels import to_array
 from common.errors import UserError, suggest
+
+logger = logging.getLogger(__name__)
 
 LIST_NAMES = {True: 'train_list.txt', False: 'val_list.txt'}    # by is_train
 DIGITS_VAL_FRACTION = 0.25
@@ -52,6 +55,9 @@ def open_dataset(config, is_train):
     if name not in DATASETS:
         raise UserError(f'Unknown data set {name!r}.{suggest(name, DATASETS)}')
     dataset = DATASETS[name](config, is_train)
+    if config.DATA.VAL_FRACTION and not dataset.is_split and not is_train:
+        logger.info('Not used: DATA.VAL_FRACTION %g (the data has validation images of its own)',
+                    config.DATA.VAL_FRACTION)
     if config.DATA.LABELS:
         dataset.class_names = _read_class_names(config.DATA.LABELS, dataset.num_classes)
     _check_classes(dataset, config)
@@ -61,7 +67,8 @@ def open_dataset(config, is_train):
 class Dataset:
     """Samples made from images by a transform.
 
-    labels: int [N]. class_names: list of str, or None where the source has none.
+    labels: int [N]. class_names: list of str, or None where the source has none. is_split:
+    whether VAL_FRACTION divides its images into training and validation.
     num_classes: number of classes that labels can name.
     """
 
@@ -72,6 +79,7 @@ class Dataset:
         self.skip_corrupt = is_train and config.DATA.SKIP_CORRUPT
         self.labels = labels
         self.class_names = class_names
+        self.is_split = False
         self.transform = None
 
     def __len__(self):
@@ -212,19 +220,27 @@ def build_folders(config, is_train):
         raise UserError(
             f'{root} has no val folder. Add one, or split a share off the images for '
             f'validation: -opts DATA.VAL_FRACTION 0.1')
-    return FileDataset(config, is_train, table, class_names)
+    dataset = FileDataset(config, is_train, table, class_names)
+    dataset.is_split = True
+    return dataset
 
 
 def build_digits(config, is_train):
     """The embedded digits; a quarter is for validation unless VAL_FRACTION says otherwise."""
+    if config.DATA.DATA_PATH:
+        raise UserError(f'-data_path={config.DATA.DATA_PATH} is given, and DATA.DATASET digits is '
+                        'the set that comes with the code. Name another, such as '
+                        '-dataset=imagefolder.')
     images, labels = load_digits_rgb()
     table = PathTable('')
     for index, label in enumerate(labels):
         table.append(b'%d' % index, label)
     table = split_table(table, config.DATA.VAL_FRACTION or DIGITS_VAL_FRACTION, is_train)
     chosen = np.array([int(table.relative_path(index)) for index in range(len(table))])
-    return ArrayDataset(
+    dataset = ArrayDataset(
         config, is_train, images[chosen], labels[chosen], [str(digit) for digit in range(10)])
+    dataset.is_split = True
+    return dataset
 
 
 def build_cifar(config, is_train):

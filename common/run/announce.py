@@ -6,7 +6,7 @@ import platform
 import numpy as np
 import paddle
 
-from common.config import dump_config, read_dump
+from common.config import dump_config, list_unused, read_dump
 from common.machine.device import describe_device
 from common.machine.distributed import get_world_size
 from common.machine.environment import describe_cpu
@@ -23,6 +23,8 @@ def log_start(project, config, device, folder):
     logger.info('Python %s, Paddle %s, NumPy %s; %d process%s, seed %d',
                 platform.python_version(), paddle.__version__, np.__version__, get_world_size(),
                 'es' if get_world_size() > 1 else '', config.SEED)
+    for line in list_unused(config, project.options):
+        logger.info('Not used: %s', line)
 
 
 def log_changes(saved_config, config):

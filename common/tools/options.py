@@ -3,11 +3,11 @@
     python -m common.tools.options          # from the repository's root: write it anew
 """
 
-import importlib
 import os
 
 from common.config import Options
 from common.option import Option, list_options
+from common.project import list_projects
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAGE = os.path.join(ROOT, 'docs', 'options.md')
@@ -20,20 +20,14 @@ that the run does not read is named in its log.
 """
 
 
-def find_models() -> list[str]:
-    """Return the names of the model directories: those with a config.py beside common/."""
-    return sorted(name for name in os.listdir(ROOT) if name not in ('common', 'tests')
-                  and os.path.exists(os.path.join(ROOT, name, 'config.py')))
-
-
 def format_page() -> str:
     """Return the text of docs/options.md."""
     shared = list_options(Options)
     parts = [HEAD, '## Shared by all models\n', format_table(shared)]
-    for name in find_models():
-        own = list_options(importlib.import_module(f'{name}.config').Options)
+    for project in list_projects():
+        own = list_options(project.options)
         changed = {key: option for key, option in own.items() if shared.get(key) != option}
-        parts += [f'## {name}\n', "The model's own, and those with another default.\n",
+        parts += [f'## {project.name}\n', "The model's own, and those with another default.\n",
                   format_table(changed)]
     return '\n'.join(parts)
 

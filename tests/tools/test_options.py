@@ -10,9 +10,9 @@ def test_the_page_equals_what_is_generated():
         assert file.read() == options.format_page(), 'run python -m common.tools.options'
 
 
-def test_every_option_and_model_stands_on_the_page():
+def test_every_option_stands_on_the_page():
     page = options.format_page()
-    assert options.find_models() == ['T2T_ViT', 'ViT']
+    assert page.count('\n## ') == 3
     for key in list_options(Options):
         assert f'| `{key}` |' in page, key
 
