@@ -19,7 +19,8 @@ def build_precision(config, device: str) -> 'Precision':
     if enabled:
         check_half_precision(config.AMP_DTYPE, device)
     if config.AMP and not enabled:
-        logger.info('AMP: off, since Paddle computes in float32 on a CPU')
+        logger.info('AMP: off (%s and %s are not used), since Paddle computes in float32 on a CPU',
+                    config.AMP_LEVEL, config.AMP_DTYPE)
     elif enabled:
         logger.info('AMP: %s, %s', config.AMP_LEVEL, config.AMP_DTYPE)
     # Gradients kept in float32 would not fit the half-precision buffers in which

@@ -63,6 +63,24 @@ def test_precedence_defaults_yaml_flags_opts():
     assert parse('-opts', 'DATA.BATCH_SIZE', '6', yaml, '-batch_size=5').DATA.BATCH_SIZE == 6
 
 
+def test_opts_given_twice_apply_both():
+    """A launch script appends its own to the user's."""
+    config = parse('-cfg=configs/vit_digits.yaml', '-opts', 'TRAIN.BASE_LR', '1e-5',
+                   'TRAIN.NUM_EPOCHS', '1', '-seed=3', '-opts', 'SEED', '7', 'TRAIN.NUM_STEPS', '2')
+    assert (config.TRAIN.BASE_LR, config.TRAIN.NUM_EPOCHS) == (1e-5, 1)
+    assert (config.SEED, config.TRAIN.NUM_STEPS) == (7, 2)
+    assert parse('-opts', 'SEED', '1', '-opts', 'SEED', '2').SEED == 2      # of two, the last
+    assert parse('-opts', 'SEED', '1').TRAIN.BASE_LR == 1e-3                # nothing is left over
+
+
+def test_the_first_of_two_groups_in_yaml_is_not_lost(tmp_path):
+    path = tmp_path / 'mine.yaml'
+    groups = 'TRAIN:\n  BASE_LR: 1e-5\nMODEL:\n  NAME: mine\nTRAIN:\n  NUM_STEPS: 2\n'
+    path.write_text(f'BASE: [{VIT}/configs/vit_digits.yaml]\n{groups}')
+    with pytest.raises(UserError, match='line 6: TRAIN is given twice, first in line 2'):
+        parse(f'-cfg={path}')
+
+
 def test_batch_size_is_that_of_the_evaluation_too():
     assert parse('-eval', '-batch_size=5').DATA.BATCH_SIZE_EVAL == 5
     assert parse('-eval', '-batch_size=5', '-batch_size_eval=7').DATA.BATCH_SIZE_EVAL == 7
