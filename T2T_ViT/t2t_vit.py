@@ -7,14 +7,17 @@ in the comments: B images, N tokens, D = embed_dim, C = token_dim.
 Parameter names and shapes are PaddleViT's. The arithmetic is that of the
 official PyTorch code (https://github.com/yitu-opensource/T2T-ViT) down to
 LayerNorm's epsilon, 1e-5, so that its weights give its logits.
+
+A layer that names functions in `kernels` calls them as `self.NAME(...)`, and may be
+given others that compute the same (see common/kernels); these are the plain ones.
 """
 
 import math
 
 import numpy as np
 import paddle
-import paddle.nn as nn
-import paddle.nn.functional as F
+from paddle import nn
+from paddle.nn import functional as F
 
 # Kernel, stride and padding of the three soft splits (paper, Sec. 3.1). Together
 # they make one token of 16 x 16 pixels, so both image sides must divide by 16.
@@ -24,66 +27,122 @@ TOKEN_STRIDE = 16
 TOKEN_TYPES = ('performer', 'transformer')
 
 
-class DropPath(nn.Layer):
-    """Stochastic depth: in training, drop a residual branch for whole images.
+def gelu(x, form):
+    """GELU: "erf", the exact one, or "tanh", its approximation (Hendrycks and Gimpel, 2016)."""
+    return F.gelu(x, approximate=form == 'tanh')
 
-    rate: probability, 0 <= rate < 1. The branches that stay are divided by
-    1 - rate, so the expected value is that of evaluation.
+
+def layer_norm(x, weight, bias, epsilon):
+    """Normalise over the last axis (Ba et al., 2016)."""
+    return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+
+def gelu_linear(hidden, form, linear, dropout):
+    """The second half of an MLP: GELU, dropout, linear layer."""
+    return linear(dropout(gelu(hidden, form)))
+
+
+def project_heads(tokens, projection, num_heads):
+    """Tokens [B, N, D] to queries, keys and values, [B, H, N, d] each.
+
+    projection: the linear layer D -> 3 H d; its outputs are q, k, v side by side.
+    """
+    num_tokens = tokens.shape[1]
+    qkv = projection(tokens)
+    qkv = qkv.reshape([-1, num_tokens, 3, num_heads, qkv.shape[2] // num_heads // 3])
+    return qkv.transpose([2, 0, 3, 1, 4]).unbind(0)
+
+
+def attention(q, k, v, scale, dropout):
+    """softmax(scale q k^T) v, heads merged: [B, H, N, d] each -> [B, N, H d]."""
+    scores = paddle.matmul(q * scale, k, transpose_y=True)
+    probabilities = dropout(F.softmax(scores, axis=-1))
+    heads = paddle.matmul(probabilities, v).transpose([0, 2, 1, 3])
+    return heads.reshape([-1, q.shape[2], q.shape[1] * q.shape[3]])
+
+
+class Linear(nn.Linear):
+    """[..., in] -> [..., out]."""
+
+    kernels = ('linear',)
+    linear = staticmethod(F.linear)
+
+    def forward(self, x):
+        return self.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Over the channels of each token."""
+
+    kernels = ('layer_norm',)
+    layer_norm = staticmethod(layer_norm)
+
+    def forward(self, tokens):
+        return self.layer_norm(tokens, self.weight, self.bias, self._epsilon)
+
+
+class DropPath(nn.Layer):
+    """Stochastic depth: drop a residual branch, sample by sample (Huang et al., 2016).
+
+    In training a sample's branch becomes 0 with probability `rate`, and is
+    divided by 1 - rate otherwise, which keeps its expectation.
     """
 
-    def __init__(self, rate=0.0):
+    def __init__(self, rate):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x):
-        if not self.training or self.rate == 0.0:
-            return x
-        kept = paddle.rand([x.shape[0]] + [1] * (x.ndim - 1)) >= self.rate
-        return x * (kept.astype(x.dtype) / (1.0 - self.rate))
-
-
-class Mlp(nn.Layer):
-    """Two linear layers with GELU between: [B, N, D] -> [B, N, D]."""
-
-    def __init__(self, dim, hidden_dim, dropout=0.0):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x):
-        x = self.dropout(self.act(self.fc1(x)))
-        return self.dropout(self.fc2(x))
+    def forward(self, branch):                                          # [B, ...]
+        if self.rate == 0 or not self.training:
+            return branch
+        kept = paddle.rand([branch.shape[0]] + [1] * (branch.ndim - 1)) >= self.rate
+        return branch * (kept.astype(branch.dtype) / (1.0 - self.rate))
 
 
 class Attention(nn.Layer):
     """Multi-head self-attention: [B, N, D] -> [B, N, D].
 
     qk_scale: factor of the scores; None: (D / num_heads) ** -0.5. The attention
-    probabilities [B, heads, N, N] are the input of `attn_dropout`, where a
-    forward hook can read them.
+    probabilities [B, H, N, N] are the input of `attn_dropout`, where a forward hook can
+    read them.
     """
 
-    def __init__(self, dim, num_heads, qkv_bias=False, qk_scale=None,
+    kernels = ('project_heads', 'attention')
+    project_heads = staticmethod(project_heads)
+    attention = staticmethod(attention)
+
+    def __init__(self, embed_dim, num_heads, qkv_bias=False, qk_scale=None,
                  dropout=0.0, attention_dropout=0.0):
         super().__init__()
         self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.scale = self.head_dim ** -0.5 if qk_scale is None else qk_scale
-        self.qkv = nn.Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
+        self.scale = (embed_dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
+        self.qkv = Linear(embed_dim, 3 * embed_dim, bias_attr=None if qkv_bias else False)
         self.attn_dropout = nn.Dropout(attention_dropout)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(embed_dim, embed_dim)
         self.proj_dropout = nn.Dropout(dropout)
 
-    def forward(self, x):
-        tokens = x.shape[1]
-        qkv = self.qkv(x).reshape([-1, tokens, 3, self.num_heads, self.head_dim])
-        q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)              # [B, heads, N, head_dim]
-        probabilities = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)
-        x = paddle.matmul(self.attn_dropout(probabilities), v)
-        x = x.transpose([0, 2, 1, 3]).reshape([-1, tokens, self.num_heads * self.head_dim])
-        return self.proj_dropout(self.proj(x))
+    def forward(self, tokens):
+        q, k, v = self.project_heads(tokens, self.qkv, self.num_heads)  # [B, H, N, d] each
+        heads = self.attention(q, k, v, self.scale, self.attn_dropout)
+        return self.proj_dropout(self.proj(heads))
+
+
+class Mlp(nn.Layer):
+    """Two linear layers with a GELU between them; dropout after each."""
+
+    kernels = ('gelu_linear',)
+    gelu_linear = staticmethod(gelu_linear)
+
+    def __init__(self, embed_dim, hidden_dim, dropout=0.0):
+        super().__init__()
+        self.fc1 = Linear(embed_dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.gelu = 'erf'                   # see T2TViT.set_numerics
+
+    def forward(self, tokens):
+        hidden = self.fc1(tokens)
+        return self.dropout(self.gelu_linear(hidden, self.gelu, self.fc2, self.dropout))
 
 
 class TokenAttention(nn.Layer):
@@ -96,8 +155,8 @@ class TokenAttention(nn.Layer):
     def __init__(self, in_dim, dim):
         super().__init__()
         self.scale = in_dim ** -0.5
-        self.qkv = nn.Linear(in_dim, 3 * dim, bias_attr=False)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(in_dim, 3 * dim, bias_attr=False)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x):
         q, k, v = self.qkv(x).chunk(3, axis=-1)
@@ -111,9 +170,9 @@ class TokenTransformer(nn.Layer):
     def __init__(self, in_dim, dim):
         super().__init__()
         self.dim = dim
-        self.norm1 = nn.LayerNorm(in_dim)
+        self.norm1 = LayerNorm(in_dim)
         self.attn = TokenAttention(in_dim, dim)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, dim)
 
     def forward(self, x):
@@ -134,6 +193,9 @@ class TokenPerformer(nn.Layer):
     dropout are those of the official models/token_performer.py.
     """
 
+    kernels = ('gelu_linear',)
+    gelu_linear = staticmethod(gelu_linear)
+
     def __init__(self, in_dim, dim, dropout=0.1):
         super().__init__()
         self.dim = dim
@@ -143,18 +205,22 @@ class TokenPerformer(nn.Layer):
             [self.num_features, dim],
             attr=paddle.ParamAttr(trainable=False),
             default_initializer=nn.initializer.Orthogonal(gain=math.sqrt(self.num_features)))
-        self.norm1 = nn.LayerNorm(in_dim)
-        self.kqv = nn.Linear(in_dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.norm1 = LayerNorm(in_dim)
+        self.kqv = Linear(in_dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(dropout))
+        self.norm2 = LayerNorm(dim)
+        # Named as the official nn.Sequential names them; GELU and dropout have no parameters.
+        self.mlp = nn.LayerDict({'0': Linear(dim, dim), '2': Linear(dim, dim)})
+        self.no_dropout = nn.Dropout(0.0)
+        self.gelu = 'erf'                   # see T2TViT.set_numerics
 
     def forward(self, x):
         k, q, v = self.kqv(self.norm1(x)).chunk(3, axis=-1)             # [B, N, C], in this order
         x = v + self.dropout(self.proj(self.attend(q, k, v)))
-        return x + self.mlp(self.norm2(x))
+        hidden = self.mlp['0'](self.norm2(x))
+        hidden = self.gelu_linear(hidden, self.gelu, self.mlp['2'], self.no_dropout)
+        return x + self.dropout(hidden)
 
     def attend(self, q, k, v):
         """Return the attention output [B, N, C] in v's type, computed in float32.
@@ -199,7 +265,7 @@ class T2TModule(nn.Layer):
         first, second, third = (kernel * kernel for kernel, _, _ in SOFT_SPLITS)
         self.attn1 = token_module(in_channels * first, token_dim)
         self.attn2 = token_module(token_dim * second, token_dim)
-        self.proj = nn.Linear(token_dim * third, embed_dim)
+        self.proj = Linear(token_dim * third, embed_dim)
         height, width = image_size
         self.grids = [(height // stride, width // stride) for stride in (4, 8, TOKEN_STRIDE)]
 
@@ -214,19 +280,19 @@ class T2TModule(nn.Layer):
 
 
 class Block(nn.Layer):
-    """Pre-norm transformer block: [B, N, D] -> [B, N, D]."""
+    """One transformer block: normalise, transform, add; twice. [B, N, D] -> [B, N, D]."""
 
-    def __init__(self, dim, attention, mlp, droppath):
+    def __init__(self, embed_dim, attention, mlp, droppath):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(embed_dim)
         self.attn = attention
         self.drop_path = DropPath(droppath)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(embed_dim)
         self.mlp = mlp
 
-    def forward(self, x):
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, tokens):
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
 class T2TViT(nn.Layer):
@@ -249,7 +315,8 @@ class T2TViT(nn.Layer):
     Raises ValueError for sizes that do not fit and unknown names.
     """
 
-    num_prefix_tokens = 1                   # tokens before those of the image: the class token
+    num_prefix_tokens = 1                   # before those of the image: the class token
+    num_prefix_positions = 1                # of them, with a row in the position table
 
     def __init__(self,
                  image_size=224,
@@ -283,7 +350,7 @@ class T2TViT(nn.Layer):
         self.patch_embed = T2TModule(
             self.image_size, in_channels, token_type, embed_dim, token_dim)
         self.grid_size = self.patch_embed.grids[-1]                     # (rows, columns)
-        num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        num_tokens = self.num_prefix_positions + self.grid_size[0] * self.grid_size[1]
         self.cls_token = self.create_parameter([1, 1, embed_dim])
         self.pos_embed = self.create_parameter(
             [1, num_tokens, embed_dim],
@@ -296,11 +363,11 @@ class T2TViT(nn.Layer):
                   Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout),
                   droppath * i / max(depth - 1, 1))
             for i in range(depth)])
-        self.norm = nn.LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.norm = LayerNorm(embed_dim)
+        self.head = Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
 
         keep_in_float32(self)
-        init_weights(self, zero_head)
+        initialize_weights(self, zero_head)
         self.set_numerics(gelu, layer_norm_eps)
 
     def forward(self, images):
@@ -331,15 +398,14 @@ class T2TViT(nn.Layer):
     def set_numerics(self, gelu=None, layer_norm_eps=None):
         """Set the form of GELU ("erf" or "tanh") and LayerNorm's epsilon; None keeps one."""
         if gelu is not None:
-            if gelu not in ('erf', 'tanh'):
-                raise ValueError(f'gelu must be "erf" or "tanh", not {gelu!r}.')
+            check_choice('gelu', gelu, ('erf', 'tanh'))
             self.gelu = gelu
         if layer_norm_eps is not None:
             self.layer_norm_eps = layer_norm_eps
         for layer in self.sublayers():
-            if isinstance(layer, nn.GELU):
-                layer._approximate = self.gelu == 'tanh'
-            elif isinstance(layer, nn.LayerNorm):
+            if isinstance(layer, (Mlp, TokenPerformer)):
+                layer.gelu = self.gelu
+            elif isinstance(layer, LayerNorm):
                 layer._epsilon = self.layer_norm_eps
 
     def no_weight_decay(self):
@@ -364,12 +430,17 @@ def check_sizes(image_size, token_type, embed_dim, num_heads, token_dim):
     if min(height, width) < TOKEN_STRIDE or height % TOKEN_STRIDE or width % TOKEN_STRIDE:
         raise ValueError(
             f'image_size {height}x{width}: both sides must be multiples of {TOKEN_STRIDE}.')
-    if token_type not in TOKEN_TYPES:
-        raise ValueError(f'token_type must be one of {", ".join(TOKEN_TYPES)}, not {token_type!r}.')
+    check_choice('token_type', token_type, TOKEN_TYPES)
     if embed_dim % num_heads:
         raise ValueError(f'embed_dim {embed_dim} must be a multiple of num_heads {num_heads}.')
     if token_dim < 2:
         raise ValueError(f'token_dim must be 2 or more, not {token_dim}.')
+
+
+def check_choice(name, value, choices):
+    """Raise ValueError if value is not among choices."""
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(choices)}, not {value!r}')
 
 
 def soft_split(x, kernel, stride, padding):
@@ -402,7 +473,7 @@ def keep_in_float32(layer):
     layer._cast_to_low_precison = False     # Paddle 2
 
 
-def init_weights(model, zero_head=False):
+def initialize_weights(model, zero_head=False):
     """Initialise as the official models/t2t_vit.py: linear weights and class token from
     a normal of std 0.02, biases 0, LayerNorm 1 and 0.
 
@@ -427,7 +498,7 @@ def recompute_in_backward(layer, tokens):
     Without re-entrance, because the other form fails under DataParallel.
     """
     from paddle.distributed.fleet.utils import recompute
-    if paddle.__version__ >= '3' or paddle.get_device() != 'cpu':
+    if int(paddle.__version__.split('.')[0]) >= 3 or paddle.get_device() != 'cpu':
         return recompute(layer, tokens, use_reentrant=False)
 
     # Paddle 2 does not bring back the CPU's random state, so that dropout would differ.

@@ -2,9 +2,12 @@
 
 Figure 1 of the paper, from bottom to top: PatchEmbedding, the class token and
 the position embedding, Encoder (EncoderLayer = Attention + Mlp, each behind a
-LayerNorm and in front of a residual sum), classifier. ResNetStem is the
-paper's hybrid. Parameter names and shapes are those of PaddleViT, so that its
-weights load; nothing here needs more than Paddle and NumPy.
+LayerNorm and in front of a residual sum), classifier. The paper's hybrid,
+ResNetStem, is at the end. Parameter names and shapes are those of PaddleViT, so
+that its weights load; nothing here needs more than Paddle and NumPy.
+
+A layer that names functions in `kernels` calls them as `self.NAME(...)`, and may be
+given others that compute the same (see common/kernels); these are the plain ones.
 
 Shapes in comments: B images, N patches, P prefix tokens (1 with a class
 token, else 0), D embed_dim, H heads, C classes.
@@ -18,6 +21,60 @@ from paddle import nn
 from paddle.nn import functional as F
 
 PRE_LOGITS_ACTIVATIONS = {'tanh': nn.Tanh, 'relu': nn.ReLU}
+
+
+def gelu(x, form):
+    """GELU: "erf", the exact one, or "tanh", its approximation (Hendrycks and Gimpel, 2016)."""
+    return F.gelu(x, approximate=form == 'tanh')
+
+
+def layer_norm(x, weight, bias, epsilon):
+    """Normalise over the last axis (Ba et al., 2016)."""
+    return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+
+def gelu_linear(hidden, form, linear, dropout):
+    """The second half of an MLP: GELU, dropout, linear layer."""
+    return linear(dropout(gelu(hidden, form)))
+
+
+def project_heads(tokens, projection, num_heads):
+    """Tokens [B, N, D] to queries, keys and values, [B, H, N, d] each.
+
+    projection: the linear layer D -> 3 H d; its outputs are q, k, v side by side.
+    """
+    num_tokens = tokens.shape[1]
+    qkv = projection(tokens)
+    qkv = qkv.reshape([-1, num_tokens, 3, num_heads, qkv.shape[2] // num_heads // 3])
+    return qkv.transpose([2, 0, 3, 1, 4]).unbind(0)
+
+
+def attention(q, k, v, scale, dropout):
+    """softmax(scale q k^T) v, heads merged: [B, H, N, d] each -> [B, N, H d]."""
+    scores = paddle.matmul(q * scale, k, transpose_y=True)
+    probabilities = dropout(F.softmax(scores, axis=-1))
+    heads = paddle.matmul(probabilities, v).transpose([0, 2, 1, 3])
+    return heads.reshape([-1, q.shape[2], q.shape[1] * q.shape[3]])
+
+
+class Linear(nn.Linear):
+    """[..., in] -> [..., out]."""
+
+    kernels = ('linear',)
+    linear = staticmethod(F.linear)
+
+    def forward(self, x):
+        return self.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Over the channels of each token."""
+
+    kernels = ('layer_norm',)
+    layer_norm = staticmethod(layer_norm)
+
+    def forward(self, tokens):
+        return self.layer_norm(tokens, self.weight, self.bias, self._epsilon)
 
 
 class DropPath(nn.Layer):
@@ -38,6 +95,397 @@ class DropPath(nn.Layer):
         shape = [branch.shape[0]] + [1] * (branch.ndim - 1)
         kept = (paddle.rand(shape) < keep).astype(branch.dtype)
         return branch * (kept / keep)
+
+
+class PatchEmbedding(nn.Layer):
+    """Cut an image, or a stem's features, into patches and project each (paper, Eq. 1)."""
+
+    def __init__(self, in_channels, embed_dim, patch_size):
+        super().__init__()
+        self.patch_embedding = nn.Conv2D(in_channels, embed_dim, patch_size, stride=patch_size)
+
+    def forward(self, images):                                  # [B, 3, height, width]
+        patches = self.patch_embedding(images)                  # [B, D, rows, cols]
+        return patches.flatten(2).transpose([0, 2, 1])          # [B, N, D], row after row
+
+
+class Attention(nn.Layer):
+    """Multi-head self-attention (paper, Appendix A): [B, P + N, D] -> [B, P + N, D].
+
+    The attention probabilities [B, H, P + N, P + N] are the input of
+    `attn_dropout`, where a forward hook can read them.
+    """
+
+    kernels = ('project_heads', 'attention')
+    project_heads = staticmethod(project_heads)
+    attention = staticmethod(attention)
+
+    def __init__(self, embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = head_size ** -0.5
+        self.qkv = Linear(embed_dim, 3 * num_heads * head_size,
+                          bias_attr=None if qkv_bias else False)
+        self.out = Linear(num_heads * head_size, embed_dim)
+        self.attn_dropout = nn.Dropout(attention_dropout)
+        self.proj_dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens):
+        q, k, v = self.project_heads(tokens, self.qkv, self.num_heads)
+        heads = self.attention(q, k, v, self.scale, self.attn_dropout)
+        return self.proj_dropout(self.out(heads))
+
+
+class Mlp(nn.Layer):
+    """Two linear layers with a GELU between them; dropout after each."""
+
+    kernels = ('gelu_linear',)
+    gelu_linear = staticmethod(gelu_linear)
+
+    def __init__(self, embed_dim, hidden_dim, dropout, gelu):
+        super().__init__()
+        self.fc1 = Linear(embed_dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.gelu = gelu
+
+    def forward(self, tokens):
+        hidden = self.fc1(tokens)
+        return self.dropout(self.gelu_linear(hidden, self.gelu, self.fc2, self.dropout))
+
+
+class EncoderLayer(nn.Layer):
+    """One transformer block (paper, Eq. 2 and 3): normalise, transform, add."""
+
+    def __init__(self, embed_dim, attention, mlp, droppath):
+        super().__init__()
+        self.attn_norm = LayerNorm(embed_dim)
+        self.attn = attention
+        self.mlp_norm = LayerNorm(embed_dim)
+        self.mlp = mlp
+        self.drop_path = DropPath(droppath)
+
+    def forward(self, tokens):
+        tokens = tokens + self.drop_path(self.attn(self.attn_norm(tokens)))
+        return tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
+
+
+class Encoder(nn.Layer):
+    """The blocks and a last LayerNorm."""
+
+    def __init__(self, layers, embed_dim, recompute):
+        super().__init__()
+        self.layers = nn.LayerList(layers)
+        self.encoder_norm = LayerNorm(embed_dim)
+        self.recompute = recompute
+
+    def forward(self, tokens):
+        for layer in self.layers:
+            # A recomputed function whose inputs need no gradient yields none for its parameters
+            # either, so the first trained block above frozen ones runs plainly.
+            if self.recompute and self.training and not tokens.stop_gradient:
+                tokens = recompute_in_backward(layer, tokens)
+            else:
+                tokens = layer(tokens)
+        return self.encoder_norm(tokens)
+
+
+def recompute_in_backward(layer, tokens):
+    """Run a layer without keeping its activations; backward computes them again.
+
+    Without re-entrance, because the other form fails under DataParallel.
+    """
+    from paddle.distributed.fleet.utils import recompute
+    if int(paddle.__version__.split('.')[0]) >= 3 or paddle.get_device() != 'cpu':
+        return recompute(layer, tokens, use_reentrant=False)
+
+    # Paddle 2 does not bring back the CPU's random state, so that dropout would differ.
+    state_before = paddle.get_rng_state()
+    calls = []
+
+    def run_layer(tokens):
+        calls.append(1)
+        state = paddle.get_rng_state()
+        paddle.set_rng_state(state_before)
+        output = layer(tokens)
+        if len(calls) > 1:
+            paddle.set_rng_state(state)
+        return output
+
+    return recompute(run_layer, tokens, use_reentrant=False, preserve_rng_state=False)
+
+
+class VisionTransformer(nn.Layer):
+    """Image classifier: [B, in_channels, height, width] float -> logits [B, num_classes].
+
+    image_size: pixels, int or (height, width); a multiple of patch_size.
+    patch_size: pixels between two tokens (through the stem, in a hybrid).
+    attn_head_size: width of a head; None: embed_dim // num_heads.
+    mlp_ratio: hidden width of the MLP over embed_dim.
+    dropout: after the position embedding, the attention's projection and both
+        layers of the MLP. attention_dropout: on the attention probabilities.
+    droppath: stochastic depth, rate of the last block; it grows linearly from 0.
+    representation_size: width of a hidden layer before the classifier (paper,
+        Sec. 3.1: used in pre-training); None: none.
+    gelu: "erf" (exact) or "tanh" (approximation).
+    pool: "token" (class token) or "avg" (mean of the patch tokens after the last norm).
+    class_token: False leaves it out, and needs pool="avg".
+    position_embedding: "learned", or "sincos2d", a fixed table.
+    zero_head: start the classifier at zero (paper, Appendix B.1.1).
+    recompute: save memory in training by computing each block twice.
+    resnet_layers: units a stage of a hybrid's ResNet, (3, 4, 9) for R50; (): none.
+    resnet_width: channels of that ResNet's root.
+    Raises ValueError if the sizes do not fit together.
+    """
+
+    def __init__(self,
+                 image_size=224,
+                 patch_size=16,
+                 in_channels=3,
+                 num_classes=1000,
+                 embed_dim=768,
+                 depth=12,
+                 num_heads=12,
+                 attn_head_size=None,
+                 mlp_ratio=4,
+                 qkv_bias=True,
+                 dropout=0.,
+                 attention_dropout=0.,
+                 droppath=0.,
+                 representation_size=None,
+                 gelu='erf',
+                 layer_norm_eps=1e-6,
+                 pre_logits_activation='tanh',
+                 pool='token',
+                 class_token=True,
+                 position_embedding='learned',
+                 zero_head=False,
+                 recompute=False,
+                 resnet_layers=(),
+                 resnet_width=64):
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        check_choice('pool', pool, ('token', 'avg'))
+        check_choice('position_embedding', position_embedding, ('learned', 'sincos2d'))
+        if not class_token and pool == 'token':
+            raise ValueError('pool="token" needs class_token=True; without a class token use '
+                             'pool="avg"')
+        if attn_head_size is None and embed_dim % num_heads:
+            raise ValueError(f'embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; '
+                             'set attn_head_size, or change one of them')
+        check_patches((height, width), patch_size, resnet_layers)
+        self.input_shape = [in_channels, height, width]
+        self.grid_size = (height // patch_size, width // patch_size)
+        self.num_prefix_tokens = int(class_token)       # before the patches
+        self.num_prefix_positions = int(class_token)    # of them, with a row in the table
+        self.pool = pool
+
+        self.resnet = None
+        if resnet_layers:
+            self.resnet = ResNetStem(in_channels, resnet_layers, resnet_width)
+            in_channels = self.resnet.out_channels
+            patch_size //= self.resnet.stride
+        self.patch_embedding = PatchEmbedding(in_channels, embed_dim, patch_size)
+
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        if class_token:
+            self.cls_token = self.create_parameter([1, 1, embed_dim])
+        if position_embedding == 'learned':
+            self.position_embedding = self.create_parameter(
+                [1, self.num_prefix_positions + num_patches, embed_dim])
+        else:
+            table = build_sincos_table(self.grid_size, embed_dim, self.num_prefix_positions)
+            self.register_buffer('position_embedding', paddle.to_tensor(table))
+        self.pos_dropout = nn.Dropout(dropout)
+
+        head_size = attn_head_size or embed_dim // num_heads
+        layers = [EncoderLayer(
+            embed_dim,
+            Attention(embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout),
+            Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout, gelu),
+            droppath=rate) for rate in np.linspace(0, droppath, depth).tolist()]
+        self.encoder = Encoder(layers, embed_dim, recompute)
+
+        self.pre_logits = None
+        if representation_size:
+            self.pre_logits = nn.Sequential(Linear(embed_dim, representation_size), nn.Tanh())
+        self.classifier = Linear(representation_size or embed_dim, num_classes)
+
+        self.set_numerics(gelu, layer_norm_eps, pre_logits_activation)
+        initialize_weights(self, zero_head)
+
+    @property
+    def blocks(self):
+        """The encoder's blocks, from the input to the output."""
+        return self.encoder.layers
+
+    def forward_features(self, images):
+        """Return the tokens after the last norm, class token first: [B, P + N, D]."""
+        if list(images.shape[1:]) != self.input_shape:
+            raise ValueError(f'the model takes images [B, {str(self.input_shape)[1:]}, '
+                             f'not {list(images.shape)}')
+        if self.resnet is not None:
+            images = self.resnet(images)
+        tokens = self.patch_embedding(images)                               # [B, N, D]
+        if self.num_prefix_tokens:
+            class_tokens = self.cls_token.expand([tokens.shape[0], -1, -1])
+            tokens = paddle.concat([class_tokens, tokens], axis=1)          # [B, 1 + N, D]
+        return self.encoder(self.pos_dropout(tokens + self.position_embedding))
+
+    def forward(self, images):
+        tokens = self.forward_features(images)
+        if self.pool == 'token':
+            features = tokens[:, 0]                                         # [B, D]
+        else:
+            features = tokens[:, self.num_prefix_tokens:].mean(axis=1)
+        if self.pre_logits is not None:
+            features = self.pre_logits(features)
+        return self.classifier(features)                                    # [B, C]
+
+    def get_numerics(self):
+        """Return what differs between the sources of checkpoints, as set_numerics takes it."""
+        numerics = {'gelu': self.blocks[0].mlp.gelu,
+                    'layer_norm_eps': self.encoder.encoder_norm._epsilon}
+        if self.pre_logits is not None:
+            activation = type(self.pre_logits[1])
+            numerics['pre_logits_activation'] = next(
+                name for name, kind in PRE_LOGITS_ACTIVATIONS.items() if kind is activation)
+        return numerics
+
+    def set_numerics(self, gelu=None, layer_norm_eps=None, pre_logits_activation=None):
+        """Change what differs between the sources of checkpoints; None leaves a setting alone."""
+        if gelu is not None:
+            check_choice('gelu', gelu, ('erf', 'tanh'))
+            for block in self.blocks:
+                block.mlp.gelu = gelu
+        if layer_norm_eps is not None:
+            for layer in self.sublayers():
+                if isinstance(layer, nn.LayerNorm):
+                    layer._epsilon = layer_norm_eps
+        if pre_logits_activation is not None:
+            check_choice('pre_logits_activation', pre_logits_activation, PRE_LOGITS_ACTIVATIONS)
+            if self.pre_logits is not None:
+                self.pre_logits[1] = PRE_LOGITS_ACTIVATIONS[pre_logits_activation]()
+
+    def no_weight_decay(self):
+        """Return names in the state dict of what is not decayed, beside biases and norms."""
+        return {'cls_token', 'position_embedding'} & set(self.state_dict())
+
+    def attention_macs(self):
+        """Return the multiply-accumulates of q k^T and of the weighted sum of v, for one image."""
+        num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        return sum(2 * num_tokens ** 2 * block.attn.num_heads * block.attn.head_size
+                   for block in self.blocks)
+
+
+def build_sincos_table(grid_size, embed_dim, num_prefix_positions, temperature=10000.):
+    """Return the fixed 2-D position embedding [1, P + N, D] of MoCo v3 and "Better plain ViT".
+
+    Quarters of D: sine and cosine of the column, then of the row, at
+    frequencies from 1 to 1 / temperature, as big_vision spaces them (MoCo v3
+    stops one step earlier). A class token gets zeros. Raises ValueError if D is not a
+    multiple of 4.
+    """
+    if embed_dim % 4:
+        raise ValueError(f'position_embedding="sincos2d" needs an embed_dim that is a multiple '
+                         f'of 4, not {embed_dim}')
+    frequencies = temperature ** -np.linspace(0, 1, embed_dim // 4)
+    rows, cols = np.mgrid[:grid_size[0], :grid_size[1]]
+    row_angles = rows.reshape(-1, 1) * frequencies
+    col_angles = cols.reshape(-1, 1) * frequencies
+    table = np.concatenate([np.sin(col_angles), np.cos(col_angles),
+                            np.sin(row_angles), np.cos(row_angles)], axis=1)
+    table = np.concatenate([np.zeros([num_prefix_positions, embed_dim]), table])
+    return table[None].astype('float32')
+
+
+def initialize_weights(model, zero_head):
+    """Set every parameter to its starting value.
+
+    Normal, deviation 0.02: linear layers (BERT, DeiT and timm; timm's truncation
+        lies 100 deviations out) and position embedding (vit_jax/models_vit.py).
+    LeCun normal, deviation sqrt(1 / fan_in): convolutions (flax's default, so Google's).
+    Zero: biases, class token (vit_jax/models_vit.py), and with `zero_head` the
+        classifier (the same; ViT paper, Appendix B.1.1).
+    One: scales of norms, except that each ResNet unit starts as the identity
+        (gn3, vit_jax/models_resnet.py).
+    """
+    zeros = nn.initializer.Constant(0.)
+    ones = nn.initializer.Constant(1.)
+    normal = nn.initializer.Normal(std=0.02)
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Linear):
+            normal(layer.weight)
+        elif isinstance(layer, nn.Conv2D):
+            fan_in = math.prod(layer.weight.shape[1:])
+            nn.initializer.Normal(std=fan_in ** -0.5)(layer.weight)
+        elif isinstance(layer, (nn.LayerNorm, GroupNorm)):
+            ones(layer.weight)
+        if getattr(layer, 'bias', None) is not None:
+            zeros(layer.bias)
+    for layer in model.sublayers():
+        if isinstance(layer, ResNetUnit):
+            zeros(layer.gn3.weight)
+    if model.num_prefix_tokens:
+        zeros(model.cls_token)
+    if not model.position_embedding.stop_gradient:
+        normal(model.position_embedding)
+    if zero_head:
+        zeros(model.classifier.weight)
+
+
+def check_patches(image_size, patch_size, resnet_layers):
+    """Raise ValueError, naming the values, if patches or a hybrid's stem do not fit the image."""
+    if any(size < patch_size or size % patch_size for size in image_size):
+        raise ValueError(f'image size {image_size[0]} x {image_size[1]} is not a multiple of the '
+                         f'patch size {patch_size}')
+    if resnet_layers and patch_size % (4 * 2 ** (len(resnet_layers) - 1)):
+        raise ValueError(f'a ResNet of {len(resnet_layers)} stages reduces images by '
+                         f'{4 * 2 ** (len(resnet_layers) - 1)}, of which the patch size '
+                         f'{patch_size} must be a multiple')
+
+
+def check_choice(name, value, choices):
+    """Raise ValueError if value is not among choices."""
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(choices)}, not {value!r}')
+
+
+def get_model_arguments(config):
+    """Return the arguments of VisionTransformer that a config tree holds."""
+    model = config.MODEL
+    return {
+        'image_size': config.DATA.IMAGE_SIZE,
+        'patch_size': model.PATCH_SIZE,
+        'in_channels': config.DATA.IMAGE_CHANNELS,
+        'num_classes': model.NUM_CLASSES,
+        'embed_dim': model.EMBED_DIM,
+        'depth': model.DEPTH,
+        'num_heads': model.NUM_HEADS,
+        'attn_head_size': model.ATTN_HEAD_SIZE,
+        'mlp_ratio': model.MLP_RATIO,
+        'qkv_bias': model.QKV_BIAS,
+        'dropout': model.DROPOUT,
+        'attention_dropout': model.ATTENTION_DROPOUT,
+        'droppath': model.DROPPATH,
+        'representation_size': model.REPRESENTATION_SIZE,
+        'gelu': model.GELU,
+        'layer_norm_eps': model.LAYER_NORM_EPS,
+        'pre_logits_activation': model.PRE_LOGITS_ACTIVATION,
+        'pool': model.POOL,
+        'class_token': model.CLASS_TOKEN,
+        'position_embedding': model.POSITION_EMBEDDING,
+        'zero_head': model.ZERO_HEAD,
+        'recompute': model.RECOMPUTE,
+        'resnet_layers': model.HYBRID,
+        'resnet_width': model.HYBRID_WIDTH,
+    }
+
+
+def build_vit(config):
+    """Return the VisionTransformer that a config tree describes, with new weights."""
+    return VisionTransformer(**get_model_arguments(config))
 
 
 class StandardizedConv2D(nn.Conv2D):
@@ -136,390 +584,3 @@ class ResNetStem(nn.Layer):
         for i in range(self.num_stages):
             features = getattr(self, f'block{i + 1}')(features)
         return features
-
-
-class PatchEmbedding(nn.Layer):
-    """Cut an image, or a stem's features, into patches and project each (paper, Eq. 1)."""
-
-    def __init__(self, in_channels, embed_dim, patch_size):
-        super().__init__()
-        self.patch_embedding = nn.Conv2D(in_channels, embed_dim, patch_size, stride=patch_size)
-
-    def forward(self, images):                                  # [B, 3, height, width]
-        patches = self.patch_embedding(images)                  # [B, D, rows, cols]
-        return patches.flatten(2).transpose([0, 2, 1])          # [B, N, D], row after row
-
-
-class Attention(nn.Layer):
-    """Multi-head self-attention (paper, Appendix A).
-
-    The attention probabilities [B, H, P + N, P + N] are the input of
-    `attn_dropout`, where a forward hook can read them.
-    """
-
-    def __init__(self, embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout):
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_size = head_size
-        self.qkv = nn.Linear(embed_dim, 3 * num_heads * head_size,
-                             bias_attr=None if qkv_bias else False)
-        self.out = nn.Linear(num_heads * head_size, embed_dim)
-        self.attn_dropout = nn.Dropout(attention_dropout)
-        self.proj_dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens):                                  # [B, P + N, D]
-        num_tokens = tokens.shape[1]
-        qkv = self.qkv(tokens).reshape([-1, num_tokens, 3, self.num_heads, self.head_size])
-        q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)      # [B, H, P + N, head_size] each
-        scores = paddle.matmul(q * self.head_size ** -0.5, k, transpose_y=True)
-        probabilities = self.attn_dropout(F.softmax(scores, axis=-1))
-        heads = paddle.matmul(probabilities, v).transpose([0, 2, 1, 3])
-        heads = heads.reshape([-1, num_tokens, self.num_heads * self.head_size])
-        return self.proj_dropout(self.out(heads))
-
-
-class Mlp(nn.Layer):
-    """Two linear layers with a GELU between them; dropout after each."""
-
-    def __init__(self, embed_dim, hidden_dim, dropout, gelu):
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.gelu = gelu
-
-    def forward(self, tokens):
-        hidden = F.gelu(self.fc1(tokens), approximate=self.gelu == 'tanh')
-        return self.dropout(self.fc2(self.dropout(hidden)))
-
-
-class EncoderLayer(nn.Layer):
-    """One transformer block (paper, Eq. 2 and 3): normalise, transform, add."""
-
-    def __init__(self, embed_dim, attention, mlp, droppath):
-        super().__init__()
-        self.attn_norm = nn.LayerNorm(embed_dim)
-        self.attn = attention
-        self.mlp_norm = nn.LayerNorm(embed_dim)
-        self.mlp = mlp
-        self.drop_path = DropPath(droppath)
-
-    def forward(self, tokens):
-        tokens = tokens + self.drop_path(self.attn(self.attn_norm(tokens)))
-        return tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
-
-
-class Encoder(nn.Layer):
-    """The blocks and a last LayerNorm."""
-
-    def __init__(self, layers, embed_dim, recompute):
-        super().__init__()
-        self.layers = nn.LayerList(layers)
-        self.encoder_norm = nn.LayerNorm(embed_dim)
-        self.recompute = recompute
-
-    def forward(self, tokens):
-        for layer in self.layers:
-            # A recomputed function whose inputs need no gradient yields none for its parameters
-            # either, so the first trained block above frozen ones runs plainly.
-            if self.recompute and self.training and not tokens.stop_gradient:
-                tokens = recompute_in_backward(layer, tokens)
-            else:
-                tokens = layer(tokens)
-        return self.encoder_norm(tokens)
-
-
-def recompute_in_backward(layer, tokens):
-    """Run a layer without keeping its activations; backward computes them again.
-
-    Without re-entrance, because the other form fails under DataParallel.
-    """
-    from paddle.distributed.fleet.utils import recompute
-    if paddle.__version__ >= '3' or paddle.get_device() != 'cpu':
-        return recompute(layer, tokens, use_reentrant=False)
-
-    # Paddle 2 does not bring back the CPU's random state, so that dropout would differ.
-    state_before = paddle.get_rng_state()
-    calls = []
-
-    def run_layer(tokens):
-        calls.append(1)
-        state = paddle.get_rng_state()
-        paddle.set_rng_state(state_before)
-        output = layer(tokens)
-        if len(calls) > 1:
-            paddle.set_rng_state(state)
-        return output
-
-    return recompute(run_layer, tokens, use_reentrant=False, preserve_rng_state=False)
-
-
-class VisionTransformer(nn.Layer):
-    """Image classifier: [B, in_channels, height, width] float -> logits [B, num_classes].
-
-    image_size: pixels, int or (height, width); a multiple of patch_size.
-    patch_size: pixels between two tokens (through the stem, in a hybrid).
-    attn_head_size: width of a head; None: embed_dim // num_heads.
-    mlp_ratio: hidden width of the MLP over embed_dim.
-    dropout: after the position embedding, the attention's projection and both
-        layers of the MLP. attention_dropout: on the attention probabilities.
-    droppath: stochastic depth, rate of the last block; it grows linearly from 0.
-    representation_size: width of a hidden layer before the classifier (paper,
-        Sec. 3.1: used in pre-training); None: none.
-    gelu: "erf" (exact) or "tanh" (approximation).
-    pool: "token" (class token) or "avg" (mean of the patch tokens after the last norm).
-    class_token: False leaves it out, and needs pool="avg".
-    position_embedding: "learned", or "sincos2d", a fixed table.
-    zero_head: start the classifier at zero (paper, Appendix B.1.1).
-    recompute: save memory in training by computing each block twice.
-    resnet_layers: units a stage of a hybrid's ResNet, (3, 4, 9) for R50; (): none.
-    resnet_width: channels of that ResNet's root.
-    Raises ValueError if the sizes do not fit together.
-    """
-
-    def __init__(self,
-                 image_size=224,
-                 patch_size=16,
-                 in_channels=3,
-                 num_classes=1000,
-                 embed_dim=768,
-                 depth=12,
-                 num_heads=12,
-                 attn_head_size=None,
-                 mlp_ratio=4,
-                 qkv_bias=True,
-                 dropout=0.,
-                 attention_dropout=0.,
-                 droppath=0.,
-                 representation_size=None,
-                 gelu='erf',
-                 layer_norm_eps=1e-6,
-                 pre_logits_activation='tanh',
-                 pool='token',
-                 class_token=True,
-                 position_embedding='learned',
-                 zero_head=False,
-                 recompute=False,
-                 resnet_layers=(),
-                 resnet_width=64):
-        super().__init__()
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        check_choice('pool', pool, ('token', 'avg'))
-        check_choice('position_embedding', position_embedding, ('learned', 'sincos2d'))
-        if not class_token and pool == 'token':
-            raise ValueError('pool="token" needs class_token=True; without a class token use '
-                             'pool="avg"')
-        if attn_head_size is None and embed_dim % num_heads:
-            raise ValueError(f'embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; '
-                             'set attn_head_size, or change one of them')
-        check_patches((height, width), patch_size, resnet_layers)
-        self.input_shape = [in_channels, height, width]
-        self.grid_size = (height // patch_size, width // patch_size)
-        self.num_prefix_tokens = int(class_token)
-        self.pool = pool
-
-        self.resnet = None
-        if resnet_layers:
-            self.resnet = ResNetStem(in_channels, resnet_layers, resnet_width)
-            in_channels = self.resnet.out_channels
-            patch_size //= self.resnet.stride
-        self.patch_embedding = PatchEmbedding(in_channels, embed_dim, patch_size)
-
-        num_patches = self.grid_size[0] * self.grid_size[1]
-        if class_token:
-            self.cls_token = self.create_parameter([1, 1, embed_dim])
-        if position_embedding == 'learned':
-            self.position_embedding = self.create_parameter(
-                [1, self.num_prefix_tokens + num_patches, embed_dim])
-        else:
-            table = build_sincos_table(self.grid_size, embed_dim, self.num_prefix_tokens)
-            self.register_buffer('position_embedding', paddle.to_tensor(table))
-        self.pos_dropout = nn.Dropout(dropout)
-
-        head_size = attn_head_size or embed_dim // num_heads
-        layers = [EncoderLayer(
-            embed_dim,
-            Attention(embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout),
-            Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout, gelu),
-            droppath=rate) for rate in np.linspace(0, droppath, depth).tolist()]
-        self.encoder = Encoder(layers, embed_dim, recompute)
-
-        self.pre_logits = None
-        if representation_size:
-            self.pre_logits = nn.Sequential(nn.Linear(embed_dim, representation_size), nn.Tanh())
-        self.classifier = nn.Linear(representation_size or embed_dim, num_classes)
-
-        self.set_numerics(gelu, layer_norm_eps, pre_logits_activation)
-        initialize_weights(self, zero_head)
-
-    @property
-    def blocks(self):
-        """The encoder's blocks, from the input to the output."""
-        return self.encoder.layers
-
-    def forward_features(self, images):
-        """Return the tokens after the last norm, class token first: [B, P + N, D]."""
-        if list(images.shape[1:]) != self.input_shape:
-            raise ValueError(f'the model takes images [B, {str(self.input_shape)[1:]}, '
-                             f'not {list(images.shape)}')
-        if self.resnet is not None:
-            images = self.resnet(images)
-        tokens = self.patch_embedding(images)                               # [B, N, D]
-        if self.num_prefix_tokens:
-            class_tokens = self.cls_token.expand([tokens.shape[0], -1, -1])
-            tokens = paddle.concat([class_tokens, tokens], axis=1)          # [B, 1 + N, D]
-        return self.encoder(self.pos_dropout(tokens + self.position_embedding))
-
-    def forward(self, images):
-        tokens = self.forward_features(images)
-        if self.pool == 'token':
-            features = tokens[:, 0]                                         # [B, D]
-        else:
-            features = tokens[:, self.num_prefix_tokens:].mean(axis=1)
-        if self.pre_logits is not None:
-            features = self.pre_logits(features)
-        return self.classifier(features)                                    # [B, C]
-
-    def get_numerics(self):
-        """Return what differs between the sources of checkpoints, as set_numerics takes it."""
-        numerics = {'gelu': self.blocks[0].mlp.gelu,
-                    'layer_norm_eps': self.encoder.encoder_norm._epsilon}
-        if self.pre_logits is not None:
-            activation = type(self.pre_logits[1])
-            numerics['pre_logits_activation'] = next(
-                name for name, kind in PRE_LOGITS_ACTIVATIONS.items() if kind is activation)
-        return numerics
-
-    def set_numerics(self, gelu=None, layer_norm_eps=None, pre_logits_activation=None):
-        """Change what differs between the sources of checkpoints; None leaves a setting alone."""
-        if gelu is not None:
-            check_choice('gelu', gelu, ('erf', 'tanh'))
-            for block in self.blocks:
-                block.mlp.gelu = gelu
-        if layer_norm_eps is not None:
-            for layer in self.sublayers():
-                if isinstance(layer, nn.LayerNorm):
-                    layer._epsilon = layer_norm_eps
-        if pre_logits_activation is not None:
-            check_choice('pre_logits_activation', pre_logits_activation, PRE_LOGITS_ACTIVATIONS)
-            if self.pre_logits is not None:
-                self.pre_logits[1] = PRE_LOGITS_ACTIVATIONS[pre_logits_activation]()
-
-    def no_weight_decay(self):
-        """Return names in the state dict of what is not decayed, beside biases and norms."""
-        return {'cls_token', 'position_embedding'} & set(self.state_dict())
-
-    def attention_macs(self):
-        """Return the multiply-accumulates of q k^T and of the weighted sum of v, for one image."""
-        num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
-        return sum(2 * num_tokens ** 2 * block.attn.num_heads * block.attn.head_size
-                   for block in self.blocks)
-
-
-def build_sincos_table(grid_size, embed_dim, num_prefix_tokens, temperature=10000.):
-    """Return the fixed 2-D position embedding [1, P + N, D] of MoCo v3 and "Better plain ViT".
-
-    Quarters of D: sine and cosine of the column, then of the row, at
-    frequencies from 1 to 1 / temperature, as big_vision spaces them (MoCo v3
-    stops one step earlier). A class token gets zeros. Raises ValueError if D is not a
-    multiple of 4.
-    """
-    if embed_dim % 4:
-        raise ValueError(f'position_embedding="sincos2d" needs an embed_dim that is a multiple '
-                         f'of 4, not {embed_dim}')
-    frequencies = temperature ** -np.linspace(0, 1, embed_dim // 4)
-    rows, cols = np.mgrid[:grid_size[0], :grid_size[1]]
-    row_angles = rows.reshape(-1, 1) * frequencies
-    col_angles = cols.reshape(-1, 1) * frequencies
-    table = np.concatenate([np.sin(col_angles), np.cos(col_angles),
-                            np.sin(row_angles), np.cos(row_angles)], axis=1)
-    table = np.concatenate([np.zeros([num_prefix_tokens, embed_dim]), table])
-    return table[None].astype('float32')
-
-
-def initialize_weights(model, zero_head):
-    """Set every parameter to its starting value.
-
-    Normal, deviation 0.02: linear layers (BERT, DeiT and timm; timm's truncation
-        lies 100 deviations out) and position embedding (vit_jax/models_vit.py).
-    LeCun normal, deviation sqrt(1 / fan_in): convolutions (flax's default, so Google's).
-    Zero: biases, class token (vit_jax/models_vit.py), and with `zero_head` the
-        classifier (the same; ViT paper, Appendix B.1.1).
-    One: scales of norms, except that each ResNet unit starts as the identity
-        (gn3, vit_jax/models_resnet.py).
-    """
-    zeros = nn.initializer.Constant(0.)
-    ones = nn.initializer.Constant(1.)
-    normal = nn.initializer.Normal(std=0.02)
-    for layer in model.sublayers():
-        if isinstance(layer, nn.Linear):
-            normal(layer.weight)
-        elif isinstance(layer, nn.Conv2D):
-            fan_in = math.prod(layer.weight.shape[1:])
-            nn.initializer.Normal(std=fan_in ** -0.5)(layer.weight)
-        elif isinstance(layer, (nn.LayerNorm, GroupNorm)):
-            ones(layer.weight)
-        if getattr(layer, 'bias', None) is not None:
-            zeros(layer.bias)
-    for layer in model.sublayers():
-        if isinstance(layer, ResNetUnit):
-            zeros(layer.gn3.weight)
-    if model.num_prefix_tokens:
-        zeros(model.cls_token)
-    if not model.position_embedding.stop_gradient:
-        normal(model.position_embedding)
-    if zero_head:
-        zeros(model.classifier.weight)
-
-
-def check_patches(image_size, patch_size, resnet_layers):
-    """Raise ValueError, naming the values, if patches or a hybrid's stem do not fit the image."""
-    if any(size < patch_size or size % patch_size for size in image_size):
-        raise ValueError(f'image size {image_size[0]} x {image_size[1]} is not a multiple of the '
-                         f'patch size {patch_size}')
-    if resnet_layers and patch_size % (4 * 2 ** (len(resnet_layers) - 1)):
-        raise ValueError(f'a ResNet of {len(resnet_layers)} stages reduces images by '
-                         f'{4 * 2 ** (len(resnet_layers) - 1)}, of which the patch size '
-                         f'{patch_size} must be a multiple')
-
-
-def check_choice(name, value, choices):
-    """Raise ValueError if value is not among choices."""
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {", ".join(choices)}, not {value!r}')
-
-
-def get_model_arguments(config):
-    """Return the arguments of VisionTransformer that a config tree holds."""
-    model = config.MODEL
-    return {
-        'image_size': config.DATA.IMAGE_SIZE,
-        'patch_size': model.PATCH_SIZE,
-        'in_channels': config.DATA.IMAGE_CHANNELS,
-        'num_classes': model.NUM_CLASSES,
-        'embed_dim': model.EMBED_DIM,
-        'depth': model.DEPTH,
-        'num_heads': model.NUM_HEADS,
-        'attn_head_size': model.ATTN_HEAD_SIZE,
-        'mlp_ratio': model.MLP_RATIO,
-        'qkv_bias': model.QKV_BIAS,
-        'dropout': model.DROPOUT,
-        'attention_dropout': model.ATTENTION_DROPOUT,
-        'droppath': model.DROPPATH,
-        'representation_size': model.REPRESENTATION_SIZE,
-        'gelu': model.GELU,
-        'layer_norm_eps': model.LAYER_NORM_EPS,
-        'pre_logits_activation': model.PRE_LOGITS_ACTIVATION,
-        'pool': model.POOL,
-        'class_token': model.CLASS_TOKEN,
-        'position_embedding': model.POSITION_EMBEDDING,
-        'zero_head': model.ZERO_HEAD,
-        'recompute': model.RECOMPUTE,
-        'resnet_layers': model.HYBRID,
-        'resnet_width': model.HYBRID_WIDTH,
-    }
-
-
-def build_vit(config):
-    """Return the VisionTransformer that a config tree describes, with new weights."""
-    return VisionTransformer(**get_model_arguments(config))

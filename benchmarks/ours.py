@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 from benchmarks.contest import serve  # noqa: E402
-from common.kernels.fast import accelerate  # noqa: E402
+from common.kernels.install import install  # noqa: E402
 from common.machine.host_memory import release_freed_memory  # noqa: E402
 from common.training.optimizer import build_optimizer, clip_gradients  # noqa: E402
 
@@ -52,7 +52,7 @@ def make_train_step(name, batch_size, how, image_size=None):
     """Return a function that makes one update: forward, backward, clip, AdamW."""
     config, model = build(name, image_size)
     if how == 'fast':
-        accelerate(model)
+        install(model, 'cpu')
     optimizer = build_optimizer(config, model)
     parameters = [p for p in model.parameters() if not p.stop_gradient]
     images = paddle.to_tensor(make_images(config, batch_size))
@@ -79,7 +79,7 @@ def make_evaluation(name, batch_size, how, precision='float32', image_size=None)
     model.eval()
     if how in ('fast', 'plain'):
         if how == 'fast':
-            accelerate(model)
+            install(model, 'cpu')
         tensor = paddle.to_tensor(images)
 
         def evaluate():

@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 from common.checkpoints.store import CheckpointStore  # noqa: E402
-from common.kernels.fast import accelerate  # noqa: E402
+from common.kernels.install import install  # noqa: E402
 from common.training.ema import ModelEma  # noqa: E402
 from ViT.config import get_config  # noqa: E402
 from ViT.vit import build_vit  # noqa: E402
@@ -122,7 +122,7 @@ def main():
     config.DATA.IMAGE_SIZE = arguments.image_size
     config.MODEL.DROPOUT = config.MODEL.ATTENTION_DROPOUT = 0.0
     model = build_vit(config)
-    accelerate(model)
+    install(model, 'cpu')
     optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters())
     state = SimpleNamespace(model=model, optimizer=optimizer, ema=ModelEma(model, 0.9999),
                             scaler=None)

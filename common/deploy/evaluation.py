@@ -9,7 +9,6 @@ from common.deploy import engine as engines
 from common.deploy.export import save_program
 from common.deploy.predict import make_dynamic_predictor
 from common.errors import RunError, UserError
-from common.kernels import fast
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,6 @@ def choose_evaluator(model, config, num_images):
     name = config.EVAL_ENGINE
     if name == 'model' or name == 'auto' and num_images < MIN_IMAGES:
         return model
-    fast.restore(model)                     # a program is made of Paddle's operators alone
     try:
         engine = open_engine(model, config.DATA.IMAGE_SIZE, name)
     except (RunError, UserError, RuntimeError, ValueError, OSError) as error:
@@ -49,7 +47,6 @@ def choose_evaluator(model, config, num_images):
         logger.info('Evaluating without an engine (EVAL_ENGINE %s): %s', name, reason)
         for layer in model.sublayers(include_self=True):
             vars(layer).pop('forward', None)            # the conversion's
-        fast.accelerate(model)
         return model
     logger.info('%s', engine.describe())
     return EngineModel(engine)

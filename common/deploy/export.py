@@ -23,9 +23,9 @@ from common.cli import FlagParser
 from common.deploy import engine as engines
 from common.deploy.predict import make_dynamic_predictor
 from common.deploy.preprocessing import write_folder
-from common.deploy.projections import separate_projections
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
+from common.kernels.install import installed
 from common.run.log import start_logging
 
 FORMATS = ('paddle', 'onnx')
@@ -96,7 +96,7 @@ def export_model(trained, folder, formats=('paddle',)):
 def save_program(model, image_size, folder):
     """Write the Paddle program and its weights: images [any, 3, S, S] -> logits."""
     spec = [paddle.static.InputSpec([None, 3, image_size, image_size], 'float32', 'images')]
-    with warnings.catch_warnings(), separate_projections(model):
+    with warnings.catch_warnings(), installed(model, 'separate'):
         # Of Paddle 2.6: autocast, which is off here anyway, has no effect.
         warnings.filterwarnings('ignore', message='.*auto_cast is an experimental')
         program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)

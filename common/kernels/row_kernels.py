@@ -47,13 +47,13 @@ def gelu(x, approximate):
     return output
 
 
-def multiply_by_gelu_slope(grad, x, approximate):
+def gelu_backward_(grad, x, approximate):
     """Multiply grad, of x's size, by gelu's derivative at x, in place."""
     array, values = share(grad).reshape(-1, x.shape[-1]), share_rows(x)
     kernels = load_kernels()
     if kernels is None:
         cdf = share_rows(_compute_cdf(x, approximate))
-        _multiply_by_gelu_slope(array, values, cdf, approximate)
+        _gelu_backward_in_numpy(array, values, cdf, approximate)
         return
 
     def multiply(rows):
@@ -77,12 +77,12 @@ def softmax_(scores):
     return scores
 
 
-def multiply_by_softmax_slope(grad, probabilities):
+def softmax_backward_(grad, probabilities):
     """Turn the gradient of softmax's outputs into that of its inputs, in place."""
     array, values = share_rows(grad), share_rows(probabilities)
     kernels = load_kernels()
     if kernels is None:
-        _multiply_by_softmax_slope(array, values)
+        _softmax_backward_in_numpy(array, values)
         return
 
     def multiply(rows):
@@ -92,14 +92,14 @@ def multiply_by_softmax_slope(grad, probabilities):
     run_by_rows(multiply, array)
 
 
-def compute_layer_norm_gradients(grad, x, weight, epsilon):
+def layer_norm_backward(grad, x, weight, epsilon):
     """Return the gradients of LayerNorm's input, weight and bias."""
     grad_x = paddle.empty_like(x)
     arrays = [share_rows(tensor) for tensor in (grad, x, grad_x)]
     kernels = load_kernels()
     if kernels is None:
         products = paddle.empty_like(x)                 # of gradient and normalised input
-        _write_layer_norm_gradients(*arrays[:2], share(weight), epsilon, arrays[2],
+        _layer_norm_backward_in_numpy(*arrays[:2], share(weight), epsilon, arrays[2],
                                     share_rows(products))
         return grad_x, *(sum_rows(tensor.reshape([-1, x.shape[-1]]))
                          for tensor in (products, grad))
@@ -164,7 +164,7 @@ def _compute_cdf(x, approximate):
     return output
 
 
-def _multiply_by_gelu_slope(grad, x, cdf, approximate):
+def _gelu_backward_in_numpy(grad, x, cdf, approximate):
     def multiply(rows):
         value, part = x[rows], cdf[rows]
         slope = value * value
@@ -186,7 +186,7 @@ def _multiply_by_gelu_slope(grad, x, cdf, approximate):
     run_by_rows(multiply, grad)
 
 
-def _multiply_by_softmax_slope(grad, probabilities):
+def _softmax_backward_in_numpy(grad, probabilities):
     def multiply(rows):
         part, share_of = grad[rows], probabilities[rows]
         part -= np.einsum('ij,ij->i', part, share_of)[:, None]
@@ -195,7 +195,7 @@ def _multiply_by_softmax_slope(grad, probabilities):
     run_by_rows(multiply, grad)
 
 
-def _write_layer_norm_gradients(grad, x, weight, epsilon, grad_x, products):
+def _layer_norm_backward_in_numpy(grad, x, weight, epsilon, grad_x, products):
     """Fill grad_x, and products = grad * (x - mean) / deviation. All matrices, by rows."""
     width = x.shape[1]
 

@@ -18,7 +18,7 @@ from common.data.loader import build_loader
 from common.data.normalize import Preprocess
 from common.data.sampler import EvalBatches, TrainBatches
 from common.errors import RunError, UserError
-from common.kernels.fast import accelerate
+from common.kernels.install import install
 from common.machine.device import choose_device
 from common.machine.distributed import agree_on, broadcast_texts, get_rank, get_world_size
 from common.run.announce import log_changes, log_plan, log_skipped, log_start
@@ -92,7 +92,7 @@ class Job:
         paddle.seed(config.SEED)            # initial weights, the same on every rank
         self.model = project.build_model(config)
         if device == 'cpu' and config.FAST:
-            logger.info('Fast CPU paths: %d layers (FAST False: none)', accelerate(self.model))
+            logger.info('CPU kernels: %d layers (FAST False: none)', install(self.model, 'cpu'))
         self.predictions = None             # of the last evaluation
         self.precision = build_precision(config, device)
         self.preprocess = Preprocess(config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD)

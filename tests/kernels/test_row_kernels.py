@@ -62,7 +62,7 @@ def check_gelu(x, approximate, unit=1e-7):
     np.testing.assert_allclose(found, value, rtol=6 * unit, atol=4 * unit)
     above = draw(x.shape, seed=1)
     grad = paddle.to_tensor(above)
-    row_kernels.multiply_by_gelu_slope(grad, paddle.to_tensor(x), approximate)
+    row_kernels.gelu_backward_(grad, paddle.to_tensor(x), approximate)
     np.testing.assert_allclose(to_double(grad), above.astype('float64') * slope,
                                rtol=1e-6, atol=4e-6)
 
@@ -104,7 +104,7 @@ def test_softmax(way, shape):
 
     above = draw(shape, seed=1)
     grad = paddle.to_tensor(above)
-    row_kernels.multiply_by_softmax_slope(grad, result)
+    row_kernels.softmax_backward_(grad, result)
     double = above.astype('float64')
     expected = exact * (double - (exact * double).sum(axis=-1, keepdims=True))
     np.testing.assert_allclose(to_double(grad), expected, rtol=1e-5, atol=1e-6)
@@ -130,7 +130,7 @@ def test_what_is_not_finite_does_not_vanish(at, bad):
     tensor = paddle.to_tensor(values)
     for approximate in (False, True):
         assert not np.isfinite(row_kernels.gelu(tensor, approximate).numpy()[1, at])
-    grads = row_kernels.compute_layer_norm_gradients(
+    grads = row_kernels.layer_norm_backward(
         paddle.ones([3, 40]), tensor, paddle.ones([40]), 1e-6)
     assert np.isnan(grads[0].numpy()[1]).all() and np.isfinite(grads[0].numpy()[[0, 2]]).all()
     probabilities = row_kernels.softmax_(tensor).numpy()
@@ -140,7 +140,7 @@ def test_what_is_not_finite_does_not_vanish(at, bad):
 @pytest.mark.parametrize('shape', SHAPES[1:])           # of a single number the gradient is 0
 def test_layer_norm(way, shape):
     x, above, weight = 30 + draw(shape), draw(shape, 1), draw(shape[-1:], 2)
-    grads = row_kernels.compute_layer_norm_gradients(
+    grads = row_kernels.layer_norm_backward(
         paddle.to_tensor(above), paddle.to_tensor(x), paddle.to_tensor(weight), 1e-3)
     x, above, weight = (array.astype('float64') for array in (x, above, weight))
     deviation = np.sqrt(x.var(axis=-1, keepdims=True) + 1e-3)
@@ -156,7 +156,7 @@ def test_layer_norm(way, shape):
 
 def test_two_runs_are_identical(way):
     x, above = paddle.to_tensor(draw((5000, 300))), paddle.to_tensor(draw((5000, 300), 1))
-    runs = [row_kernels.compute_layer_norm_gradients(above, x, paddle.ones([300]), 1e-6)
+    runs = [row_kernels.layer_norm_backward(above, x, paddle.ones([300]), 1e-6)
             for _ in range(5)]
     for grads in runs[1:]:
         for found, expected in zip(grads, runs[0]):

@@ -256,9 +256,9 @@ def test_only_the_performer_has_dropout_of_its_own():
     for token_type, differs in (('performer', True), ('transformer', False)):
         model = build_tiny(token_type)
         assert (model(images).numpy() != model(images).numpy()).any() == differs
-    rates = [layer.p for layer in build_tiny().patch_embed.sublayers()
-             if isinstance(layer, nn.Dropout)]
-    assert rates == [0.1] * 4
+    stem = build_tiny().patch_embed
+    assert [(module.dropout.p, module.no_dropout.p) for module in (stem.attn1, stem.attn2)] \
+        == [(0.1, 0.0)] * 2
     model = build_tiny('transformer', dropout=0.3, attention_dropout=0.2)
     rates = [(block.attn.attn_dropout.p, block.attn.proj_dropout.p, block.mlp.dropout.p)
              for block in model.blocks]

@@ -278,7 +278,7 @@ def check_gradients_reach_everything(model):
 
 def test_sincos_table_is_big_visions():
     rows, cols, dim = 3, 5, 32
-    table = build_sincos_table((rows, cols), dim, num_prefix_tokens=1)
+    table = build_sincos_table((rows, cols), dim, num_prefix_positions=1)
     assert table.shape == (1, 1 + rows * cols, dim)
     assert not table[0, 0].any()
     quarter = dim // 4

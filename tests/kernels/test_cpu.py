@@ -1,4 +1,4 @@
-"""The CPU's fast paths give the numbers of the plain model."""
+"""The CPU's kernels give the numbers of the plain functions."""
 
 import json
 import subprocess
@@ -11,10 +11,11 @@ import pytest
 from paddle import nn
 
 import tests.training.test_training_parity as parity
-from common.kernels import compiled, fast, row_kernels
+from common.kernels import compiled, row_kernels
+from common.kernels.install import install
 from common.training.optimizer import clip_gradients
 from T2T_ViT.t2t_vit import T2TViT
-from ViT.vit import VisionTransformer, build_vit
+from ViT.vit import LayerNorm, Linear, Mlp, VisionTransformer, build_vit
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5        # of the largest value of each tensor
@@ -83,7 +84,7 @@ def test_numbers_are_the_plain_model_s(name):
     model = build(name)
     plain = run_once(model)
     names = list(model.state_dict())
-    assert fast.accelerate(model) >= 20
+    assert install(model, 'cpu') >= 20
     assert_same_run(run_once(model), plain)
     assert list(model.state_dict()) == names
 
@@ -99,31 +100,32 @@ def test_the_same_without_compiled_kernels(name, monkeypatch):
         row_kernels.load_kernels.cache_clear()
 
 
-def test_restore():
+def test_the_plain_functions_come_back():
     model = build('vit')
     plain = run_once(model)
-    fast.accelerate(model)
-    fast.restore(model)
-    assert all('forward' not in vars(layer) for layer in model.sublayers(include_self=True))
+    install(model, 'cpu')
+    install(model, 'plain')
     again = run_once(model)
     assert again[0] == plain[0]
     for name, gradient in plain[1].items():
         np.testing.assert_array_equal(again[1][name], gradient)
 
 
-def test_every_block_is_accelerated():
-    for name in ('vit', 't2t'):
-        model = build(name)
-        fast.accelerate(model)
-        for block in model.blocks:
-            slow = [kind for kind, layer in block.named_sublayers()
-                    if 'forward' not in vars(layer) and not isinstance(layer, nn.Dropout)]
-            assert slow == ['drop_path']
+@pytest.mark.parametrize('name', ['vit', 't2t'])
+def test_every_layer_of_a_block_takes_part(name):
+    model = build(name)
+    install(model, 'cpu')
+    for block in model.blocks:
+        plain = [path for path, layer in block.named_sublayers()
+                 if not set(getattr(type(layer), 'kernels', ())) & set(vars(layer))
+                 and not isinstance(layer, nn.Dropout)]
+        assert plain == ['drop_path']
+        assert all('forward' not in vars(layer) for layer in block.sublayers(include_self=True))
 
 
 def test_two_runs_are_identical():
     model = build('vit, dropout')
-    fast.accelerate(model)
+    install(model, 'cpu')
     first, second = run_once(model), run_once(model)
     assert first[0] == second[0]
     for name in first[1]:
@@ -137,7 +139,7 @@ def test_frozen_parameters_get_no_gradient():
     for name, parameter in model.named_parameters():
         parameter.stop_gradient = name in frozen
     plain = run_once(model)
-    fast.accelerate(model)
+    install(model, 'cpu')
     found = run_once(model)
     assert not frozen & set(found[1])
     assert_same_run(found, plain)
@@ -152,7 +154,7 @@ def test_gradient_of_the_images():
         pixels.stop_gradient = False
         model(pixels).square().sum().backward()
         gradients.append(pixels.grad.numpy())
-        fast.accelerate(model)
+        install(model, 'cpu')
     assert_close(gradients[1], gradients[0])
 
 
@@ -165,7 +167,7 @@ def test_hooks_still_see_the_attention():
     images, _ = make_batch()
     model.eval()
     model(images)
-    fast.accelerate(model)
+    install(model, 'cpu')
     model(images)
     assert len(seen) == 6
     for plain, found in zip(seen[:3], seen[3:]):
@@ -173,19 +175,19 @@ def test_hooks_still_see_the_attention():
 
 
 def test_other_types_take_the_plain_way():
-    layer = nn.Linear(4, 3)
+    layer = Linear(4, 3)
     layer.to(dtype='float64')
-    fast.accelerate(layer)
+    install(layer, 'cpu')
     x = paddle.ones([2, 4], 'float64')
     assert layer(x).dtype == paddle.float64
 
 
 def test_views_are_read_as_they_are():
-    layer = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 6))
+    layer = nn.Sequential(LayerNorm(6), Linear(6, 5), Mlp(5, 7, 0.0, 'erf'), Linear(5, 6))
     whole = paddle.randn([4, 3, 6])
     views = [whole[:, 1], whole[1:, 0], whole.transpose([1, 0, 2]), whole[2:]]
     plain = [layer(view).numpy() for view in views]
-    fast.accelerate(layer)
+    install(layer, 'cpu')
     for view, expected in zip(views, plain):
         assert_close(layer(view).numpy(), expected)
 
@@ -201,8 +203,10 @@ def test_gelu_s_gradient(approximate):
             return x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3))) / 2
         return x * (1 + np.array([erf(item / sqrt(2)) for item in x])) / 2
 
-    layer = nn.GELU(approximate)
-    fast.accelerate(layer)
+    layer = Mlp(1, 1, 0.0, 'tanh' if approximate else 'erf')
+    for linear in (layer.fc1, layer.fc2):
+        nn.initializer.Constant(1.0)(linear.weight)
+    install(layer, 'cpu')
     x = paddle.to_tensor(values[:, None].astype('float32'), stop_gradient=False)
     layer(x).sum().backward()
     exact = values.astype('float32').astype('float64')
@@ -215,9 +219,9 @@ def test_layer_norm_s_gradient_keeps_its_digits():
     generator = np.random.default_rng(0)
     x = 30 + generator.standard_normal((2 * 128 + 3, 32))
     grad = generator.standard_normal(x.shape)
-    layer = nn.LayerNorm(32, epsilon=1e-6)
+    layer = LayerNorm(32, epsilon=1e-6)
     layer.weight.set_value(generator.standard_normal(32).astype('float32'))
-    fast.accelerate(layer)
+    install(layer, 'cpu')
     pixels = paddle.to_tensor(x.astype('float32'), stop_gradient=False)
     layer(pixels).backward(paddle.to_tensor(grad.astype('float32')))
 
@@ -234,13 +238,13 @@ def test_layer_norm_s_gradient_keeps_its_digits():
 
 @pytest.mark.parametrize('name', ['adamw', 'sgd_accum'])
 def test_training_follows_the_reference(name, monkeypatch):
-    """As tests/training/test_training_parity.py, with the fast paths on."""
-    def build_fast(config):
+    """As tests/training/test_training_parity.py, with the kernels on."""
+    def build_with_kernels(config):
         model = build_vit(config)
-        fast.accelerate(model)
+        install(model, 'cpu')
         return model
 
-    monkeypatch.setattr(parity, 'build_vit', build_fast)
+    monkeypatch.setattr(parity, 'build_vit', build_with_kernels)
     expected = json.loads((parity.FIXTURES / f'{name}.json').read_text())
     runs = expected, parity.run_reference({'adamw': parity.ADAMW, 'sgd_accum': parity.SGD}[name])
     parity.test_losses(runs)

@@ -1,99 +1,41 @@
-"""The model's arithmetic on a CPU, arranged for speed: same numbers, other kernels.
+"""Kernels for models on the CPU: same numbers, less time and memory.
 
 Paddle's CPU kernels are quick where they call MKL and slow elsewhere: the sum over a
 batch (the gradient of a bias), the gradients of GELU and of LayerNorm, and every copy
-of a transposed tensor run on one core, some at a hundredth of the memory's speed; and
-each large tensor is fetched from the system and given back, page by page.
-`accelerate(model)` replaces the `forward` of the layers concerned on a built model, and
-keeps freed memory in the process. Parameters, their names, hooks, dropout and
-the order of random numbers stay as they are. On a GPU nothing of this is used.
+of a transposed tensor run on one core, some at a hundredth of the memory's speed.
+Parameters, their names, hooks, dropout and the order of random numbers stay as they are.
 
+Each kernel gets the layer's own function first and leaves to it what it cannot compute:
+other types than float32, static graphs, and attention whose probabilities somebody wants.
 Tensors are read and written through NumPy arrays that share their memory.
 """
 
 import math
-import types
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import paddle
-from paddle import nn
 from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
 from common.kernels.row_kernels import (
-    compute_layer_norm_gradients,
     gelu,
-    multiply_by_gelu_slope,
-    multiply_by_softmax_slope,
+    gelu_backward_,
+    layer_norm_backward,
     softmax_,
+    softmax_backward_,
     sum_rows,
 )
-from common.machine.host_memory import (
-    keep_freed_memory,
-    make_contiguous,
-    run_by_rows,
-    share,
-)
+from common.machine.host_memory import make_contiguous, run_by_rows, share
 
 
-def accelerate(model):
-    """Give a model's layers their fast forward, in place. Returns how many got one.
-
-    Applies to float32 in dynamic mode; a layer falls back to its own forward for anything
-    else. `restore(model)` undoes it. For a model on the CPU only.
-    """
-    keep_freed_memory()
-    count = 0
-    for layer in model.sublayers(include_self=True):
-        forward = choose_forward(layer)
-        if forward is not None:
-            layer.plain_forward = layer.forward
-            layer.forward = types.MethodType(forward, layer)
-            count += 1
-    return count
-
-
-def restore(model):
-    """Give every layer its own forward back."""
-    for layer in model.sublayers(include_self=True):
-        if 'plain_forward' in vars(layer):
-            del layer.forward, layer.plain_forward
-
-
-def choose_forward(layer):
-    """Return the fast forward for a layer, or None. Blocks are told by their parts."""
-    if type(layer) is nn.Linear:
-        return forward_linear
-    if type(layer) is nn.LayerNorm and len(layer._normalized_shape) == 1 \
-            and layer.weight is not None and layer.bias is not None:
-        return forward_layer_norm
-    if type(layer) is nn.GELU:
-        return forward_gelu
-    parts = set(layer._sub_layers)
-    if {'fc1', 'fc2', 'dropout'} <= parts <= {'fc1', 'fc2', 'dropout', 'act'} and (
-            hasattr(layer, 'gelu') or isinstance(layer._sub_layers.get('act'), nn.GELU)):
-        return forward_mlp
-    return forward_attention if is_attention(layer) else None
-
-
-def is_attention(layer):
-    """Whether a layer is multi-head attention: of the blocks, not of a token module."""
-    parts = set(layer._sub_layers) - {'out', 'proj'}        # others, such as norms of q and k, act
-    return parts == {'qkv', 'attn_dropout', 'proj_dropout'} and hasattr(layer, 'num_heads')
-
-
-def get_scale(layer):
-    """Return the factor of the queries of a layer for which is_attention."""
-    return layer.scale if hasattr(layer, 'scale') else layer.head_size ** -0.5
-
-
-def fits(*tensors):
-    """Whether the fast path can take these: float32, not empty, outside static graphs."""
+def fits(*tensors: paddle.Tensor) -> bool:
+    """Whether the kernels can take these: float32, not empty, outside static graphs."""
     return paddle.in_dynamic_mode() and all(
         tensor.dtype == paddle.float32 and tensor.size for tensor in tensors)
 
 
-def apply(function, *arguments):
+def apply(function: type[PyLayer], *arguments: Any) -> Any:
     """Run a PyLayer; without autograd where no gradient is wanted."""
     if paddle.is_grad_enabled() and any(
             isinstance(item, paddle.Tensor) and not item.stop_gradient for item in arguments):
@@ -107,6 +49,16 @@ class NoContext:
 
     def save_for_backward(self, *tensors):
         pass
+
+
+def has_hooks(layer: Any) -> bool:
+    """Whether somebody looks at what a layer gets or gives."""
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+
+
+def is_dropping(dropout: Any) -> bool:
+    """Whether a dropout layer changes what it gets."""
+    return bool(dropout.training and dropout.p)
 
 
 # Linear layers
@@ -158,11 +110,11 @@ class Linear(PyLayer):
         return (grad_x, *grads[1:]) if ctx.has_bias else (grad_x, grads[1])
 
 
-def forward_linear(layer, x):
-    if not fits(x, layer.weight):
-        return layer.plain_forward(x)
-    arguments = (x, layer.weight) if layer.bias is None else (x, layer.weight, layer.bias)
-    return apply(Linear, *arguments)
+def linear(plain: Callable, x: paddle.Tensor, weight: paddle.Tensor,
+           bias: paddle.Tensor | None) -> paddle.Tensor:
+    if not fits(x, weight):
+        return plain(x, weight, bias)
+    return apply(Linear, x, weight) if bias is None else apply(Linear, x, weight, bias)
 
 
 # GELU
@@ -179,14 +131,8 @@ class Gelu(PyLayer):
     def backward(ctx, grad):
         x, = ctx.saved_tensor()
         output = paddle.assign(grad)
-        multiply_by_gelu_slope(output, x, ctx.approximate)
+        gelu_backward_(output, x, ctx.approximate)
         return output
-
-
-def forward_gelu(layer, x):
-    if not fits(x):
-        return layer.plain_forward(x)
-    return apply(Gelu, make_contiguous(x), layer._approximate)
 
 
 class GeluLinear(PyLayer):
@@ -206,21 +152,19 @@ class GeluLinear(PyLayer):
         grad_x, grad_weight, grad_bias = linear_gradients(
             ctx, active, weight, grad.reshape([-1, grad.shape[-1]]))
         if grad_x is not None:
-            multiply_by_gelu_slope(grad_x, x, ctx.approximate)
+            gelu_backward_(grad_x, x, ctx.approximate)
             grad_x = grad_x.reshape(x.shape)
         return grad_x, grad_weight, grad_bias
 
 
-def forward_mlp(layer, tokens):
-    hidden = layer.fc1(tokens)
-    approximate = layer.act._approximate if 'act' in layer._sub_layers else layer.gelu == 'tanh'
-    if not fits(hidden):
-        return layer.plain_forward(tokens)
-    fc2 = layer.fc2
-    if layer.training and layer.dropout.p:
-        hidden = layer.dropout(apply(Gelu, hidden, approximate))
-        return layer.dropout(fc2(hidden))
-    return apply(GeluLinear, hidden, approximate, fc2.weight, fc2.bias)
+def gelu_linear(plain: Callable, hidden: paddle.Tensor, form: str, linear: Any,
+                dropout: Any) -> paddle.Tensor:
+    if not fits(hidden, linear.weight) or form not in ('erf', 'tanh'):
+        return plain(hidden, form, linear, dropout)
+    hidden, approximate = make_contiguous(hidden), form == 'tanh'
+    if is_dropping(dropout) or linear.bias is None or has_hooks(linear):
+        return linear(dropout(apply(Gelu, hidden, approximate)))
+    return apply(GeluLinear, hidden, approximate, linear.weight, linear.bias)
 
 
 # LayerNorm
@@ -237,14 +181,15 @@ class LayerNorm(PyLayer):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensor()
-        grads = compute_layer_norm_gradients(make_contiguous(grad), x, weight, ctx.epsilon)
+        grads = layer_norm_backward(make_contiguous(grad), x, weight, ctx.epsilon)
         return tuple(grad if wanted else None for grad, wanted in zip(grads, ctx.wanted))
 
 
-def forward_layer_norm(layer, x):
-    if not fits(x, layer.weight):
-        return layer.plain_forward(x)
-    return apply(LayerNorm, make_contiguous(x), layer.weight, layer.bias, layer._epsilon)
+def layer_norm(plain: Callable, x: paddle.Tensor, weight: paddle.Tensor | None,
+               bias: paddle.Tensor | None, epsilon: float) -> paddle.Tensor:
+    if weight is None or bias is None or not fits(x, weight):
+        return plain(x, weight, bias, epsilon)
+    return apply(LayerNorm, make_contiguous(x), weight, bias, epsilon)
 
 
 # Attention
@@ -267,19 +212,17 @@ def copy_batch(target, source):
 
 
 class SplitHeads(PyLayer):
-    """[B, N, 3 * H * d] -> q * scale, k, v of [B, H, N, d] each."""
+    """[B, N, 3 * H * d] -> q, k, v of [B, H, N, d] each."""
 
     @staticmethod
-    def forward(ctx, qkv, num_heads, scale):
+    def forward(ctx, qkv, num_heads):
         batch, num_tokens, width = qkv.shape
         ctx.shape = (batch, num_tokens, 3, num_heads, width // num_heads // 3)
-        ctx.scale = scale
         array = share(qkv).reshape(ctx.shape)
         outputs = []
         for part in range(3):
             outputs.append(paddle.empty([batch, num_heads, num_tokens, ctx.shape[-1]], 'float32'))
             copy_batch(share(outputs[-1]), array[:, :, part].transpose(0, 2, 1, 3))
-        outputs[0].scale_(scale)
         return tuple(outputs)
 
     @staticmethod
@@ -289,7 +232,6 @@ class SplitHeads(PyLayer):
         array = share(output).reshape(ctx.shape)
         for part, grad in enumerate(grads):
             copy_batch(array[:, :, part], share(make_contiguous(grad)).transpose(0, 2, 1, 3))
-        array[:, :, 0] *= np.float32(ctx.scale)
         return output
 
 
@@ -323,14 +265,16 @@ def compute_probabilities(q, k):
 
 
 class Attend(PyLayer):
-    """Merged softmax(q k^T) v; backward computes the probabilities again.
+    """Merged softmax(scale q k^T) v; backward computes the probabilities again.
 
     They are the largest of a block's activations where tokens are many: [B, H, N, N].
     """
 
     @staticmethod
-    def forward(ctx, q, k, v):
+    def forward(ctx, q, k, v, scale):
+        q = q * scale
         ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
         return merge_heads(paddle.matmul(compute_probabilities(q, k), v))
 
     @staticmethod
@@ -339,27 +283,29 @@ class Attend(PyLayer):
         grad = split_gradient(grad, q.shape)
         probabilities = compute_probabilities(q, k)
         grad_v = paddle.matmul(probabilities, grad, transpose_x=True)
-        slope = paddle.matmul(grad, v, transpose_y=True)
-        multiply_by_softmax_slope(slope, probabilities)
-        return (paddle.matmul(slope, k), paddle.matmul(slope, q, transpose_x=True), grad_v)
+        grad_scores = paddle.matmul(grad, v, transpose_y=True)
+        softmax_backward_(grad_scores, probabilities)
+        grad_q = paddle.matmul(grad_scores, k).scale_(ctx.scale)
+        return grad_q, paddle.matmul(grad_scores, q, transpose_x=True), grad_v
 
 
-def forward_attention(layer, tokens):
-    qkv = layer.qkv(tokens)
-    if not fits(qkv):
-        return layer.plain_forward(tokens)
-    q, k, v = apply(SplitHeads, qkv, layer.num_heads, get_scale(layer))
-    if must_show_probabilities(layer.attn_dropout):
-        scores = paddle.matmul(q, k, transpose_y=True)
-        probabilities = layer.attn_dropout(F.softmax(scores, axis=-1))
-        heads = apply(MergeHeads, paddle.matmul(probabilities, v))
-    else:
-        heads = apply(Attend, q, k, v)
-    project = layer.out if 'out' in layer._sub_layers else layer.proj
-    return layer.proj_dropout(project(heads))
+def project_heads(plain: Callable, tokens: paddle.Tensor, projection: Any,
+                  num_heads: int) -> tuple[paddle.Tensor, ...]:
+    if not fits(tokens, projection.weight):
+        return plain(tokens, projection, num_heads)
+    return apply(SplitHeads, projection(tokens), num_heads)
 
 
-def must_show_probabilities(dropout):
-    """Whether somebody looks at a dropout's input, or it has something to drop."""
-    return bool(dropout.training and dropout.p
-                or dropout._forward_pre_hooks or dropout._forward_post_hooks)
+def attention(plain: Callable, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor,
+              scale: float, dropout: Any) -> paddle.Tensor:
+    if not fits(q, k, v):
+        return plain(q, k, v, scale, dropout)
+    if is_dropping(dropout) or has_hooks(dropout):
+        scores = paddle.matmul(q * scale, k, transpose_y=True)
+        probabilities = dropout(F.softmax(scores, axis=-1))
+        return apply(MergeHeads, paddle.matmul(probabilities, v))
+    return apply(Attend, make_contiguous(q), make_contiguous(k), make_contiguous(v), scale)
+
+
+KERNELS = {'linear': linear, 'layer_norm': layer_norm, 'gelu_linear': gelu_linear,
+           'project_heads': project_heads, 'attention': attention}
