@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 from benchmarks.contest import serve  # noqa: E402
-from common.kernels.install import install  # noqa: E402
+from common.kernels import install  # noqa: E402
 from common.machine.host_memory import release_freed_memory  # noqa: E402
 from common.training.optimizer import build_optimizer, clip_gradients  # noqa: E402
 

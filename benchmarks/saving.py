@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 from common.checkpoints.store import CheckpointStore  # noqa: E402
-from common.kernels.install import install  # noqa: E402
+from common.kernels import install  # noqa: E402
 from common.training.ema import ModelEma  # noqa: E402
 from ViT.config import get_config  # noqa: E402
 from ViT.vit import build_vit  # noqa: E402

@@ -25,7 +25,7 @@ from common.deploy.predict import make_dynamic_predictor
 from common.deploy.preprocessing import write_folder
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
-from common.kernels.install import installed
+from common.kernels import installed
 from common.run.log import start_logging
 
 FORMATS = ('paddle', 'onnx')

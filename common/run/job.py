@@ -18,7 +18,7 @@ from common.data.loader import build_loader
 from common.data.normalize import Preprocess
 from common.data.sampler import EvalBatches, TrainBatches
 from common.errors import RunError, UserError
-from common.kernels.install import install
+from common.kernels import install
 from common.machine.device import choose_device
 from common.machine.distributed import agree_on, broadcast_texts, get_rank, get_world_size
 from common.run.announce import log_changes, log_plan, log_skipped, log_start

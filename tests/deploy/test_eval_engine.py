@@ -7,7 +7,7 @@ import paddle
 import pytest
 
 from common.deploy import evaluation
-from common.kernels.install import install
+from common.kernels import install
 from common.training.evaluate import evaluate
 from common.training.precision import Precision
 from tests.support.recipe import fill_by_recipe

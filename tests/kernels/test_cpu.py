@@ -11,8 +11,7 @@ import pytest
 from paddle import nn
 
 import tests.training.test_training_parity as parity
-from common.kernels import compiled, row_kernels
-from common.kernels.install import install
+from common.kernels import compiled, install, row_kernels
 from common.training.optimizer import clip_gradients
 from T2T_ViT.t2t_vit import T2TViT
 from ViT.vit import LayerNorm, Linear, Mlp, VisionTransformer, build_vit

@@ -17,7 +17,7 @@ def work(path):
     import paddle
     import paddle.distributed as dist
 
-    from common.kernels.install import install
+    from common.kernels import install
     from ViT.vit import VisionTransformer
 
     dist.init_parallel_env()

@@ -8,8 +8,8 @@ import pytest
 from paddle import nn
 from paddle.nn import functional as F
 
-from common.kernels import fused
-from common.kernels.install import find_difference, install, installed
+from common.kernels import fused, install, installed
+from common.kernels.seam import find_difference
 from T2T_ViT.t2t_vit import T2TViT
 from ViT import vit
 from ViT.vit import VisionTransformer
