@@ -16,6 +16,7 @@ from ViT.config import Options, get_config
 
 # isort: split
 from common.project import Project
+from common.weights.rules import Tensor
 from ViT.datasets import get_dataset
 from ViT.formats import FORMATS, paddlevit, timm
 from ViT.released import list_released
@@ -39,6 +40,19 @@ def describe_shape(shapes: dict[str, list]) -> str:
     return f'{name}_patch{patch} ({size})' if name else f'a ViT (patch {patch}, {size})'
 
 
+def fit_weights(tensors: dict[str, Tensor], shapes: dict[str, list]) -> None:
+    """Make a distillation token whose head is gone a register, if the model has one of those.
+
+    It is what Hugging Face's DeiTForImageClassification computes: the token takes part in
+    attention, and nothing reads it.
+    """
+    token = tensors.get('dist_token')
+    if token is not None and 'dist_token' not in shapes and 'register_tokens' not in tensors \
+            and shapes.get('register_tokens') == token.shape \
+            and not any(name.startswith('classifier_dist.') for name in tensors):
+        tensors['register_tokens'] = tensors.pop('dist_token')
+
+
 PROJECT = Project(
     name='ViT',
     folder=FOLDER,
@@ -51,8 +65,11 @@ PROJECT = Project(
     formats=FORMATS,
     targets={'timm': timm.FORMAT},
     list_released=list_released,
-    heads=('classifier.',),
+    heads=('classifier.', 'classifier_dist.'),
     before_head=('pre_logits.',),
+    optional_layers=('attention_pool.',),
     positions=('position_embedding',),
+    tokens_without_rows=('register_tokens',),
+    fit_weights=fit_weights,
     describe_shape=describe_shape,
 )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from common.deploy.attention import TokenModule
     from common.weights.registry import Released
-    from common.weights.rules import Format
+    from common.weights.rules import Format, Tensor
 
 FILE_NAME = 'project.py'
 
@@ -72,6 +72,17 @@ def list_nothing(model: Model) -> tuple:
     return ()
 
 
+def count_heads(model: Model) -> int | None:
+    """The default of count_heads: `num_heads` of the first block's attention, if it has one."""
+    blocks = getattr(model, 'blocks', None)
+    attention = getattr(blocks[0], 'attn', None) if blocks else None
+    return getattr(attention, 'num_heads', None)
+
+
+def fit_nothing(tensors: dict[str, Tensor], shapes: dict[str, list]) -> None:
+    """The default of fit_weights."""
+
+
 def list_no_weights() -> dict:
     """The default of list_released: no released weights."""
     return {}
@@ -92,7 +103,11 @@ class Project:
     writes beside `paddle`. list_released: () -> {name: Released}, what -pretrained=NAME downloads.
     heads: beginnings of the names of the classifier's parameters, which another number of
     classes replaces. before_head: of layers between features and head that a file may lack.
-    positions: names of the position table, the first that the model has.
+    optional_layers: of layers that a model may do without where a file has them.
+    positions: names of the position table, the first that the model has. tokens_without_rows:
+    names of the tokens before the patches that have no row there; rows of theirs in a file are
+    added to them. count_heads: (model) -> attention heads, for comparison with what files say.
+    fit_weights: ({our name: Tensor}, {name: shape}) changes a file's tensors to fit a model.
     describe_shape: ({name: shape}) -> "vit_base_patch16 (embed_dim 768, depth 12)", for messages.
 
     build_loss: (config, criterion) -> compute_loss(model, images, targets), which returns a
@@ -115,7 +130,11 @@ class Project:
     list_released: Callable[[], dict[str, Released]] = list_no_weights
     heads: tuple[str, ...] = ('head.', 'classifier.')
     before_head: tuple[str, ...] = ()
+    optional_layers: tuple[str, ...] = ()
     positions: tuple[str, ...] = ('pos_embed', 'position_embedding')
+    tokens_without_rows: tuple[str, ...] = ()
+    count_heads: Callable[[Model], int | None] = count_heads
+    fit_weights: Callable[[dict[str, Tensor], dict[str, list]], None] = fit_nothing
     describe_shape: Callable[[dict[str, list]], str] | None = None
 
     build_loss: Callable[[CfgNode, Callable], ComputeLoss] = build_default_loss

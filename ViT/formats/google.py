@@ -39,6 +39,13 @@ HEADS_IN = {'kernel': ('weight', join_input), 'bias': ('bias', keep)}
 BLOCK = 'Transformer/encoderblock_{i}'
 ATTENTION = f'{BLOCK}/MultiHeadDotProductAttention_{{n}}'
 
+def read_record(config: dict, tensors: dict) -> dict:
+    """Return the number of heads, which Flax's kernels have as an axis of their own."""
+    kernels = [array for name, array in tensors.items()
+               if name.endswith('/query/kernel') and array.ndim == 3]
+    return {'num_heads': kernels[0].shape[1]} if kernels else {}
+
+
 FORMAT = Format(
     name='Google',
     kinds=('npz',),
@@ -68,4 +75,5 @@ FORMAT = Format(
     ),
     numerics={'gelu': 'tanh', 'layer_norm_eps': 1e-6, 'pre_logits_activation': 'tanh'},
     position_resize='google',
+    read_record=read_record,
 )

@@ -1,55 +1,135 @@
-"""Hugging Face transformers' ViT: a folder of save_pretrained, or its weights file alone."""
+"""Hugging Face transformers' ViT and what is built as it is: DeiT, ViTMAE, MSN, I-JEPA, DINOv2,
+DINOv3. A folder of save_pretrained, or its weights file alone.
+"""
+
+import dataclasses
 
 from common.errors import UserError
 from common.weights.rules import LINEAR, PLAIN, TENSOR, Format, Rule
 
 GELUS = {'gelu': 'erf', 'gelu_python': 'erf', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh',
-         'gelu_fast': 'tanh'}
+         'gelu_fast': 'tanh', 'quick_gelu': 'quick'}
 
 
-def read_numerics(config, names):
-    """Return what config.json says of the numerics; {} where there is no config.json."""
-    numerics = {}
+def read_record(config: dict, tensors: dict) -> dict:
+    """Return what config.json says; {} where there is none. Raises UserError."""
+    record = {}
+    if isinstance(config.get('vision_config'), dict):           # of a model of two towers
+        config = {**config, **config['vision_config']}
     if 'layer_norm_eps' in config:
-        numerics['layer_norm_eps'] = config['layer_norm_eps']
+        record['layer_norm_eps'] = config['layer_norm_eps']
     if 'hidden_act' in config:
         activation = str(config['hidden_act'])
         if activation not in GELUS:
             raise UserError(f'config.json asks for the activation {activation!r}, which the '
                             f'models here do not have (they have {", ".join(GELUS)}).')
-        numerics['gelu'] = GELUS[activation]
-    return numerics
+        record['gelu'] = GELUS[activation]
+    if 'num_attention_heads' in config:
+        record['num_heads'] = config['num_attention_heads']
+    return record
 
 
+def qkv(block: str, attention: str, names: tuple[str, str, str]) -> tuple[Rule, ...]:
+    """Return the rules of three projections that are one here."""
+    return tuple(Rule(f'{block}.{attention}.{name}.*', 'encoder.layers.{i}.attn.qkv.*', LINEAR,
+                      part=part) for part, name in enumerate(names))
+
+
+EMBEDDINGS = (
+    Rule('embeddings.cls_token', 'cls_token', TENSOR),
+    Rule('embeddings.distillation_token', 'dist_token', TENSOR),
+    Rule('embeddings.register_tokens', 'register_tokens', TENSOR),
+    Rule('embeddings.position_embeddings', 'position_embedding', TENSOR),
+    Rule('embeddings.patch_embeddings.projection.*', 'patch_embedding.patch_embedding.*', PLAIN),
+)
+HEADS = (
+    Rule('classifier.*', 'classifier.*', LINEAR),
+    Rule('cls_classifier.*', 'classifier.*', LINEAR),
+    Rule('distillation_classifier.*', 'classifier_dist.*', LINEAR),
+)
+LAYER_SCALE = (
+    Rule('{block}.layer_scale1.lambda1', 'encoder.layers.{i}.gamma_1', TENSOR),
+    Rule('{block}.layer_scale2.lambda1', 'encoder.layers.{i}.gamma_2', TENSOR),
+)
+NAMES = ('query', 'key', 'value')
+NEW_NAMES = ('q_proj', 'k_proj', 'v_proj')
 BLOCK = 'encoder.layer.{i}'
+NEW_BLOCK = 'layers.{i}'                        # transformers 5
+
+
+def block_rules(block: str, **names: str) -> tuple[Rule, ...]:
+    """Return the rules of a block's norms and linear layers. names: {ours: theirs}."""
+    kinds = {'attn_norm': PLAIN, 'mlp_norm': PLAIN}
+    return tuple(Rule(f'{block}.{theirs}.*', f'encoder.layers.{{i}}.{ours}.*',
+                      kinds.get(ours, LINEAR))
+                 for ours, theirs in ((ours.replace('__', '.'), theirs)
+                                      for ours, theirs in names.items()))
+
+
+def scale_rules(block: str) -> tuple[Rule, ...]:
+    """Return the rules of LayerScale."""
+    return tuple(rule._replace(theirs=rule.theirs.replace('{block}', block))
+                 for rule in LAYER_SCALE)
+
 
 FORMAT = Format(
     name='Hugging Face',
     kinds=('safetensors', 'torch'),
     signature=('embeddings.patch_embeddings.projection.weight',),
     rules=(
-        Rule('embeddings.cls_token', 'cls_token', TENSOR),
-        Rule('embeddings.position_embeddings', 'position_embedding', TENSOR),
-        Rule('embeddings.patch_embeddings.projection.*', 'patch_embedding.patch_embedding.*',
-             PLAIN),
-        Rule(f'{BLOCK}.layernorm_before.*', 'encoder.layers.{i}.attn_norm.*', PLAIN),
-        Rule(f'{BLOCK}.attention.attention.query.*', 'encoder.layers.{i}.attn.qkv.*', LINEAR,
-             part=0),
-        Rule(f'{BLOCK}.attention.attention.key.*', 'encoder.layers.{i}.attn.qkv.*', LINEAR,
-             part=1),
-        Rule(f'{BLOCK}.attention.attention.value.*', 'encoder.layers.{i}.attn.qkv.*', LINEAR,
-             part=2),
-        Rule(f'{BLOCK}.attention.output.dense.*', 'encoder.layers.{i}.attn.out.*', LINEAR),
-        Rule(f'{BLOCK}.layernorm_after.*', 'encoder.layers.{i}.mlp_norm.*', PLAIN),
-        Rule(f'{BLOCK}.intermediate.dense.*', 'encoder.layers.{i}.mlp.fc1.*', LINEAR),
-        Rule(f'{BLOCK}.output.dense.*', 'encoder.layers.{i}.mlp.fc2.*', LINEAR),
+        *EMBEDDINGS,
+        *qkv(BLOCK, 'attention.attention', NAMES),
+        *block_rules(BLOCK, attn_norm='layernorm_before', attn__out='attention.output.dense',
+                     mlp_norm='layernorm_after', mlp__fc1='intermediate.dense',
+                     mlp__fc2='output.dense'),
+        *qkv(NEW_BLOCK, 'attention', NEW_NAMES),
+        *block_rules(NEW_BLOCK, attn_norm='layernorm_before', attn__out='attention.o_proj',
+                     mlp_norm='layernorm_after', mlp__fc1='mlp.fc1', mlp__fc2='mlp.fc2'),
         Rule('layernorm.*', 'encoder.encoder_norm.*', PLAIN),
-        Rule('classifier.*', 'classifier.*', LINEAR),
     ),
+    outer=HEADS,
     # The library's default; config.json has the last word.
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-12},
     position_resize='bicubic',
-    prefix='vit.',                              # a bare ViTModel has none
-    ignored=('pooler.dense.*',),                # the classifier does not use it
-    read_numerics=read_numerics,
+    wrappers=('vit', 'deit', 'ijepa', 'vit_mae', 'vit_msn'),        # a bare model has none
+    # The pooler is not used by the classifier; a decoder fills masked patches in.
+    ignored=('pooler.dense.*', 'embeddings.mask_token', 'decoder.**'),
+    read_record=read_record,
+)
+
+DINOV2 = dataclasses.replace(
+    FORMAT,
+    name='Hugging Face DINOv2',
+    signature=('embeddings.patch_embeddings.projection.weight', 'encoder.layer.{i}.norm1.weight'),
+    rules=(
+        *EMBEDDINGS,
+        *qkv(BLOCK, 'attention.attention', NAMES),
+        *block_rules(BLOCK, attn_norm='norm1', attn__out='attention.output.dense',
+                     mlp_norm='norm2', mlp__fc1='mlp.fc1', mlp__fc2='mlp.fc2'),
+        *scale_rules(BLOCK),
+        Rule('layernorm.*', 'encoder.encoder_norm.*', PLAIN),
+    ),
+    numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6},
+    wrappers=('dinov2', 'dinov2_with_registers'),
+)
+
+# With registers positions are resized as timm does it.
+DINOV2_REGISTERS = dataclasses.replace(
+    DINOV2, signature=(*DINOV2.signature, 'embeddings.register_tokens'), position_resize='timm')
+
+DINOV3 = dataclasses.replace(
+    FORMAT,
+    name='Hugging Face DINOv3',
+    signature=('embeddings.patch_embeddings.weight', 'layer.{i}.layer_scale1.lambda1'),
+    rules=(
+        *EMBEDDINGS[:-1],
+        Rule('embeddings.patch_embeddings.*', 'patch_embedding.patch_embedding.*', PLAIN),
+        *qkv('layer.{i}', 'attention', NEW_NAMES),
+        *block_rules('layer.{i}', attn_norm='norm1', attn__out='attention.o_proj',
+                     mlp_norm='norm2', mlp__fc1='mlp.up_proj', mlp__fc2='mlp.down_proj'),
+        *scale_rules('layer.{i}'),
+        Rule('norm.*', 'encoder.encoder_norm.*', PLAIN),
+    ),
+    numerics={'gelu': 'erf', 'layer_norm_eps': 1e-5},
+    wrappers=('dinov3_vit',),
 )

@@ -1,28 +1,30 @@
 """MMPretrain's and MMClassification's .pth, with the names from before mmcls 0.17 too."""
 
-from common.weights.rules import LINEAR, PLAIN, TENSOR, Format, Rule, keep, transpose_linear
+from common.weights.rules import IN_PROJ, LINEAR, PLAIN, TENSOR, Format, Rule, add_zeros
 
-# torch.nn.MultiheadAttention's own names: in_proj_weight, in_proj_bias.
-IN_PROJ = {'in_proj_weight': ('weight', transpose_linear), 'in_proj_bias': ('bias', keep)}
-
-BLOCK = 'backbone.layers.{i}'
-OLD_BLOCK = 'backbone.encoder.layers.{i}'
+BLOCK = 'layers.{i}'
+OLD_BLOCK = 'encoder.layers.{i}'
 
 FORMAT = Format(
     name='MMPretrain',
     kinds=('torch',),
-    signature=('backbone.patch_embed.projection.weight',),
+    signature=('patch_embed.projection.weight',),
     rules=(
-        Rule('backbone.cls_token', 'cls_token', TENSOR),
-        Rule('backbone.pos_embed', 'position_embedding', TENSOR),
-        Rule('backbone.patch_embed.projection.*', 'patch_embedding.patch_embedding.*', PLAIN),
+        Rule('cls_token', 'cls_token', TENSOR),
+        Rule('pos_embed', 'position_embedding', TENSOR),
+        Rule('dist_token', 'dist_token', TENSOR),
+        Rule('patch_embed.projection.*', 'patch_embedding.patch_embedding.*', PLAIN),
+        Rule('pre_norm.*', 'pre_norm.*', PLAIN),
         Rule(f'{BLOCK}.ln1.*', 'encoder.layers.{i}.attn_norm.*', PLAIN),
         Rule(f'{BLOCK}.attn.qkv.*', 'encoder.layers.{i}.attn.qkv.*', LINEAR),
         Rule(f'{BLOCK}.attn.proj.*', 'encoder.layers.{i}.attn.out.*', LINEAR),
+        Rule(f'{BLOCK}.attn.gamma1.weight', 'encoder.layers.{i}.gamma_1', TENSOR),
         Rule(f'{BLOCK}.ln2.*', 'encoder.layers.{i}.mlp_norm.*', PLAIN),
         Rule(f'{BLOCK}.ffn.layers.0.0.*', 'encoder.layers.{i}.mlp.fc1.*', LINEAR),
         Rule(f'{BLOCK}.ffn.layers.1.*', 'encoder.layers.{i}.mlp.fc2.*', LINEAR),
-        Rule('backbone.ln1.*', 'encoder.encoder_norm.*', PLAIN),
+        Rule(f'{BLOCK}.ffn.gamma2.weight', 'encoder.layers.{i}.gamma_2', TENSOR),
+        Rule('ln1.*', 'encoder.encoder_norm.*', PLAIN),
+        Rule('ln2.*', 'fc_norm.*', PLAIN),
         Rule(f'{OLD_BLOCK}.norms.0.*', 'encoder.layers.{i}.attn_norm.*', PLAIN),
         Rule(f'{OLD_BLOCK}.attentions.0.attn.*', 'encoder.layers.{i}.attn.qkv.*', IN_PROJ),
         Rule(f'{OLD_BLOCK}.attentions.0.attn.out_proj.*', 'encoder.layers.{i}.attn.out.*',
@@ -30,11 +32,19 @@ FORMAT = Format(
         Rule(f'{OLD_BLOCK}.norms.1.*', 'encoder.layers.{i}.mlp_norm.*', PLAIN),
         Rule(f'{OLD_BLOCK}.ffns.0.layers.0.0.*', 'encoder.layers.{i}.mlp.fc1.*', LINEAR),
         Rule(f'{OLD_BLOCK}.ffns.0.layers.1.*', 'encoder.layers.{i}.mlp.fc2.*', LINEAR),
-        Rule('backbone.encoder.coder_norm.*', 'encoder.encoder_norm.*', PLAIN),
+        Rule('encoder.coder_norm.*', 'encoder.encoder_norm.*', PLAIN),
+    ),
+    outer=(
         Rule('head.layers.pre_logits.*', 'pre_logits.0.*', LINEAR),
         Rule('head.layers.head.*', 'classifier.*', LINEAR),
+        Rule('head.layers.head_dist.*', 'classifier_dist.*', LINEAR),
+        Rule('head.fc.*', 'classifier.*', LINEAR),
     ),
+    # CLIP too is computed with MMPretrain's own epsilon, not with OpenAI's.
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6, 'pre_logits_activation': 'tanh'},
     position_resize='bicubic',
-    ignored=('steps', 'data_preprocessor.*'),   # of the averaged weights; mean and std
+    ignored=('mask_token',),
+    # CLIP's patches have no bias.
+    prepare=add_zeros('patch_embed.projection.weight', 'patch_embed.projection.bias',
+                      where='pre_norm.weight'),
 )

@@ -5,9 +5,9 @@ from common.weights.rules import LINEAR, PLAIN, Format
 from ViT.formats import timm
 
 
-def read_numerics(config, names):
+def read_record(config: dict, tensors: dict) -> dict:
     """Refuse ViT_small, the one released file without a bias in qkv."""
-    if not any(name.endswith('.attn.qkv.bias') for name in names):
+    if not any(name.endswith('.attn.qkv.bias') for name in tensors):
         raise UserError(
             "PaddleClas's ViT_small_patch16_224 is another network (depth 8, attention scaled by "
             'embed_dim ** -0.5), which no config here describes. Use '
@@ -23,5 +23,5 @@ FORMAT = Format(
                 for rule in timm.FORMAT.rules),
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6},
     position_resize='timm',
-    read_numerics=read_numerics,
+    read_record=read_record,
 )

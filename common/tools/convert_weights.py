@@ -37,7 +37,7 @@ def convert(project: Project, source: str | os.PathLike, output: str | os.PathLi
     """
     weights, arrays = read_arrays(project, source, target, use_ema)
     check_output(output, target, overwrite)
-    record = {**weights.numerics, 'grid_size': weights.grid_size}
+    record = {**weights.numerics, 'grid_size': weights.grid_size, 'num_heads': weights.num_heads}
     root, ending = os.path.splitext(os.fspath(output))
     temporary = f'{root}.writing{ending}'
     try:

@@ -15,16 +15,19 @@ from common.weights.trailer import CheckpointError, has_trailer, verify_checkpoi
 
 # What Hugging Face's save_pretrained names its files, the preferred one first.
 FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')
+INDEX_ENDING = '.index.json'        # of weights that are split over several files
 
 
 @dataclass
 class Container:
-    """An opened file. tree: nested dicts with ndarrays. config: config.json, if any."""
+    """An opened file. tree: nested dicts with ndarrays. config, processor: what config.json and
+    preprocessor_config.json beside it hold, {} where there is none."""
 
     path: str
     kind: str               # paddle, torch, safetensors, npz or mindspore
     tree: dict
     config: dict = field(default_factory=dict)
+    processor: dict = field(default_factory=dict)
     metadata: dict = field(default_factory=dict)
 
 
@@ -37,6 +40,8 @@ def open_container(path):
     path = os.fspath(path)
     if os.path.isdir(path):
         path = _find_in_folder(path)
+    if path.endswith(INDEX_ENDING):
+        return _open_shards(path)
     try:
         with open(path, 'rb') as file:
             kind, read = _recognize(file)
@@ -57,30 +62,53 @@ def open_container(path):
         raise UserError(f'{path}: holds no dictionary of tensors, but a {type(tree).__name__}.')
     if 'format_version' in tree and not is_ours:
         raise UserError(f'{path}: its end, with the checksum, is missing.')
-    return Container(path, kind, tree, _read_config(os.path.dirname(path)), metadata)
+    folder = os.path.dirname(path)
+    return Container(path, kind, tree, _read_json(folder, 'config.json'),
+                     _read_json(folder, 'preprocessor_config.json'), metadata)
 
 
 def _find_in_folder(folder):
     for name in FOLDER_FILES:
-        if os.path.isfile(os.path.join(folder, name)):
-            return os.path.join(folder, name)
-        if os.path.isfile(os.path.join(folder, f'{name}.index.json')):
-            raise UserError(f'{folder}: the weights are split over several files, which is not '
-                            'supported; save them again with a larger max_shard_size.')
+        for path in (os.path.join(folder, name), os.path.join(folder, name + INDEX_ENDING)):
+            if os.path.isfile(path):
+                return path
     raise UserError(f'{folder} holds no weights: expected {" or ".join(FOLDER_FILES)}. '
                     'Give the checkpoint file itself.')
 
 
-def _read_config(folder):
-    """Return the config.json beside a Hugging Face checkpoint, {} where there is none."""
-    path = os.path.join(folder, 'config.json')
+def _open_shards(path):
+    """Return one Container of the files that an index.json of Hugging Face names."""
+    folder, index = os.path.split(path)
+    shards = _read_json(folder, index).get('weight_map')
+    names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+    # A name with a folder in it would lead anywhere.
+    if not names or any(os.path.basename(name) != name or name.endswith(INDEX_ENDING)
+                        for name in names):
+        raise UserError(f'{path} is no index of weights: its weight_map must name files beside it.')
+    tree = {}
+    for name in names:
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise UserError(f'{path}: {name}, which it names, is not there. Fetch all '
+                            f'{len(names)} files.')
+        part = open_container(os.path.join(folder, name))
+        tree.update(part.tree)
+    missing = set(map(str, shards)) - set(tree)
+    if missing:
+        raise UserError(f'{path}: {sorted(missing)[0][:80]}, which it lists, is in none of its '
+                        f'{len(names)} files.')
+    return Container(path, part.kind, tree, part.config, part.processor, part.metadata)
+
+
+def _read_json(folder, name):
+    """Return a JSON file beside a Hugging Face checkpoint, {} where there is none."""
+    path = os.path.join(folder, name)
     if not os.path.isfile(path):
         return {}
     try:
         with open(path, encoding='utf-8') as file:
             config = json.loads(file.read(1 << 22))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path} is not a readable config.json: {error}.') from None
+        raise UserError(f'{path} is not a readable {name}: {error}.') from None
     return config if isinstance(config, dict) else {}
 
 

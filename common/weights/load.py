@@ -115,7 +115,9 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     report.unexpected = dict.fromkeys(weights.ignored, 'no part of the classifier')
     shapes = {name: list(value.shape) for name, value in parameters.items()}
 
-    _drop_before_head(tensors, shapes, report, project)
+    _check_arithmetic(model, weights, tensors, shapes, project)
+    project.fit_weights(tensors, shapes)
+    _drop_layers(tensors, shapes, report, project)
     new_values = _plan_head(tensors, shapes, report, options, project)
     new_values |= _plan_positions(model, weights, tensors, report, options, project)
     _check_fit(weights, tensors, shapes, report, new_values, options.allow_missing, project)
@@ -152,10 +154,11 @@ def load_from_config(model: Model, config: Any) -> LoadReport:
 def describe_numerics(model: Model) -> dict[str, Any]:
     """Return what a checkpoint records of a model beside its weights, as plain values.
 
-    Keys: gelu, layer_norm_eps, pre_logits_activation (None: no such layer) and
-    grid_size, the rows and columns of the position embedding.
+    Keys: gelu, layer_norm_eps, pre_logits_activation (None: no such layer), num_heads (None:
+    not known) and grid_size, the rows and columns of the position embedding.
     """
     return {'pre_logits_activation': None, **model.get_numerics(),
+            'num_heads': find_project(model).count_heads(model),
             'grid_size': list(model.grid_size)}
 
 
@@ -172,8 +175,29 @@ def _set_numerics(model, weights):
     return changed
 
 
-def _drop_before_head(tensors, shapes, report, project):
-    """Leave out the pre-logits, and the head behind them, if the model has none."""
+def _check_arithmetic(model, weights, tensors, shapes, project):
+    """Raise UserError where the file says that its network computes otherwise than the model.
+
+    The number of heads leaves no trace in the shapes, nor what the head reads.
+    """
+    heads = project.count_heads(model)
+    if weights.num_heads and heads and weights.num_heads != heads:
+        raise UserError(f'{weights.path} was trained with {weights.num_heads} attention heads, and '
+                        f'the model has {heads}. Set MODEL.NUM_HEADS {weights.num_heads}.')
+    pool = getattr(model, 'pool', None)
+    keeps_head = any(name.startswith(project.heads) and name in tensors
+                     and tensors[name].shape == shape for name, shape in shapes.items())
+    if weights.pool and pool and weights.pool != pool and keeps_head:
+        raise UserError(f'{weights.path}: its head reads features of pooling {weights.pool!r}, and '
+                        f"the model's reads {pool!r}. Set MODEL.POOL {weights.pool}.")
+
+
+def _drop_layers(tensors, shapes, report, project):
+    """Leave out what the model does without: pre-logits with the head behind them, pooling."""
+    for name in [name for name in tensors if name.startswith(project.optional_layers)
+                 and not any(own.startswith(project.optional_layers) for own in shapes)]:
+        for origin in tensors.pop(name).origins:
+            report.unexpected[origin] = 'the model has no such layer'
     if any(name.startswith(project.before_head) for name in shapes):
         return
     dropped = [name for name in tensors if name.startswith(project.before_head)]
@@ -221,7 +245,11 @@ def _make_head(shape, head_init, generator):
 
 
 def _plan_positions(model, weights, tensors, report, options, project):
-    """Return {name: ndarray} for a position embedding whose grid is not the model's."""
+    """Return {name: ndarray} for a position embedding whose rows are not the model's.
+
+    Another grid of patches is resampled. Tokens before the patches without a row in the file
+    get zeros; those without a row in the model have theirs added to themselves.
+    """
     parameters = model.state_dict()
     name = next((name for name in project.positions if name in parameters), None)
     if name is None or name not in tensors:
@@ -229,26 +257,61 @@ def _plan_positions(model, weights, tensors, report, options, project):
     shape = tensors[name].shape
     if len(shape) != 3 or shape[0] != 1 or shape[2] != parameters[name].shape[2]:
         return {}                               # another model; _check_fit says so
-    prefix = getattr(model, 'num_prefix_positions', model.num_prefix_tokens)
+    rows = getattr(model, 'num_prefix_positions', model.num_prefix_tokens)
     new_grid = tuple(model.grid_size)
-    old_grid = weights.grid_size or find_grid(shape[1] - prefix)
-    if old_grid is None and shape == list(parameters[name].shape):
-        old_grid = new_grid                     # a grid that is no square, but the model's
-    if old_grid is None or old_grid[0] * old_grid[1] != shape[1] - prefix:
+    found = _split_rows(shape[1], (rows, model.num_prefix_tokens, 0), weights.grid_size)
+    if found is None and shape == list(parameters[name].shape):
+        found = rows, new_grid                  # a grid that is no square, but the model's
+    if found is None:
         if {*tensors} - {*parameters}:
             return {}                           # another model; _check_fit says so
         raise UserError(
-            f'{weights.path}: {name} has {shape[1]} rows. Without the {prefix} of the tokens '
+            f'{weights.path}: {name} has {shape[1]} rows. Without the {rows} of the tokens '
             f'before the patches they are no square grid, and not the model\'s {new_grid[0]} x '
             f'{new_grid[1]}.')
-    if old_grid == new_grid:
+    file_rows, old_grid = found
+    if (file_rows, old_grid) == (rows, new_grid):
         return {}
-    method = options.position_resize
-    if method == 'source':
-        method = weights.position_resize
-    report.resized[name] = (f'from {old_grid[0]} x {old_grid[1]} to {new_grid[0]} x '
-                            f'{new_grid[1]} patches, method {method}')
-    return {name: resize_positions(tensors[name].get(), prefix, old_grid, new_grid, method)}
+    values = tensors[name].get()
+    new_values = {}
+    if file_rows > rows:
+        new_values = _add_rows(values[:, rows:file_rows], tensors, report, project)
+        if not new_values:
+            return {}                           # of tokens that the model has not
+        values = np.delete(values, np.s_[rows:file_rows], axis=1)
+    elif file_rows < rows:
+        values = np.concatenate([np.zeros_like(values[:, :1])] * rows + [values], axis=1)
+        report.resized[name] = 'by rows of zeros for tokens that have no position in the file'
+    if old_grid != new_grid:
+        method = options.position_resize
+        if method == 'source':
+            method = weights.position_resize
+        report.resized[name] = (f'from {old_grid[0]} x {old_grid[1]} to {new_grid[0]} x '
+                                f'{new_grid[1]} patches, method {method}')
+        values = resize_positions(values, rows, old_grid, new_grid, method)
+    return {**new_values, name: values}
+
+
+def _split_rows(count, candidates, grid):
+    """Return (rows before the patches, grid) of a table of `count` rows, None if none fits.
+
+    candidates: numbers of rows before the patches, the likeliest first. grid: what the file
+    records, or None.
+    """
+    for rows in candidates:
+        patches = grid or find_grid(count - rows)
+        if patches is not None and rows + patches[0] * patches[1] == count:
+            return rows, patches
+    return None
+
+
+def _add_rows(rows, tensors, report, project):
+    """Return {name: ndarray} of the tokens that `rows` [1, R, D] of the positions belong to."""
+    for name in project.tokens_without_rows:
+        if name in tensors and tensors[name].shape == list(rows.shape):
+            report.resized[name] = 'by adding its positions, which the model has no rows for'
+            return {name: tensors[name].get().astype(np.float32) + rows}
+    return {}
 
 
 def find_grid(num_patches: int) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ import numpy as np
 from common.errors import UserError
 from common.project import Project, list_projects
 from common.weights.containers import open_container
+from common.weights.preprocessing import check_preprocessing, read_preprocessing
 from common.weights.rules import Format, Tensor
 
 # Where training checkpoints keep their weights, the preferred entry first.
 EMA_ENTRIES = ('model_ema', 'state_dict_ema', 'ema_state_dict')
 RAW_ENTRIES = ('model', 'state_dict', 'params')
-
+# Entries of other people's training programs, and of both halves of a teacher and a student.
+OTHER_ENTRIES = ('model_state_dict', 'net', 'network', 'module', 'teacher', 'encoder', 'student')
 
 # The containers that this project and others on Paddle write a model's own names to.
 OWN_KINDS = ('paddle', 'safetensors')
@@ -31,10 +33,13 @@ class Weights:
     """A file's tensors under our names and in our layout.
 
     project: whose format it is in. tensors: {our name: rules.Tensor}. leftover: {their name:
-    Tensor} of what has no place in a model of that project. entry: where in the file the
-    weights were, '' at the top. numerics: arguments of set_numerics. grid_size: (rows, cols)
-    of the position embedding, None where the file does not say. position_resize: how the
-    source resizes it.
+    Tensor} of what has no place in a model of that project. ignored: their names of what is no
+    part of the image classifier. entry: where in the file the weights were, '' at the top.
+    numerics: arguments of set_numerics. num_heads, pool: of the blocks and in front of the
+    head, where the file or what lies beside it says so. grid_size: (rows, cols) of the position
+    embedding, None where the file does not say. position_resize: how the source resizes it.
+    preprocessing: mean, std, crop_pct and interpolation, as far as they are known.
+    preprocessing_source: who says so.
     """
 
     path: str
@@ -47,6 +52,10 @@ class Weights:
     numerics: dict[str, Any]
     position_resize: str
     grid_size: tuple[int, int] | None
+    num_heads: int | None = None
+    pool: str | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    preprocessing_source: str = ''
 
 
 def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project | None = None,
@@ -60,28 +69,57 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project
     """
     container = open_container(path)
     entry, tensors = _choose_weights(container, use_ema)
-    owner, form = _choose_format(container, tensors, project, set(own_names))
-    converted, leftover = form.convert(tensors)
-    recorded = _read_record(container)
-    grid_size = recorded.pop('grid_size', None)
+    owner, form, prefix = _choose_format(container, tensors, project, set(own_names))
+    stated = _read_record(container)
     try:
-        special = form.read_numerics(container.config, set(tensors))
+        stated = {**form.read_record(container.config, _strip(tensors, prefix)), **stated}
+        converted = form.convert(tensors, prefix)
     except UserError as error:
         raise UserError(f'{container.path}: {error}') from None
-    numerics = {**form.numerics, **special, **recorded}
-    if not any(name.startswith(owner.before_head) for name in converted):
+    if form is get_own_format(owner):           # a newer model may have more names than the table
+        known = [name for name in converted.leftover if name in own_names]
+        converted.tensors |= {name: Tensor([(name, tensors[name])]) for name in known}
+        converted.leftover = [name for name in converted.leftover if name not in known]
+    numerics = {**form.numerics,
+                **{name: stated[name] for name in (*FORMS, 'layer_norm_eps') if name in stated}}
+    if not any(name.startswith(owner.before_head) for name in converted.tensors):
         numerics.pop('pre_logits_activation', None)
     _check_numerics(numerics, container.path)
-    if form is get_own_format(owner):           # a newer model may have more names than the table
-        converted |= {name: Tensor([(name, tensors[name])]) for name in leftover
-                      if name in own_names}
-    ignored = [name for name in leftover if form.is_ignored(name) or tensors[name].ndim == 0]
+    scalars = [name for name in converted.leftover if tensors[name].ndim == 0]
+    preprocessing, said_by = _read_preprocessing(container, form)
     return Weights(
-        path=container.path, project=owner, format=form.name, entry=entry, tensors=converted,
-        leftover={name: Tensor([(name, tensors[name])]) for name in leftover
-                  if name not in ignored and name not in converted},
-        ignored=[name for name in ignored if name not in converted],
-        numerics=numerics, position_resize=form.position_resize, grid_size=grid_size)
+        path=container.path, project=owner, format=form.name, entry=entry,
+        tensors=converted.tensors,
+        leftover={name: Tensor([(name, tensors[name])]) for name in converted.leftover
+                  if name not in scalars},
+        ignored=converted.outside + scalars, numerics=numerics,
+        position_resize=form.position_resize, grid_size=stated.get('grid_size'),
+        num_heads=_check_heads(stated.get('num_heads')), pool=stated.get('pool'),
+        preprocessing=preprocessing, preprocessing_source=said_by)
+
+
+def _strip(tensors, prefix):
+    """Return {name behind the prefix: ndarray}."""
+    return {name.removeprefix(prefix): array for name, array in tensors.items()
+            if name.startswith(prefix)}
+
+
+def _check_heads(count):
+    return count if type(count) is int and 0 < count < 10_000 else None
+
+
+def _read_preprocessing(container, form):
+    """Return ({mean, std, crop_pct, interpolation}, who says so)."""
+    recorded = container.tree.get('preprocessing')
+    if isinstance(recorded, dict):
+        return check_preprocessing(recorded), 'the checkpoint'
+    stated = read_preprocessing(container.config, container.processor)
+    if stated:
+        return stated, 'preprocessor_config.json' if container.processor else 'config.json'
+    return dict(form.preprocessing), f'what {form.name} weights are used with'
+
+
+_WRAPPED = re.compile(r'^(?:module\.|_orig_mod\.)+')
 
 
 def get_own_format(project: Project) -> Format:
@@ -92,23 +130,24 @@ def get_own_format(project: Project) -> Format:
 
 
 def _choose_format(container, names, project, own_names):
-    """Return (Project, Format) of a file with tensors of these names. Raises UserError."""
+    """Return (Project, Format, prefix of its names) of a file's tensors. Raises UserError."""
     # Other people's .safetensors, whose names may be the same, say that they are PyTorch's.
     may_be_own = container.kind in OWN_KINDS and container.metadata.get('format') != 'pt'
     is_own = project and may_be_own and has_same_names(names, own_names)
     if is_own and project.folder:
-        return project, get_own_format(project)
+        return project, get_own_format(project), ''
     projects = [project] if project else []
     projects += [other for other in list_projects() if other is not project]
     for candidate in projects:
         # Of a class without a model directory: a format that keeps the names may know more.
         formats = () if is_own else candidate.formats
         for form in (get_own_format(candidate), *formats):
-            if form.signature and form.matches(container.kind, names):
-                return candidate, form
+            prefix = form.find_prefix(container.kind, names)
+            if prefix is not None:
+                return candidate, form, prefix
     # Without a model to compare with: what is nobody else's.
     if is_own or project and may_be_own and not own_names and project.own_format is None:
-        return project, get_own_format(project)
+        return project, get_own_format(project), ''
     known = [form.name for candidate in projects
              for form in (get_own_format(candidate), *candidate.formats)]
     whose = project.name if project else ' or '.join(other.name for other in projects)
@@ -136,7 +175,7 @@ def _choose_weights(container, use_ema):
     """Return (entry, {name: ndarray}) of the wanted weights."""
     tree = container.tree
     entries = (*EMA_ENTRIES, *RAW_ENTRIES) if use_ema else (*RAW_ENTRIES, *EMA_ENTRIES)
-    for entry in entries:
+    for entry in (*entries, *OTHER_ENTRIES):
         if isinstance(tree.get(entry), dict):
             tensors = _get_tensors(tree[entry])
             if tensors:
@@ -148,11 +187,11 @@ def _choose_weights(container, use_ema):
 
 
 def _get_tensors(branch):
-    """Return the arrays of a state dict, without the "module." of DataParallel."""
+    """Return the arrays of a state dict, without what DataParallel and compilers put in front."""
     tensors = {}
     for name, value in branch.items():
         if isinstance(name, str) and isinstance(value, np.ndarray):
-            tensors[name.removeprefix('module.')] = value
+            tensors[_WRAPPED.sub('', name)] = value
     return tensors
 
 
@@ -166,7 +205,7 @@ def _read_record(container):
             record = None
     if not isinstance(record, dict):
         raise UserError(f'{container.path} is damaged: its record of the numerics is unreadable.')
-    known = (*FORMS, 'layer_norm_eps', 'grid_size')
+    known = (*FORMS, 'layer_norm_eps', 'grid_size', 'num_heads')
     record = {key: record[key] for key in known if record.get(key) is not None}
     grid = record.get('grid_size')
     if grid is not None:

@@ -35,14 +35,13 @@ def linear_corners(old, new):
 
 def bicubic(old, new):
     """Matrix [new, old]: cubic with a = -0.75 and repeated borders (PyTorch's default)."""
-    positions = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(positions).astype(int)
-    matrix = np.zeros((new, old))
-    for offset in (-1, 0, 1, 2):
-        neighbours = np.clip(first + offset, 0, old - 1)
-        weights = cubic(positions - (first + offset), a=-0.75)
-        np.add.at(matrix, (np.arange(new), neighbours), weights)
-    return matrix
+    return _interpolate_cubically((np.arange(new) + 0.5) * old / new - 0.5, old)
+
+
+def bicubic_corners(old, new):
+    """Matrix [new, old]: as bicubic, but first and last point fixed (PyTorch's align_corners)."""
+    positions = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
+    return _interpolate_cubically(positions, old)
 
 
 def bicubic_antialias(old, new):
@@ -54,6 +53,17 @@ def bicubic_antialias(old, new):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def _interpolate_cubically(positions, old):
+    """Return the matrix [positions, old] of cubic interpolation with repeated borders."""
+    first = np.floor(positions).astype(int)
+    matrix = np.zeros((len(positions), old))
+    for offset in (-1, 0, 1, 2):
+        neighbours = np.clip(first + offset, 0, old - 1)
+        weights = cubic(positions - (first + offset), a=-0.75)
+        np.add.at(matrix, (np.arange(len(positions)), neighbours), weights)
+    return matrix
+
+
 def cubic(distance, a):
     """Keys' cubic convolution kernel, which is zero from a distance of 2 on."""
     x = np.abs(distance)
@@ -62,4 +72,5 @@ def cubic(distance, a):
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-METHODS = {'google': linear_corners, 'bicubic': bicubic, 'timm': bicubic_antialias}
+METHODS = {'google': linear_corners, 'bicubic': bicubic, 'bicubic_corners': bicubic_corners,
+           'timm': bicubic_antialias}

@@ -12,9 +12,9 @@ the last axis.
 
 import functools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,8 @@ def transpose_linear(array):
 LINEAR = {'weight': ('weight', transpose_linear), 'bias': ('bias', keep)}
 PLAIN = {'weight': ('weight', keep), 'bias': ('bias', keep)}    # norms and convolutions
 TENSOR = {'': ('', keep)}                                       # a tensor that is no layer's
+# torch.nn.MultiheadAttention's own names of its three projections in one.
+IN_PROJ = {'in_proj_weight': ('weight', transpose_linear), 'in_proj_bias': ('bias', keep)}
 
 
 class Rule(NamedTuple):
@@ -50,9 +52,34 @@ def same_names(*names):
     return tuple(Rule(name, name, PLAIN if name.endswith('*') else TENSOR) for name in names)
 
 
-def read_nothing(config, names):
-    """The default of Format.read_numerics: a file says nothing of its numerics."""
+def add_zeros(weight: str, bias: str, axis: int = 0, where: str | None = None):
+    """Return a Format.prepare that adds zeros for a bias that the source does without.
+
+    weight: their name of the layer's weight, whose `axis` is as long as the bias. where: their
+    name of a tensor that only such sources have; None: all of the format.
+    """
+    def prepare(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = tensors.get(weight)
+        if found is not None and found.ndim > axis and (where is None or where in tensors):
+            tensors.setdefault(bias, np.zeros(found.shape[axis], np.float32))
+        return tensors
+    return prepare
+
+
+# What wraps a network in other people's programs, and so stands before its tensors' names.
+WRAPPERS = frozenset((
+    'module', '_orig_mod', 'model', 'backbone', 'encoder', 'base_encoder', 'net', 'network',
+    'visual', 'trunk', 'vision_model', 'timm_model', 'student', 'teacher'))
+
+
+def read_nothing(config: dict, tensors: dict) -> dict:
+    """The default of Format.read_record: a file says nothing of itself."""
     return {}
+
+
+def prepare_nothing(tensors: dict) -> dict:
+    """The default of Format.prepare."""
+    return tensors
 
 
 @dataclass
@@ -60,68 +87,86 @@ class Format:
     """A format: its table and its sources' conventions.
 
     name: for the report. kinds: containers it comes in. signature: patterns of
-    names; a file with a match for each is of this format. numerics: what the
-    source computes with (arguments of the models' set_numerics). read_numerics:
-    called with the config.json and the names, returns what differs in this file.
-    position_resize: how the source resizes position embeddings. prefix: removed
-    from their names. ignored: names that carry nothing a model here has.
+    names; a file with a match for each is of this format, be it behind wrappers such as
+    `module.`, of WRAPPERS or of this format. rules: for the names behind the wrapper. outer:
+    for heads, which stand beside it. ignored: patterns of names that carry nothing a model
+    here has (`**` also stands for dots). numerics: what the source computes with (arguments of
+    the models' set_numerics). read_record: called with the config.json and {their name behind
+    the wrapper: ndarray}, returns what the file says of itself: numerics, and num_heads, pool
+    or preprocessing. prepare: changes {their name behind the wrapper: ndarray} where rules
+    cannot say it. position_resize: how the source resizes position embeddings. preprocessing:
+    of the source's released models, {mean, std, crop_pct, interpolation}.
     """
 
     name: str
-    kinds: tuple
-    signature: tuple
-    rules: tuple
-    numerics: dict
+    kinds: tuple[str, ...]
+    signature: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    numerics: dict[str, Any]
     position_resize: str
-    prefix: str = ''
-    ignored: tuple = ()
-    read_numerics: Callable = read_nothing
+    wrappers: tuple[str, ...] = ()
+    outer: tuple[Rule, ...] = ()
+    ignored: tuple[str, ...] = ()
+    read_record: Callable[[dict, dict], dict] = read_nothing
+    prepare: Callable[[dict], dict] = prepare_nothing
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
-    def matches(self, kind, names):
-        """Tell whether a container of `kind` with these tensor names is of this format."""
-        names = [name.removeprefix(self.prefix) for name in names]
-        return kind in self.kinds and all(
-            any(_compile(pattern).fullmatch(name) for name in names)
-            for pattern in self.signature)
+    def find_prefix(self, kind: str, names: Iterable[str]) -> str | None:
+        """Return what stands before the names of this format in a file, None for another format.
 
-    def convert(self, tensors):
-        """Return ({our name: Tensor}, [names without a rule]) for {their name: ndarray}.
-
-        Without any rules every name is ours.
+        kind: of the container. The shortest prefix before which the whole signature is found.
         """
-        if not self.rules:
-            return {name: Tensor([(name, array)]) for name, array in tensors.items()}, []
-        pieces, leftover = {}, []
-        for name, array in tensors.items():
-            ours, part, change = self._find(name.removeprefix(self.prefix))
-            if ours is None or part in pieces.get(ours, {}):
-                leftover.append(name)
-            else:
-                pieces.setdefault(ours, {})[part] = (name, change(array))
-        return {ours: Tensor([parts[part] for part in sorted(parts)])
-                for ours, parts in pieces.items()}, leftover
+        if kind not in self.kinds or not self.signature:
+            return None
+        found = [{prefix for name in names if (prefix := self._split(pattern, name)) is not None}
+                 for pattern in self.signature]
+        shared = set.intersection(*found)
+        return min(shared, key=lambda prefix: (len(prefix), prefix)) if shared else None
 
-    def is_ignored(self, name):
-        """Tell whether a name without a rule can be left out."""
-        name = name.removeprefix(self.prefix)
+    def _split(self, pattern, name):
+        match = _compile('{prefix}' + pattern).fullmatch(name)
+        if match is None:
+            return None
+        words = match['prefix'].split('.')[:-1]
+        return match['prefix'] if all(
+            word in WRAPPERS or word in self.wrappers for word in words) else None
+
+    def convert(self, tensors: dict[str, np.ndarray], prefix: str = '') -> 'Converted':
+        """Return {their name: ndarray} under our names. Without any rules every name is ours."""
+        if not self.rules:
+            return Converted({name: Tensor([(name, array)]) for name, array in tensors.items()})
+        inside = {name.removeprefix(prefix): array for name, array in tensors.items()
+                  if name.startswith(prefix)}
+        outside = {name: array for name, array in tensors.items() if not name.startswith(prefix)}
+        result, pieces = Converted(), {}
+        self._collect(self.prepare(inside), (*self.rules, *self.outer), prefix, pieces,
+                      result.leftover)
+        self._collect(outside, self.outer, '', pieces, result.outside)
+        for name in [name for name in result.leftover if self._is_ignored(name, prefix)]:
+            result.outside.append(name)
+            result.leftover.remove(name)
+        result.tensors = {ours: Tensor(_fill_gaps(parts)) for ours, parts in pieces.items()}
+        return result
+
+    def _collect(self, tensors, rules, prefix, pieces, rest):
+        """Add {our name: {part: (their name, ndarray)}} to pieces, names without a rule to rest."""
+        for name, array in tensors.items():
+            ours, part, change = _find(rules, name)
+            if ours is None or part in pieces.get(ours, {}):
+                rest.append(prefix + name)
+            else:
+                pieces.setdefault(ours, {})[part] = (prefix + name, change(array))
+
+    def _is_ignored(self, name, prefix):
+        name = name.removeprefix(prefix)
         return any(_compile(pattern).fullmatch(name) for pattern in self.ignored)
 
-    def _find(self, name):
-        """Return (our name, part, change of layout) for their name; our name None: no rule."""
-        for rule in self.rules:
-            for theirs, (ours, change) in rule.kind.items():
-                match = _compile(rule.theirs.replace('*', theirs)).fullmatch(name)
-                if match:
-                    return _substitute(rule.ours, ours, match.groupdict()), rule.part, change
-        return None, 0, keep
-
-    def convert_back(self, arrays):
+    def convert_back(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return {their name: ndarray} for {our name: ndarray}. Raises KeyError without a rule.
 
         Only for tables whose changes of layout undo themselves: keep and transpose_linear.
         """
-        return {self._find_back(name, array)[0]: self._find_back(name, array)[1]
-                for name, array in arrays.items()}
+        return dict(self._find_back(name, array) for name, array in arrays.items())
 
     def _find_back(self, name, array):
         for rule in self.rules:
@@ -130,6 +175,39 @@ class Format:
                 if match:
                     return _substitute(rule.theirs, theirs, match.groupdict()), change(array)
         raise KeyError(name)
+
+
+@dataclass
+class Converted:
+    """What Format.convert makes of a file.
+
+    tensors: {our name: Tensor}. leftover: their names that no rule knows. outside: their names
+    that are no part of the network, such as a text tower or a decoder.
+    """
+
+    tensors: dict[str, 'Tensor'] = field(default_factory=dict)
+    leftover: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+
+def _find(rules, name):
+    """Return (our name, part, change of layout) for their name; our name None: no rule."""
+    for rule in rules:
+        for theirs, (ours, change) in rule.kind.items():
+            match = _compile(rule.theirs.replace('*', theirs)).fullmatch(name)
+            if match:
+                return _substitute(rule.ours, ours, match.groupdict()), rule.part, change
+    return None, 0, keep
+
+
+def _fill_gaps(parts):
+    """Return [(their name, ndarray)] in order; a vector left out between two others is zero.
+
+    So is the bias of the keys in models whose queries and values have one.
+    """
+    if set(parts) == {0, 2} and all(array.ndim == 1 for _, array in parts.values()):
+        parts = {**parts, 1: (parts[0][0], np.zeros_like(parts[0][1]))}
+    return [parts[part] for part in sorted(parts)]
 
 
 class Tensor:
@@ -191,7 +269,8 @@ def _transpose(source, target):
 
 @functools.cache
 def _compile(pattern):
-    text = re.escape(pattern).replace(r'\*', r'\w+')
+    text = re.escape(pattern).replace(r'\*\*', '.+').replace(r'\*', r'\w+')
+    text = text.replace(r'\{prefix\}', r'(?P<prefix>(?:\w+\.)*?)')
     return re.compile(re.sub(r'\\\{(\w+)\\\}', r'(?P<\1>[0-9]{1,4})', text))
 
 

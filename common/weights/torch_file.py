@@ -195,6 +195,8 @@ def _read_pickle(stream, size, load_persistent):
         ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
         ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
         ('torch._utils', '_rebuild_parameter'): lambda reader, tensor, *_: tensor,
+        # A parameter with attributes of its own.
+        ('torch._utils', '_rebuild_parameter_with_state'): lambda reader, tensor, *_: tensor,
     }
     return Reader(stream, size, functions, _resolve, load_persistent).read()
 

@@ -126,7 +126,7 @@ def test_same_names():
 
 
 def test_projects_are_found_by_class():
-    assert find_project(WithParameter()) is VIT and VIT.heads == ('classifier.',)
+    assert find_project(WithParameter()) is VIT and VIT.before_head == ('pre_logits.',)
     tiny = T2TViT(64, embed_dim=32, depth=1, num_heads=2, num_classes=3)
     assert find_project(tiny) is T2T_VIT
     nobodys = find_project(Plain())

@@ -1,0 +1,74 @@
+"""The preprocessing that a checkpoint's own files state: mean, std, crop and interpolation.
+
+Two files are known: preprocessor_config.json of Hugging Face's image processors, and the
+pretrained_cfg in timm's config.json. Either may be by anybody, so each value is checked.
+"""
+
+import math
+import numbers
+from typing import Any
+
+# Pillow's numbers, which Hugging Face's files hold.
+RESAMPLING = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
+INTERPOLATIONS = tuple(RESAMPLING.values())
+
+
+def read_preprocessing(config: dict, processor: dict) -> dict[str, Any]:
+    """Return those of mean, std, crop_pct and interpolation that the files state.
+
+    config: of config.json. processor: of preprocessor_config.json. {} for either: no such file.
+    """
+    if processor:
+        return check_preprocessing(_read_processor(processor))
+    stated = config.get('pretrained_cfg')
+    if not isinstance(stated, dict):
+        stated = config                     # older files have the keys at the top
+    return check_preprocessing({
+        'mean': stated.get('mean'), 'std': stated.get('std'), 'crop_pct': stated.get('crop_pct'),
+        'interpolation': stated.get('interpolation')})
+
+
+def check_preprocessing(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes sense of a preprocessing's values; the rest counts as not stated."""
+    checked = {name: [float(value) for value in values[name]]
+               for name in ('mean', 'std') if _is_colour(values.get(name))}
+    if 'std' in checked and min(checked['std']) <= 0:
+        del checked['std']
+    crop_pct = values.get('crop_pct')
+    if _is_number(crop_pct) and 0.05 <= crop_pct <= 1:
+        checked['crop_pct'] = float(crop_pct)
+    if values.get('interpolation') in INTERPOLATIONS:
+        checked['interpolation'] = values['interpolation']
+    return checked
+
+
+def _read_processor(processor):
+    values = {'mean': processor.get('image_mean'), 'std': processor.get('image_std'),
+              'interpolation': None, 'crop_pct': None}
+    if processor.get('do_normalize') is False:
+        values |= {'mean': [0.0] * 3, 'std': [1.0] * 3}
+    resample = processor.get('resample')
+    if type(resample) is int:
+        values['interpolation'] = RESAMPLING.get(resample)
+    edge, crop = _read_side(processor.get('size')), _read_side(processor.get('crop_size'))
+    if processor.get('do_center_crop') and edge and crop and crop <= edge:
+        values['crop_pct'] = crop / edge
+    elif edge:
+        values['crop_pct'] = 1.0
+    return values
+
+
+def _read_side(size):
+    """Return the pixels of "size": 224, {"shortest_edge": 256} or {"height": 224, ...}."""
+    if isinstance(size, dict):
+        size = size.get('shortest_edge', size.get('height'))
+    return size if type(size) is int and 0 < size <= 10_000 else None
+
+
+def _is_colour(values):
+    return isinstance(values, (list, tuple)) and len(values) == 3 and all(
+        _is_number(value) and abs(value) <= 10 for value in values)
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,294 @@
+"""Plain ViTs of many sources: their numbers, what their files say of themselves, their wrappings.
+
+tests/fixtures/family has a tiny checkpoint of each layout, as the peer's own code writes it, with
+what the peer computes from it in float64.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+from common.errors import UserError
+from common.weights import describe_numerics, load_pretrained, safetensors_file
+from common.weights.containers import open_container
+from common.weights.preprocessing import read_preprocessing
+from common.weights.read import read_weights
+from ViT.project import PROJECT
+from ViT.vit import VisionTransformer
+
+FOLDER = Path(__file__).resolve().parents[1] / 'fixtures' / 'family'
+with open(FOLDER / 'index.json', encoding='utf-8') as file:
+    CASES = json.load(file)['cases']
+
+
+def make_options(case, size, **changes):
+    """Return the arguments of VisionTransformer for a case."""
+    f = {**case['architecture'], **changes}
+    distilled, registers = f['distilled'], f['register_tokens']
+    if str(f.get('heads', '')).startswith('one'):       # a distillation token that nothing reads
+        distilled, registers = False, 1
+    options = {
+        'image_size': size, 'patch_size': f['patch_size'], 'num_classes': f['num_classes'] or 3,
+        'embed_dim': f['embed_dim'], 'depth': f['depth'], 'num_heads': f['num_heads'],
+        'mlp_ratio': (f['mlp_hidden'] + 0.5) / f['embed_dim'],
+        'qkv_bias': bool(f['qkv_bias'] or f.get('q_and_v_bias_only')), 'gelu': f['gelu'],
+        'layer_norm_eps': f['layer_norm_eps'], 'class_token': f['class_token'], 'pool': f['pool']}
+    special = {
+        'layer_scale': 1e-5 if f['layer_scale'] else None, 'register_tokens': registers,
+        'distilled': distilled, 'pre_norm': f['pre_norm'],
+        'norm_after_pooling': f['norm_after_pooling']}
+    if f['rope']:
+        options['position_embedding'] = 'rope'
+    return {**options, **{name: value for name, value in special.items() if value}}
+
+
+def is_known(case):
+    """Whether VisionTransformer has the options of a case."""
+    options = make_options(case, case['image_sizes'][0])
+    try:
+        VisionTransformer(**options)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+EQUAL = [name for name, case in CASES.items() if case['expect'] == 'equal' and is_known(case)]
+
+
+def make_images(seed, size):
+    b, c, i, j = np.ogrid[:2, :3, :size, :size]
+    images = np.sin(seed + 1.3 * b + 0.7 * c + 0.9 * i + 0.4 * j)
+    images = images + 0.5 * np.cos(0.05 * (i + 1) * (j + 1) * (c + 1) + b)
+    return paddle.to_tensor(images.astype(np.float32))
+
+
+def build(name, size=None, **changes):
+    case = CASES[name]
+    model = VisionTransformer(**make_options(case, size or case['image_sizes'][0], **changes))
+    model.eval()
+    return model
+
+
+def path_of(name):
+    return str(FOLDER / name / CASES[name]['path'])
+
+
+def read_features(model, tokens):
+    return tokens[:, 0] if model.pool == 'token' else \
+        tokens[:, model.num_prefix_tokens:].mean(axis=1)
+
+
+@pytest.mark.parametrize('name', EQUAL)
+def test_numbers_are_the_sources(name):
+    case = CASES[name]
+    expected = np.load(FOLDER / name / 'expected.npz')
+    for size in case['image_sizes']:
+        model = build(name, size)
+        report = load_pretrained(model, path_of(name))
+        images = make_images(case['seed'], size)
+        with paddle.no_grad():
+            if f'logits_{size}' in expected and 'classifier.weight' in report.loaded:
+                found, wanted = model(images), expected[f'logits_{size}']
+            else:
+                tokens = model.forward_features(images)
+                found = model.forward_head(tokens, pre_logits=True) if hasattr(
+                    model, 'forward_head') else read_features(model, tokens)
+                wanted = expected[f'features_{size}']
+        assert np.abs(found.numpy() - wanted).max() <= 5e-6 * np.abs(wanted).max()
+
+
+def test_the_number_of_heads_is_compared(tmp_path):
+    case = CASES['hf_vit_wrong_heads']
+    with pytest.raises(UserError, match='trained with 4 attention heads, and the model has 2'):
+        load_pretrained(build('hf_vit_wrong_heads',
+                              num_heads=case['architecture']['num_heads_to_try']),
+                        path_of('hf_vit_wrong_heads'))
+    with pytest.raises(UserError, match='trained with 4 .*MODEL.NUM_HEADS 4'):
+        load_pretrained(build('timm_flexivit', num_heads=8), path_of('timm_flexivit'))
+    google = FOLDER.parent / 'weights/vit/google_npz/ViT-tiny_fixture.npz'
+    with pytest.raises(UserError, match='trained with 4 attention heads'):
+        load_pretrained(VisionTransformer(64, 16, num_classes=7, embed_dim=48, depth=3,
+                                          num_heads=2), google)
+    ours = build('hub_mae')
+    paddle.save({'model': ours.state_dict(), 'numerics': describe_numerics(ours)},
+                str(tmp_path / 'a.pdparams'))
+    with pytest.raises(UserError, match='trained with 4 attention heads'):
+        load_pretrained(build('hub_mae', num_heads=2), tmp_path / 'a.pdparams')
+    # Nothing says how many: another number is the user's to answer for.
+    assert load_pretrained(build('hub_mae', num_heads=2), path_of('hub_mae')).loaded
+
+
+def test_what_the_head_reads_is_compared(tmp_path):
+    """A class token that is there and not read leaves no trace in the shapes."""
+    folder = copy_timm(tmp_path, global_pool='avg')
+    with pytest.raises(UserError, match="reads features of pooling 'avg'.*MODEL.POOL avg"):
+        load_pretrained(build('timm_plain_imagenet_norm'), folder / 'model.safetensors')
+    # Another head reads what it likes.
+    assert load_pretrained(build('timm_plain_imagenet_norm', num_classes=9),
+                           folder / 'model.safetensors').replaced
+
+
+def copy_timm(folder, **changes):
+    """Copy timm's plain checkpoint, with a config.json that is changed; return the folder."""
+    shutil.copytree(FOLDER / 'timm_plain_imagenet_norm', folder / 'timm', dirs_exist_ok=True)
+    path = folder / 'timm' / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder / 'timm'
+
+
+@pytest.mark.parametrize('architecture, gelu', [
+    ('vit_base_patch16_224', 'erf'), ('vit_so400m_patch16_siglip_gap_256', 'tanh'),
+    ('vit_so400m_patch14_siglip_gap_224', 'erf'), ('vit_large_patch16_siglip_gap_512', 'tanh'),
+    ('vit_large_patch16_siglip_gap_384', 'erf'), ('vit_base_patch32_siglip_gap_256', 'tanh')])
+def test_gelu_is_the_architectures(tmp_path, architecture, gelu):
+    folder = copy_timm(tmp_path, architecture=architecture)
+    other = 'tanh' if gelu == 'erf' else 'erf'
+    model = build('timm_plain_imagenet_norm', gelu=other)
+    report = load_pretrained(model, folder / 'model.safetensors')
+    assert report.numerics_changed['gelu'] == (other, gelu)
+
+
+@pytest.mark.parametrize('architecture', [
+    'vit_small_patch16_rope_ape_224', 'vit_base_patch16_rope_mixed_ape_224',
+    'vit_pe_core_base_patch16_224', 'eva02_enormous_patch14_clip_224', 'vit_base_patch16_rpn_224',
+    'test_vit3', 'test_vit4', 'beit_base_patch16_224', 'aimv2_large_patch14_224',
+    'vit_base_patch16_xp_224', 'vit_dpwee_patch16_reg1_gap_256', 'vit_small_patch16_18x2_224',
+    'vit_base_patch16_radio_v3', 'vit_intern300m_patch14_448', 'vit_base_patch16_sapiens2'])
+def test_equal_names_with_other_arithmetic_are_refused(tmp_path, architecture):
+    folder = copy_timm(tmp_path, architecture=architecture)
+    with pytest.raises(UserError, match=f'{architecture} has .*, which no model here has'):
+        load_pretrained(build('timm_plain_imagenet_norm'), folder / 'model.safetensors')
+
+
+def test_positions_of_tokens(tmp_path):
+    """The class token has a row of zeros where the source gives it no position."""
+    model = build('timm_flexivit')
+    report = load_pretrained(model, path_of('timm_flexivit'))
+    assert not model.position_embedding.numpy()[0, 0].any()
+    assert model.position_embedding.numpy()[0, 1:].any(axis=-1).all()
+    assert 'rows of zeros' in report.resized['position_embedding']
+
+
+# Wrappings
+
+@pytest.fixture(scope='module')
+def plain():
+    """{name: ndarray} of a plain checkpoint under timm's names, and the logits that it gives."""
+    tree = open_container(path_of('lightning')).tree['state_dict']
+    tensors = {name.removeprefix('model.'): array for name, array in tree.items()}
+    model = build('lightning')
+    load_pretrained(model, path_of('lightning'))
+    return tensors, model(make_images(0, 32)).numpy()
+
+
+@pytest.mark.parametrize('prefix', [
+    '', 'module.', '_orig_mod.', 'module._orig_mod.', 'model.', 'net.', 'backbone.', 'encoder.',
+    'timm_model.', 'model.backbone.', 'module.base_encoder.', 'visual.trunk.',
+    '_orig_mod.module.model.encoder.'])
+def test_wrappers_are_taken_off(tmp_path, plain, prefix):
+    tensors, logits = plain
+    safetensors_file.write(tmp_path / 'a.safetensors', {
+        prefix + name: array for name, array in tensors.items()}, {'format': 'pt'})
+    model = build('lightning')
+    assert load_pretrained(model, tmp_path / 'a.safetensors').complete
+    np.testing.assert_array_equal(model(make_images(0, 32)).numpy(), logits)
+
+
+def test_an_unknown_wrapper_is_refused(tmp_path, plain):
+    safetensors_file.write(tmp_path / 'a.safetensors', {
+        f'momentum_encoder.{name}': array for name, array in plain[0].items()}, {'format': 'pt'})
+    with pytest.raises(UserError, match='no known format of ViT weights'):
+        load_pretrained(build('lightning'), tmp_path / 'a.safetensors')
+
+
+def test_what_is_beside_the_network_is_left_out_and_listed(tmp_path, plain):
+    beside = {'text.token_embedding.weight': np.ones((3, 4), 'f4'),
+              'logit_scale': np.ones((), 'f4'), 'predictor.0.weight': np.ones((2, 2), 'f4')}
+    safetensors_file.write(tmp_path / 'a.safetensors', {
+        **{f'visual.trunk.{name}': array for name, array in plain[0].items()}, **beside},
+        {'format': 'pt'})
+    report = load_pretrained(build('lightning'), tmp_path / 'a.safetensors')
+    assert report.complete and set(report.unexpected) == set(beside)
+    # Inside the network nothing is left out.
+    safetensors_file.write(tmp_path / 'b.safetensors', {
+        **{f'visual.trunk.{name}': array for name, array in plain[0].items()},
+        'visual.trunk.blocks.0.attn.q_norm.weight': np.ones(8, 'f4')}, {'format': 'pt'})
+    with pytest.raises(UserError, match='only in the file: visual.trunk.blocks.0.attn.q_norm'):
+        load_pretrained(build('lightning'), tmp_path / 'b.safetensors')
+
+
+@pytest.mark.parametrize('entry', ['model_state_dict', 'net', 'module', 'encoder', 'teacher'])
+def test_entries(tmp_path, plain, entry):
+    tensors = {name: paddle.to_tensor(array) for name, array in plain[0].items()}
+    other = {name: value * 2 for name, value in tensors.items()}
+    # Paddle writes it, but the names and the layout are PyTorch's: read as a torch checkpoint.
+    tree = open_container(path_of('lightning'))
+    tree.tree.clear()
+    tree.tree.update({'epoch': 3, entry: {name: value.numpy() for name, value in tensors.items()},
+                      'student': {name: value.numpy() for name, value in other.items()}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('common.weights.read.open_container', lambda path: tree)
+        weights = read_weights('any', project=PROJECT)
+    assert weights.entry == entry and not weights.leftover
+    np.testing.assert_array_equal(weights.tensors['cls_token'].get(), plain[0]['cls_token'])
+
+
+def test_shards(tmp_path):
+    for name in ('hf_vit_sharded', 'hf_vit_sharded_bin'):
+        folder = tmp_path / name
+        shutil.copytree(FOLDER / name / 'ckpt', folder)
+        index = next(folder.glob('*.index.json'))
+        assert load_pretrained(build(name), index).complete
+        shards = json.loads(index.read_text())
+        victim = sorted(set(shards['weight_map'].values()))[1]
+        os.rename(folder / victim, folder / 'elsewhere')
+        with pytest.raises(UserError, match=f'{victim}, which it names, is not there'):
+            load_pretrained(build(name), folder)
+        os.rename(folder / 'elsewhere', folder / victim)
+        shards['weight_map']['one.more'] = victim
+        index.write_text(json.dumps(shards))
+        with pytest.raises(UserError, match='one.more, which it lists, is in none'):
+            load_pretrained(build(name), folder)
+        for wrong in ({'a': '../outside.bin'}, {'a': f'{index.name}'}, {}, [], {'a': 3}, None):
+            index.write_text(json.dumps({'weight_map': wrong}))
+            with pytest.raises(UserError, match='no index of weights|is not there'):
+                load_pretrained(build(name), folder)
+
+
+# Preprocessing
+
+@pytest.mark.parametrize('name', [name for name in CASES if name.startswith(('timm_', 'hf_vit'))])
+def test_preprocessing_is_what_the_files_state(name):
+    weights = read_weights(path_of(name), project=PROJECT)
+    stated = CASES[name]['preprocessing']
+    assert {key: weights.preprocessing[key] for key in stated} == stated
+    assert weights.preprocessing_source in ('config.json', 'preprocessor_config.json')
+
+
+@pytest.mark.parametrize('processor, expected', [
+    ({'size': {'shortest_edge': 256}, 'crop_size': {'height': 224, 'width': 224},
+      'do_center_crop': True, 'resample': 3}, {'crop_pct': 0.875, 'interpolation': 'bicubic'}),
+    ({'size': 224, 'crop_size': 224, 'do_center_crop': False, 'resample': 2},
+     {'crop_pct': 1.0, 'interpolation': 'bilinear'}),
+    ({'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.5, 0.5, 0]}, {'mean': [0.5] * 3}),
+    ({'do_normalize': False, 'image_mean': [9, 9, 9]}, {'mean': [0.0] * 3, 'std': [1.0] * 3}),
+    ({'image_mean': 'red', 'image_std': [1, 2], 'resample': True, 'size': {'height': -1}}, {}),
+    ({'image_mean': [float('nan')] * 3, 'size': 1e9, 'resample': 17}, {}),
+])
+def test_image_processors(processor, expected):
+    assert read_preprocessing({}, processor) == expected
+
+
+def test_a_checkpoint_of_ones_own_states_its_preprocessing(tmp_path):
+    stated = {'image_size': 32, 'crop_pct': 0.9, 'interpolation': 'lanczos',
+              'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]}
+    paddle.save({'model': build('hub_mae').state_dict(), 'preprocessing': stated},
+                str(tmp_path / 'a.pdparams'))
+    weights = read_weights(tmp_path / 'a.pdparams', project=PROJECT)
+    del stated['image_size']
+    assert weights.preprocessing == stated and weights.preprocessing_source == 'the checkpoint'
