@@ -8,7 +8,7 @@ import os
 
 from common.config import Options
 from common.errors import UserError, suggest
-from common.option import Option, list_options
+from common.option import Option, list_options, shorten, show
 
 EXAMPLES = """examples:
   python {script} -cfg=configs/{digits_config}.yaml
@@ -35,10 +35,11 @@ class FlagParser(argparse.ArgumentParser):
         for argument in argv:           # argparse would take -batch for -batch_size
             name = argument.split('=', 1)[0].lstrip('-')
             if argument.startswith('-') and name[:1].isalpha() and name not in names:
+                name = shorten(name, 50)
                 raise UserError(f'Unknown flag -{name}.{suggest(name, set(names))}')
 
     def error(self, message):
-        raise UserError(f'{message[0].upper()}{message[1:]}. -h lists every flag.')
+        raise UserError(f'{message[0].upper()}{shorten(message[1:])}. -h lists every flag.')
 
 
 def parse_command_line(project, argv, script):
@@ -51,7 +52,7 @@ def parse_command_line(project, argv, script):
     parser.check_names(argv)
     known, unexpected = parser.parse_known_args(argv)
     if unexpected:
-        raise UserError(f'Unexpected argument {unexpected[0]!r}: values follow a flag, as in '
+        raise UserError(f'Unexpected argument {show(unexpected[0])}: values follow a flag, as in '
                         '-cfg FILE.')
     flags = {key: getattr(known, option.flags[0])
              for key, option in list_flags(project.options).items()

@@ -14,7 +14,7 @@ import yaml
 from yacs.config import CfgNode
 
 from common.errors import UserError, suggest
-from common.option import Option, copy_default, list_options, parse, show
+from common.option import Option, copy_default, list_options, parse, shorten, show
 from common.yaml_text import parse_yaml, read_yaml
 
 MAX_FILES = 100         # that one config may stand on
@@ -410,8 +410,8 @@ def _set(config, key, value, options, source):
     if key not in options:
         if isinstance(get_value(config, key), CfgNode):
             raise UserError(f'{source}: {key} is a group of options and takes no value itself.')
-        shown = key if len(key) <= 100 else f'{key[:100]}...'
-        raise UserError(f'{source}: unknown key {shown}.{_suggest_key(key[:100], options)}')
+        key = shorten(key, 100)
+        raise UserError(f'{source}: unknown key {key}.{_suggest_key(key, options)}')
     *groups, name = key.split('.')
     node = get_value(config, '.'.join(groups)) if groups else config
     try:

@@ -223,6 +223,11 @@ class _ShortRepr(reprlib.Repr):
 _SHORT = _ShortRepr()
 
 
+def shorten(text: str, length: int = 200) -> str:
+    """Return a text for a message, cut where it is longer."""
+    return text if len(text) <= length else f'{text[:length]}...'
+
+
 def show(value: Any) -> str:
     """Return a value for a message: its repr, cut short where it is long."""
     return _SHORT.repr(value)

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from common.errors import UserError
-from common.option import show
+from common.option import shorten, show
 
 MAX_BYTES = 1 << 19             # of a file; 21,841 class weights take half of it
 MAX_VALUES = 100_000            # in all, with those that aliases repeat
@@ -19,11 +19,11 @@ def read_yaml(path: str) -> dict[str, Any]:
     try:
         # Opening a pipe would wait for whoever writes to it.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f'The config {path} is not a file.')
+            raise UserError(f'The config {shorten(path)} is not a file.')
         with open(path, 'rb') as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f'Cannot read the config file {path}: {error.strerror}.') from None
+        raise UserError(f'Cannot read the config file {shorten(path)}: {error.strerror}.') from None
     except ValueError:
         raise UserError(f'No such config file: {show(path)}.') from None     # NUL
     if len(content) > MAX_BYTES:
@@ -109,5 +109,4 @@ def _locate(error):
 
 
 def _shorten(error):
-    problem = getattr(error, 'problem', None) or 'not yaml'
-    return problem if len(problem) <= 200 else f'{problem[:200]}...'
+    return shorten(getattr(error, 'problem', None) or 'not yaml')

@@ -7,6 +7,7 @@ and filters, and if the kernels give one byte that differs from Pillow's when th
 first loaded. The pixels are the same either way.
 """
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -35,12 +36,14 @@ def resize(image, size, resample, box=None, window=None):
     box, window = box or (0, 0, *image.size), window or (0, 0, *size)
     is_ordinary = _is_inside(box, image.size) and _is_inside(window, size)
     memory = _find_memory(image) if is_ordinary and resample in FILTERS else None
-    if memory is None:
-        # Cropping first keeps pixels outside the box out; Pillow's resize(box=...) does not.
-        image = image if box == (0, 0, *image.size) else image.crop(box)
-        image = image if size == image.size else image.resize(size, resample)
-        return image if window == (0, 0, *size) else image.crop(window)
-    return _resize(load_kernels(), memory, size, resample, box, window)
+    if memory is not None:
+        # A result above 16 MB lies in several pieces, which Pillow does not show.
+        with contextlib.suppress(ValueError):
+            return _resize(load_kernels(), memory, size, resample, box, window)
+    # Cropping first keeps pixels outside the box out; Pillow's resize(box=...) does not.
+    image = image if box == (0, 0, *image.size) else image.crop(box)
+    image = image if size == image.size else image.resize(size, resample)
+    return image if window == (0, 0, *size) else image.crop(window)
 
 
 def transform(image, matrix, resample, fill=0):

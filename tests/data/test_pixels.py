@@ -54,6 +54,13 @@ def test_resize_equals_pillow(rng, resample):
                     expected.crop(window))
 
 
+def test_a_result_in_several_pieces_is_pillows(rng):
+    """Above 16 MB Pillow keeps an image in pieces, and shows none of them."""
+    image = make_noise(rng, 40, 30)
+    size = (2100, 2050)
+    assert_same(pixels.resize(image, size, FILTERS[1]), image.resize(size, FILTERS[1]))
+
+
 def test_resize_takes_the_passes_in_pillows_order(rng):
     for width, new_width in ((100, 50), (100, 99), (100, 100), (100, 130)):
         turn = 60 + max(0, 2 * (width - new_width))
