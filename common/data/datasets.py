@@ -1,5 +1,7 @@
 """The data sets: which images, labels and class names, and how one sample is made.
 
+Where the bytes of a sample lie is the business of a Reader (common.data.readers).
+
 A sample is `dataset[(epoch, index)]`: (uint8 [S, S, 3], label, index). Its random
 generator is seeded by (SEED, epoch, index), so that it is the same whatever the
 number of workers and processes. A new data set is a function and a line in
@@ -14,23 +16,17 @@ import numpy as np
 from PIL import Image
 
 from common.data.digits import load_digits_rgb
-from common.data.images import ImageError, read_image, show_path
-from common.data.lists import (
-    PathTable,
-    has_loose_images,
-    read_list,
-    scan_classes,
-    scan_folder,
-    split_table,
-)
+from common.data.images import ImageError
+from common.data.lists import has_loose_images, read_list, scan_classes, scan_folder
 from common.data.pixels import to_array
+from common.data.readers import Reader
+from common.data.table import SampleTable, choose_part
 from common.errors import UserError, suggest
 
 logger = logging.getLogger(__name__)
 
 LIST_NAMES = {True: 'train_list.txt', False: 'val_list.txt'}    # by is_train
 DIGITS_VAL_FRACTION = 0.25
-CHECKED_PATHS = 64          # images of a list that are looked for before training starts
 SKIP_ATTEMPTS = 100         # unreadable images in a row before SKIP_CORRUPT gives up
 
 
@@ -139,42 +135,28 @@ class Dataset:
         raise last_error
 
 
-class FileDataset(Dataset):
-    """Images in files, read when they are asked for."""
+class StoredDataset(Dataset):
+    """Encoded images, fetched by a reader when they are asked for."""
 
-    def __init__(self, config, is_train, table, class_names=None):
-        super().__init__(config, is_train, table.labels, class_names)
-        self.table = table
+    def __init__(self, config, is_train: bool, reader: Reader,
+                 class_names: list[str] | None = None):
+        super().__init__(config, is_train, reader.table.labels, class_names)
+        self.reader = reader
 
-    def checksum(self):
-        return self.table.checksum()
+    def checksum(self) -> int:
+        return self.reader.table.checksum()
 
-    def read(self, index):
-        path = self.table[index]
-        try:
-            return read_image(path)
-        except ImageError as error:
-            if self.table.source is not None and not os.path.exists(path):
-                raise ImageError(f'{error} ({self.table.locate(index)})') from None
-            raise
+    def read(self, index: int) -> Image.Image:
+        return self.reader.read_image(index)
 
-    def check_files(self):
-        """Look for some of the listed files, spread over the list: all may take minutes."""
-        table = self.table
-        if table.source is None:
-            return
-        for index in np.unique(np.linspace(0, len(table) - 1, CHECKED_PATHS).astype(int)):
-            if not os.path.exists(table[index]):
-                raise UserError(
-                    f'{table.locate(index)}: no such image file: {show_path(table[index])}. '
-                    f'Paths are relative to {show_path(table.root)}.')
+    def check_files(self) -> None:
+        self.reader.check()
 
-    def describe_sample(self, index):
-        return show_path(self.table[index])
+    def describe_sample(self, index: int) -> str:
+        return self.reader.describe(index)
 
-    def describe(self):
-        source = self.table.source or show_path(self.table.root)
-        return f'{super().describe()} from {source}'
+    def describe(self) -> str:
+        return f'{super().describe()} from {self.reader.origin}'
 
 
 class ArrayDataset(Dataset):
@@ -194,7 +176,7 @@ def build_files(config, is_train):
     source, other = (
         os.path.join(root, LIST_NAMES[part]) for part in (is_train, not is_train))
     if os.path.exists(source):
-        return FileDataset(config, is_train, read_list(source, root, config.MODEL.NUM_CLASSES))
+        return StoredDataset(config, is_train, read_list(source, root, config.MODEL.NUM_CLASSES))
     if os.path.exists(other):       # its labels need not be the order of the folders
         raise UserError(f'There is no {source}, although there is {other}.')
     return build_folders(config, is_train)
@@ -207,20 +189,20 @@ def build_folders(config, is_train):
     fraction = config.DATA.VAL_FRACTION
     if all(folders.values()):
         class_names = _match_classes(root)
-        table = scan_folder(root, 'train' if is_train else 'val', class_names)
-        return FileDataset(config, is_train, table, class_names)
+        reader = scan_folder(root, 'train' if is_train else 'val', class_names)
+        return StoredDataset(config, is_train, reader, class_names)
     if folders['val']:
         if is_train:
             raise UserError(f'{root} has no train folder to train on, only val.')
-        return FileDataset(config, is_train, *_scan_part(root, 'val'))
-    table, class_names = _scan_part(root, 'train' if folders['train'] else '')
+        return StoredDataset(config, is_train, *_scan_part(root, 'val'))
+    reader, class_names = _scan_part(root, 'train' if folders['train'] else '')
     if fraction > 0:
-        table = split_table(table, fraction, is_train)
+        reader = reader.select(choose_part(reader.table, fraction, is_train))
     elif not is_train:
         raise UserError(
             f'{root} has no val folder. Add one, or split a share off the images for '
             f'validation: -opts DATA.VAL_FRACTION 0.1')
-    dataset = FileDataset(config, is_train, table, class_names)
+    dataset = StoredDataset(config, is_train, reader, class_names)
     dataset.is_split = True
     return dataset
 
@@ -232,11 +214,10 @@ def build_digits(config, is_train):
                         'the set that comes with the code. Name another, such as '
                         '-dataset=imagefolder.')
     images, labels = load_digits_rgb()
-    table = PathTable('')
+    table = SampleTable()
     for index, label in enumerate(labels):
         table.append(b'%d' % index, label)
-    table = split_table(table, config.DATA.VAL_FRACTION or DIGITS_VAL_FRACTION, is_train)
-    chosen = np.array([int(table.relative_path(index)) for index in range(len(table))])
+    chosen = choose_part(table, config.DATA.VAL_FRACTION or DIGITS_VAL_FRACTION, is_train)
     dataset = ArrayDataset(
         config, is_train, images[chosen], labels[chosen], [str(digit) for digit in range(10)])
     dataset.is_split = True
@@ -276,7 +257,7 @@ def find_root(data_path):
 
 
 def _scan_part(root, part):
-    """Return (table, class_names) of a folder of class folders."""
+    """Return (reader, class_names) of a folder of class folders."""
     folder = os.path.join(root, part) if part else root
     class_names = scan_classes(folder)
     if not class_names:

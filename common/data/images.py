@@ -22,24 +22,40 @@ class ImageError(UserError):
     """An image is missing, is not an image, is damaged or is unreasonably large."""
 
 
-def read_image(path):
+def read_image(path: str | bytes) -> Image.Image:
     """Return the image of a file as a PIL image in mode RGB.
 
-    path: str or bytes. Of an animation the first frame is read. Transparency is
-    dropped, 16-bit values above 255 are clipped and the EXIF orientation is left
-    alone, as timm and torchvision do. Raises ImageError, starting with the path.
+    Of an animation the first frame is read. Transparency is dropped, 16-bit values above
+    255 are clipped and the EXIF orientation is left alone, as timm and torchvision do.
+    Raises ImageError, starting with the path.
     """
     try:
         with _open(path) as image:
-            # convert('RGB') copies even an RGB image; loading it is enough.
-            if image.mode == 'RGB':
-                image.load()
-                return image
-            return image.convert('RGB')
+            return _to_rgb(image)
     except FileNotFoundError:
         raise ImageError(f'{show_path(path)}: no such image file.') from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds, EOFError to struct.error
-        raise ImageError(f'{show_path(path)}: {_describe(path, error)}') from None
+        raise ImageError(f'{show_path(path)}: {_describe(error, _is_empty(path))}') from None
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Return the image that the bytes of a file hold, as read_image does of the file itself.
+
+    name: what an ImageError starts with.
+    """
+    try:
+        with _open_bytes(data) as image:
+            return _to_rgb(image)
+    except Exception as error:      # as in read_image
+        raise ImageError(f'{name}: {_describe(error, not data)}') from None
+
+
+def _to_rgb(image):
+    # convert('RGB') copies even an RGB image; loading it is enough.
+    if image.mode == 'RGB':
+        image.load()
+        return image
+    return image.convert('RGB')
 
 
 def _open(path):
@@ -49,9 +65,13 @@ def _open(path):
         data = file.read(size) if size <= READ_WHOLE else b''
     if not data or len(data) != size:           # too large, or the read was cut short
         return Image.open(path)
+    return _open_bytes(data)
+
+
+def _open_bytes(data):
     image = Image.open(io.BytesIO(data))
     if len(image.tile) == 1:
-        image.decodermaxblock = size            # in one piece, not joined from several
+        image.decodermaxblock = len(data)       # in one piece, not joined from several
     return image
 
 
@@ -75,14 +95,18 @@ def show_path(path):
     return text.encode('unicode_escape', 'backslashreplace').decode('ascii')
 
 
-def _describe(path, error):
+def _is_empty(path):
+    try:
+        return os.path.getsize(path) == 0
+    except OSError:
+        return False
+
+
+def _describe(error, is_empty):
     if isinstance(error, OSError) and error.strerror:
         return f'cannot be read: {error.strerror}.'
-    try:
-        if os.path.getsize(path) == 0:
-            return 'the file is empty.'
-    except OSError:
-        pass
+    if is_empty:
+        return 'the file is empty.'
     if isinstance(error, Image.UnidentifiedImageError):
         return 'not an image, or a damaged one.'
     reason = str(error).strip().rstrip('.') or type(error).__name__

@@ -5,25 +5,26 @@ validation mean the same by a label, and how many images each class has.
 """
 
 import argparse
+import functools
 import os
 import sys
 from collections import Counter
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from common.data.datasets import (
     DATASETS,
     LIST_NAMES,
-    FileDataset,
+    StoredDataset,
     build_folders,
     find_root,
     open_dataset,
 )
-from common.data.images import ImageError, read_image, show_path
+from common.data.images import ImageError, show_path
 from common.data.lists import write_list
+from common.data.readers import ListedReader
 from common.errors import UserError
 
 SHOWN = 20                  # problems and classes that are printed in full
@@ -94,27 +95,27 @@ def print_histogram(dataset):
 
 def find_unreadable(dataset, fast, num_workers):
     """Return one text for each image that is missing, is damaged or is no image."""
-    if not isinstance(dataset, FileDataset):
+    if not isinstance(dataset, StoredDataset):
         return []
-    table = dataset.table
-    paths = (table[index] for index in range(len(table)))
-    look = _open_image if fast else _decode_image
+    reader = dataset.reader
+    look = functools.partial(_open_image if fast else _decode_image, reader)
     problems = []
     with ThreadPool(max(1, num_workers)) as pool:      # Pillow decodes outside Python's lock
-        results = pool.imap(look, paths, chunksize=16)
-        bar = tqdm(results, total=len(table), desc=PARTS[dataset.is_train], unit='img',
+        results = pool.imap(look, range(len(dataset)), chunksize=16)
+        bar = tqdm(results, total=len(dataset), desc=PARTS[dataset.is_train], unit='img',
                    disable=None)
         for index, problem in enumerate(bar):
             if problem:
-                where = f' ({table.locate(index)})' if table.source else ''
-                problems.append(problem + where)
+                where = reader.locate(index)
+                problems.append(problem if where in problem else f'{problem} ({where})')
     return problems
 
 
 def compare_parts(train, val):
     """Return texts on where the labels of the training and the validation part disagree."""
     problems = []
-    lists = isinstance(train, FileDataset) and train.table.source is not None
+    lists = [isinstance(part, StoredDataset) and isinstance(part.reader, ListedReader)
+             for part in (train, val)]
     if train.class_names != val.class_names:
         problems.append('train and val have different class names')
     absent = sorted(set(np.unique(val.labels).tolist()) - set(np.unique(train.labels).tolist()))
@@ -124,8 +125,8 @@ def compare_parts(train, val):
     empty = sorted(set(range(train.num_classes)) - set(np.unique(train.labels).tolist()))
     if empty:
         problems.append(f'{len(empty)} classes have no training image: {_shorten(empty)}')
-    if lists:
-        problems += _compare_folders(train.table, val.table)
+    if all(lists):
+        problems += _compare_folders(train.reader.table, val.reader.table)
     return problems
 
 
@@ -140,7 +141,7 @@ def write_lists(config):
             raise UserError(f'{path} exists already. Remove it to write a new one.')
     datasets = {is_train: build_folders(config, is_train) for is_train in paths}
     for is_train, path in paths.items():
-        write_list(datasets[is_train].table, path)
+        write_list(datasets[is_train].reader.table, path)
         print(f'{path}: {len(datasets[is_train]):,} images')
     labels = os.path.join(root, 'labels.txt')
     try:
@@ -160,13 +161,12 @@ def _compare_folders(train, val):
         f'{_shorten(sorted(val_labels[folder]))} in the validation list'
         for folder in sorted(train_labels.keys() & val_labels.keys())
         if train_labels[folder] != val_labels[folder]]
-    paths = {train.relative_path(index) for index in range(len(train))}
-    shared = [val.relative_path(i) for i in range(len(val)) if val.relative_path(i) in paths]
+    paths = set(train.iterate_names())
+    shared = [name for name in val.iterate_names() if name in paths]
     if shared:
         problems.append(f'{len(shared)} images are in both lists, such as {show_path(shared[0])}')
     twice = [path for path, count in
-             Counter(train.relative_path(index) for index in range(len(train))).items()
-             if count > 1]
+             Counter(train.iterate_names()).items() if count > 1]
     if twice:
         problems.append(
             f'{len(twice)} images are in the training list more than once, such as '
@@ -177,26 +177,25 @@ def _compare_folders(train, val):
 def _map_folders(table):
     """Return {name of the folder that holds an image: set of labels}."""
     labels = {}
-    for index, label in enumerate(table.labels.tolist()):
-        folder = os.path.basename(os.path.dirname(table.relative_path(index)))
+    for name, label in zip(table.iterate_names(), table.labels.tolist()):
+        folder = os.path.basename(os.path.dirname(name))
         labels.setdefault(folder, set()).add(label)
     return labels
 
 
-def _decode_image(path):
+def _decode_image(reader, index):
     try:
-        read_image(path)
+        reader.read_image(index)
     except ImageError as error:
         return str(error)
     return None
 
 
-def _open_image(path):
+def _open_image(reader, index):
     try:
-        with Image.open(path):
-            pass
+        reader.open_image(index).close()
     except Exception:       # for the reason in words, decode it after all
-        return _decode_image(path)
+        return _decode_image(reader, index)
     return None
 
 

@@ -29,8 +29,7 @@ def build_at(path, is_train=False, **options):
 
 
 def paths_of(dataset):
-    return [os.path.relpath(os.fsdecode(dataset.table[i]), os.fsdecode(dataset.table.root))
-            for i in range(len(dataset))]
+    return [os.fsdecode(name) for name in dataset.reader.table.iterate_names()]
 
 
 # Digits
@@ -312,11 +311,11 @@ def test_lists_take_little_memory(tmp_path):
         for n in range(count):
             file.write(f'train/n{n // 1300:08}/n{n // 1300:08}_{n:06}.JPEG {n % 1000}\n')
     tracemalloc.start()
-    table = read_list(str(tmp_path / 'list.txt'), str(tmp_path), 1000)
+    table = read_list(str(tmp_path / 'list.txt'), str(tmp_path), 1000).table
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(table) == count
-    assert table.relative_path(43_456) == b'train/n00000033/n00000033_043456.JPEG'
+    assert table.name(43_456) == b'train/n00000033/n00000033_043456.JPEG'
     assert table.labels[43_456] == 456 and table.nbytes / count < 60
     assert held / count < 70 and peak / count < 100
 
@@ -324,14 +323,14 @@ def test_lists_take_little_memory(tmp_path):
 def test_written_list_reads_back(tmp_path):
     path = make_folders(tmp_path, classes=('a b', 'ü'))
     train = build_at(path, True)
-    write_list(train.table, os.path.join(path, 'train_list.txt'))
+    write_list(train.reader.table, os.path.join(path, 'train_list.txt'))
     again = build_at(path, True)
-    assert again.table.source.endswith('train_list.txt')
+    assert again.reader.listing.endswith('train_list.txt')
     assert paths_of(again) == paths_of(train) and again.labels.tolist() == train.labels.tolist()
     make_image(str(tmp_path / 'train' / 'ü' / 'new\nline.jpg'))
     os.remove(tmp_path / 'train_list.txt')
     with pytest.raises(UserError, match='cannot hold this name'):
-        write_list(build_at(path, True).table, os.path.join(path, 'train_list.txt'))
+        write_list(build_at(path, True).reader.table, os.path.join(path, 'train_list.txt'))
     assert not [name for name in os.listdir(path) if 'list' in name]
 
 

@@ -138,7 +138,8 @@ def test_lists_are_written_and_used(tmp_path, capsys):
     after = [build_dataset(config, is_train, None) for is_train in (True, False)]
     for old, new in zip(before, after):
         assert np.array_equal(old.labels, new.labels)
-        assert [old.table[i] for i in range(8)] == [new.table[i] for i in range(8)]
+        assert [old.describe_sample(i) for i in range(8)] == [
+            new.describe_sample(i) for i in range(8)]
     assert run_folder(path, '-write_lists') == 2
     assert 'exists already' in capsys.readouterr().err
 
