@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.digits import load_digits_rgb
+from common.data.folders import list_folder
 from common.data.images import ImageError
 from common.data.lists import has_loose_images, read_list, scan_classes, scan_folder
 from common.data.pixels import to_array
@@ -26,6 +27,7 @@ from common.errors import UserError, suggest
 logger = logging.getLogger(__name__)
 
 LIST_NAMES = {True: 'train_list.txt', False: 'val_list.txt'}    # by is_train
+PART_NAMES = {'train', 'val', 'test', 'validation'}
 DIGITS_VAL_FRACTION = 0.25
 SKIP_ATTEMPTS = 100         # unreadable images in a row before SKIP_CORRUPT gives up
 
@@ -185,7 +187,7 @@ def build_files(config, is_train):
 def build_folders(config, is_train):
     """One folder a class, in train/ and val/, or in one folder that VAL_FRACTION splits."""
     root = find_root(config.DATA.DATA_PATH)
-    folders = {part: os.path.isdir(os.path.join(root, part)) for part in ('train', 'val')}
+    folders = {part: is_part(root, part) for part in ('train', 'val')}
     fraction = config.DATA.VAL_FRACTION
     if all(folders.values()):
         class_names = _match_classes(root)
@@ -248,12 +250,26 @@ def find_root(data_path):
     path = os.path.abspath(os.path.expanduser(data_path))
     if not os.path.isdir(path):
         raise UserError(f'No such folder: {data_path} (-data_path). It must hold the data set.')
-    marks = ('train', 'val', *LIST_NAMES.values())
-    if any(os.path.exists(os.path.join(path, mark)) for mark in marks):
+    if any(os.path.exists(os.path.join(path, name)) for name in LIST_NAMES.values()):
+        return path
+    if any(is_part(path, part) for part in ('train', 'val')):
         return path
     if os.path.basename(path) in ('train', 'val'):
         return os.path.dirname(path)
     return path
+
+
+def is_part(root: str, part: str) -> bool:
+    """Tell whether a folder "train" or "val" is a part of the data, and not a class of that name.
+
+    A class has pictures of its own and other classes beside it.
+    """
+    folder = os.path.join(root, part)
+    if not os.path.isdir(folder):
+        return False
+    inside, beside = list_folder(folder), set(list_folder(root).folders) - {part}
+    is_class = inside.pictures and not inside.folders and beside and not beside & PART_NAMES
+    return not is_class
 
 
 def _scan_part(root, part):

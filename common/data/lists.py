@@ -5,13 +5,17 @@ comma, the path relative to the data set's root. Empty lines and lines that
 start with `#` are left out; a byte-order mark and Windows line ends do no harm.
 """
 
+import logging
 import os
 from collections.abc import Iterable
 
-from common.data.images import is_image_name, show_path
+from common.data.folders import describe_endings, list_folder, walk
+from common.data.images import show_path
 from common.data.readers import FileReader, ListedReader
 from common.data.table import MAX_LABEL, SampleTable
 from common.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def read_list(source: str, root: str, num_classes: int) -> ListedReader:
@@ -56,9 +60,7 @@ def write_list(table: SampleTable, path: str) -> None:
 
 def scan_classes(folder: str) -> list[str]:
     """Return the class names of a folder: its subfolders, sorted, hidden ones left out."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+    return list_folder(folder).folders
 
 
 def scan_folder(root: str, subfolder: str, class_names: Iterable[str]) -> FileReader:
@@ -68,9 +70,21 @@ def scan_folder(root: str, subfolder: str, class_names: Iterable[str]) -> FileRe
     Raises UserError if there is none.
     """
     table = SampleTable()
+    others, empty = [], []
     for label, name in enumerate(class_names):
-        for path in _walk(os.path.join(root, subfolder, name), os.path.join(subfolder, name)):
+        paths, left_out = _find_pictures(root, os.path.join(subfolder, name))
+        others += left_out
+        if not paths:
+            empty.append(name)
+        for path in paths:
             table.append(os.fsencode(path), label)
+    folder = show_path(os.path.join(root, subfolder))
+    if others:
+        logger.warning('%s: %s files have no ending of a picture and are left out (%s)', folder,
+                       f'{len(others):,}', describe_endings(others))
+    if empty and len(table):
+        logger.warning('%s: %d class folders hold no picture: %s', folder, len(empty),
+                       ', '.join(map(show_path, empty[:5])) + (', ...' if empty[5:] else ''))
     if not len(table):
         raise UserError(
             f'{os.path.join(root, subfolder)} holds no image in a class folder '
@@ -80,8 +94,7 @@ def scan_folder(root: str, subfolder: str, class_names: Iterable[str]) -> FileRe
 
 def has_loose_images(folder: str) -> bool:
     """Tell whether image files lie directly in a folder."""
-    with os.scandir(folder) as entries:
-        return any(is_image_name(entry.name) and entry.is_file() for entry in entries)
+    return bool(list_folder(folder).pictures)
 
 
 def _read_lines(source):
@@ -110,6 +123,7 @@ def _split_line(text, line, source):
     fields = text.rsplit(None, 1)
     if not fields[-1].isdigit() and b',' in text:
         fields = [field.strip() for field in text.rsplit(b',', 1)]
+    fields[0] = fields[0].removesuffix(b',').rstrip()          # "path, label"
     if len(fields) != 2:
         raise UserError(
             f'{source}, line {line}: expected "path label", found {show_path(text)!r}.')
@@ -120,15 +134,15 @@ def _split_line(text, line, source):
     return fields[0], int(fields[1])
 
 
-def _walk(folder, relative):
-    """Return the relative paths of all images below a folder, sorted."""
-    paths = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = os.path.join(relative, entry.name)
-            if entry.is_dir():
-                if not entry.name.startswith('.'):
-                    paths += _walk(entry.path, path)
-            elif is_image_name(entry.name):
-                paths.append(path)
-    return sorted(paths)
+def _find_pictures(root, subfolder):
+    """Return (sorted paths of the pictures below a folder, names of its other files).
+
+    Paths are relative to the root.
+    """
+    paths, others = [], []
+    top = os.path.join(root, subfolder)
+    for folder, listing in walk(top):
+        relative = os.path.normpath(os.path.join(subfolder, os.path.relpath(folder, top)))
+        paths += [os.path.join(relative, name) for name in listing.pictures]
+        others += listing.others
+    return sorted(paths), others

@@ -4,7 +4,8 @@ import glob
 import os
 from typing import NamedTuple
 
-from common.data.images import is_image_name, show_path
+from common.data.folders import walk
+from common.data.images import show_path
 from common.errors import UserError
 
 
@@ -59,13 +60,11 @@ class OutputNames:
 
 def _search(folder):
     found = False
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if is_image_name(name):
-                found = True
-                path = os.path.join(parent, name)
-                yield Picture(path, os.path.relpath(path, folder))
+    for parent, listing in walk(folder):
+        for name in listing.pictures:
+            found = True
+            path = os.path.join(parent, name)
+            yield Picture(path, os.path.relpath(path, folder))
     if not found:
         raise UserError(f'{show_path(folder)}: no pictures in this folder.')
 

@@ -1,0 +1,70 @@
+"""Which entries of a folder are read: one rule for training, prediction and checks.
+
+Hidden files and folders and what macOS adds to archives (__MACOSX) are left out, and linked
+folders are read, except for a link that leads back to a folder it lies in.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from common.data.images import is_image_name, show_path
+from common.errors import UserError
+
+IGNORED = ('__MACOSX',)
+SHOWN_ENDINGS = 5
+
+
+class Listing(NamedTuple):
+    """Names in one folder, sorted: pictures, folders, and the files with another ending."""
+
+    pictures: list[str]
+    folders: list[str]
+    others: list[str]
+
+
+def list_folder(folder: str) -> Listing:
+    """Return what is read of a folder. Raises UserError naming one that cannot be read."""
+    listing = Listing([], [], [])
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith('.') or entry.name in IGNORED:
+                    continue
+                kind = listing.others
+                if entry.is_dir():
+                    kind = listing.folders
+                elif is_image_name(entry.name):
+                    kind = listing.pictures
+                kind.append(entry.name)
+    except OSError as error:
+        raise UserError(f'Cannot read the folder {show_path(folder)}: {error.strerror}.') from None
+    for names in listing:
+        names.sort()
+    return listing
+
+
+def walk(folder: str, _above: tuple = ()) -> Iterator[tuple[str, Listing]]:
+    """Yield (path, Listing) of a folder, then of every folder below it."""
+    listing = list_folder(folder)
+    yield folder, listing
+    here = (*_above, _identify(folder))
+    for name in listing.folders:
+        path = os.path.join(folder, name)
+        if _identify(path) not in here:         # a link back would never end
+            yield from walk(path, here)
+
+
+def describe_endings(names: list[str]) -> str:
+    """Return how many names have which ending, as text: ".jfif 24, .txt 1"."""
+    counts = Counter(os.path.splitext(name)[1].lower() or 'none' for name in names)
+    parts = [f'{show_path(ending)} {count:,}' for ending, count in
+             counts.most_common(SHOWN_ENDINGS)]
+    return ', '.join(parts) + (', ...' if len(counts) > SHOWN_ENDINGS else '')
+
+
+def _identify(folder):
+    """Return what two paths of the same folder have in common."""
+    status = os.stat(folder)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)

@@ -1,0 +1,126 @@
+"""Folders are read by one rule: hidden, linked, circular, closed; files that are no pictures."""
+
+import logging
+import os
+import shutil
+
+import pytest
+
+from common.data.datasets import build_files, find_root, open_dataset
+from common.data.folders import describe_endings, list_folder, walk
+from common.deploy.pictures import find_pictures
+from common.errors import UserError
+from tests.support.data_folders import make_config, make_folders, make_image, make_lists
+
+
+def open_part(root, is_train=True, **options):
+    return open_dataset(make_config(DATA__DATA_PATH=str(root), **options), is_train)
+
+
+def test_training_and_prediction_read_the_same_pictures(tmp_path):
+    root = make_folders(tmp_path / 'data')
+    cat = tmp_path / 'data/train/cat'
+    make_image(cat / '.ipynb_checkpoints/0.jpg')
+    make_image(cat / '.hidden.jpg')
+    make_image(cat / '__MACOSX/0.jpg')
+    make_image(tmp_path / 'elsewhere/linked.jpg')
+    (cat / 'linked').symlink_to(tmp_path / 'elsewhere')
+    (cat / 'again').symlink_to('.')
+    make_image(tmp_path / 'data/train/__MACOSX/0.jpg')
+    train = open_part(root)
+    assert train.class_names == ['cat', 'dog', 'emu']
+    assert len(train) == 13
+    found = [picture.name for picture in find_pictures([os.path.join(root, 'train')], ())]
+    assert len(found) == 13 and os.path.join('cat', 'linked', 'linked.jpg') in found
+
+
+def test_a_circle_of_links_ends(tmp_path):
+    for name in ('a', 'b'):
+        make_image(tmp_path / name / 'one.jpg')
+    (tmp_path / 'a/to_b').symlink_to(tmp_path / 'b')
+    (tmp_path / 'b/to_a').symlink_to(tmp_path / 'a')
+    (tmp_path / 'b/dangling').symlink_to(tmp_path / 'nowhere')
+    pictures = [os.path.join(folder, name) for folder, listing in walk(str(tmp_path / 'a'))
+                for name in listing.pictures]
+    assert [os.path.relpath(path, tmp_path) for path in pictures] == ['a/one.jpg', 'a/to_b/one.jpg']
+
+
+@pytest.mark.parametrize('place', ['train/dog', 'train/dog/deep', 'train', '.'])
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, place):
+    root = make_folders(tmp_path)
+    os.makedirs(tmp_path / 'train/dog/deep', exist_ok=True)
+    closed, scan = os.path.normpath(tmp_path / place), os.scandir
+
+    def scandir(path):
+        if os.path.normpath(path) == closed:
+            raise PermissionError(13, 'Permission denied', path)
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    with pytest.raises(UserError, match='Cannot read the folder .*: Permission denied') as caught:
+        open_part(root)
+    assert closed in str(caught.value)
+    with pytest.raises(UserError, match='Permission denied'):
+        list(find_pictures([root], ()))
+
+
+def test_pictures_left_out_for_their_ending_are_counted_and_said(tmp_path, caplog):
+    root = make_folders(tmp_path)
+    for number in range(4):
+        os.rename(tmp_path / f'train/emu/{number}.jpg', tmp_path / f'train/emu/{number}.jfif')
+    (tmp_path / 'train/cat/notes.txt').write_text('x')
+    with caplog.at_level(logging.WARNING, 'common'):
+        train = open_part(root)
+    assert len(train) == 8 and train.class_names == ['cat', 'dog', 'emu']
+    folder = tmp_path / 'train'
+    assert caplog.messages == [
+        f'{folder}: 5 files have no ending of a picture and are left out (.jfif 4, .txt 1)',
+        f'{folder}: 1 class folders hold no picture: emu']
+
+
+def test_endings_are_listed_with_their_counts():
+    assert describe_endings(['a.HEIC', 'b.heic', 'c', 'd.txt']) == '.heic 2, none 1, .txt 1'
+    assert describe_endings([f'a.{n}' for n in range(9)]).endswith(', ...')
+
+
+# A class called "train"
+
+def test_a_class_may_be_called_train(tmp_path):
+    root = make_folders(tmp_path, classes=('bus', 'car', 'train'), parts=('',))
+    train = open_part(root, DATA__VAL_FRACTION=0.25)
+    assert train.class_names == ['bus', 'car', 'train'] and len(train) == 9
+    assert open_part(root, False, DATA__VAL_FRACTION=0.25).class_names == train.class_names
+
+
+@pytest.mark.parametrize('given', ['', 'train', 'val'])
+def test_a_class_called_train_in_train_and_val(tmp_path, given):
+    root = make_folders(tmp_path, classes=('bus', 'car', 'train'))
+    assert find_root(os.path.join(root, given)) == root
+    train = open_part(os.path.join(root, given))
+    assert train.class_names == ['bus', 'car', 'train'] and len(train) == 12
+
+
+@pytest.mark.parametrize('others', [(), ('val',), ('test',)])
+def test_parts_without_class_folders_are_not_taken_for_classes(tmp_path, others):
+    for part in ('train', *others):
+        make_image(tmp_path / part / '0.jpg')
+    with pytest.raises(UserError, match='no class folders|no val folder|is empty'):
+        open_part(tmp_path)
+
+
+def test_a_list_may_have_a_blank_after_the_comma(tmp_path):
+    root = make_folders(tmp_path)
+    text = ''.join(f'val/{name}/{n}.jpg, {label}\n' for label, name in
+                   enumerate(('cat', 'dog', 'emu')) for n in range(4))
+    make_lists(root, val=text, train=text.replace(', ', ' ,').replace('val/', 'train/'))
+    for is_train in (True, False):
+        dataset = build_files(make_config(DATA__DATA_PATH=root), is_train)
+        dataset.check_files()
+        assert len(dataset) == 12 and dataset.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_a_folder_with_nothing_in_it_lists_nothing(tmp_path):
+    assert list_folder(str(tmp_path)) == ([], [], [])
+    shutil.rmtree(tmp_path)
+    with pytest.raises(UserError, match='No such file'):
+        list_folder(str(tmp_path))
