@@ -6,13 +6,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import config as shared
-from common.errors import UserError
 from common.machine.environment import tune_cpu
 from common.option import Option
 
 tune_cpu()      # before anything else imports Paddle, which reads these settings only once
 
-TOKEN_STRIDE = 16                           # pixels a side of one token, after three soft splits
+from T2T_ViT.t2t_vit import TOKEN_STRIDE, check_sizes, get_model_arguments
 
 
 class Options(shared.Options):
@@ -45,18 +44,10 @@ class Options(shared.Options):
 
 def check_model(config):
     """Raise UserError, naming the keys, if the model's options do not fit together."""
-    model, size = config.MODEL, config.DATA.IMAGE_SIZE
-    if size % TOKEN_STRIDE:
-        nearest = sorted({max(size // TOKEN_STRIDE, 1), size // TOKEN_STRIDE + 1})
-        raise UserError(f'DATA.IMAGE_SIZE {size}: T2T-ViT needs a multiple of {TOKEN_STRIDE}. '
-                        f'Use {" or ".join(str(n * TOKEN_STRIDE) for n in nearest)}.')
-    if model.EMBED_DIM % model.NUM_HEADS:
-        raise UserError(f'MODEL.EMBED_DIM {model.EMBED_DIM} does not divide by MODEL.NUM_HEADS '
-                        f'{model.NUM_HEADS}. Change one of them.')
-    if int(model.EMBED_DIM * model.MLP_RATIO) < 1:
-        raise UserError(f'MODEL.MLP_RATIO {model.MLP_RATIO:g} leaves the MLP no width.')
-    tokens = 1 + (size // TOKEN_STRIDE) ** 2
-    width = model.EMBED_DIM
+    model, width = config.MODEL, config.MODEL.EMBED_DIM
+    shared.check_arguments(check_sizes, get_model_arguments(config),
+                           {'image_size': 'DATA.IMAGE_SIZE'})
+    tokens = 1 + (config.DATA.IMAGE_SIZE // TOKEN_STRIDE) ** 2
     shared.check_memory(model.DEPTH * width * (4 * width + 2 * int(width * model.MLP_RATIO))
                         + (tokens + 9 * model.TOKEN_DIM) * width)
 

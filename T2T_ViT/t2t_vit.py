@@ -340,7 +340,7 @@ class T2TViT(nn.Layer):
         super().__init__()
         if isinstance(image_size, int):
             image_size = (image_size, image_size)
-        check_sizes(image_size, token_type, embed_dim, num_heads, token_dim)
+        check_sizes(image_size, token_type, embed_dim, num_heads, token_dim, mlp_ratio)
         self.image_size = tuple(image_size)
         self.in_channels = in_channels
         self.num_classes = num_classes
@@ -424,17 +424,21 @@ class T2TViT(nn.Layer):
         return in_blocks + self.patch_embed.attention_macs()
 
 
-def check_sizes(image_size, token_type, embed_dim, num_heads, token_dim):
-    """Raise ValueError if T2T-ViT cannot be built with these."""
-    height, width = image_size
-    if min(height, width) < TOKEN_STRIDE or height % TOKEN_STRIDE or width % TOKEN_STRIDE:
-        raise ValueError(
-            f'image_size {height}x{width}: both sides must be multiples of {TOKEN_STRIDE}.')
+def check_sizes(image_size, token_type, embed_dim, num_heads, token_dim, mlp_ratio):
+    """Raise ValueError, naming the arguments, if T2T-ViT cannot be built with these."""
+    for side in (image_size, image_size) if isinstance(image_size, int) else image_size:
+        if side < TOKEN_STRIDE or side % TOKEN_STRIDE:
+            nearest = sorted({max(side // TOKEN_STRIDE, 1), side // TOKEN_STRIDE + 1})
+            raise ValueError(
+                f'image_size {side} is not a multiple of {TOKEN_STRIDE}; use '
+                f'{" or ".join(str(number * TOKEN_STRIDE) for number in nearest)}')
     check_choice('token_type', token_type, TOKEN_TYPES)
     if embed_dim % num_heads:
-        raise ValueError(f'embed_dim {embed_dim} must be a multiple of num_heads {num_heads}.')
+        raise ValueError(f'embed_dim {embed_dim} is not a multiple of num_heads {num_heads}')
     if token_dim < 2:
-        raise ValueError(f'token_dim must be 2 or more, not {token_dim}.')
+        raise ValueError(f'token_dim must be 2 or more, not {token_dim}')
+    if int(embed_dim * mlp_ratio) < 1:
+        raise ValueError(f'mlp_ratio {mlp_ratio} leaves the MLP no width')
 
 
 def check_choice(name, value, choices):

@@ -6,7 +6,9 @@ defaults are PaddleViT's where PaddleViT has the option. docs/options.md is
 made from these lines (python -m common.tools.options).
 """
 
+import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -280,6 +282,23 @@ def check_config(config: CfgNode, options: dict[str, Option]) -> None:
         values = get_value(config, key)
         if len(values) != channels:
             raise UserError(f'{key} needs {channels} numbers, one a channel, not {show(values)}.')
+
+
+def check_arguments(check: Callable[..., None], arguments: dict[str, Any],
+                    keys: dict[str, str]) -> None:
+    """Call a model's check of its constructor's arguments; say its ValueError with the keys.
+
+    The rules stand once, in the model's file, which is read without a config too. arguments:
+    all of the constructor's, of which `check` takes some. keys: {argument: option} where the
+    option is not MODEL and the argument in capital letters.
+    """
+    wanted = inspect.signature(check).parameters
+    try:
+        check(**{name: arguments[name] for name in wanted})
+    except ValueError as error:
+        names = {name: keys.get(name, f'MODEL.{name.upper()}') for name in wanted}
+        text = re.sub(r'\b(' + '|'.join(names) + r')\b', lambda match: names[match[0]], str(error))
+        raise UserError(f'{text}.') from None
 
 
 def check_memory(weights: int) -> None:

@@ -164,12 +164,13 @@ def test_image_need_not_be_square(token_type):
 
 
 @pytest.mark.parametrize('changes, words', [
-    ({'image_size': 100}, '100x100: both sides must be multiples of 16'),
-    ({'image_size': (64, 40)}, '64x40'),
-    ({'image_size': 0}, '0x0'),
+    ({'image_size': 100}, 'image_size 100 is not a multiple of 16; use 96 or 112'),
+    ({'image_size': (64, 40)}, 'image_size 40 .* use 32 or 48'),
+    ({'image_size': 0}, 'image_size 0'),
     ({'token_type': 'convolution'}, "performer, transformer, not 'convolution'"),
-    ({'num_heads': 3}, '64 must be a multiple of num_heads 3'),
+    ({'num_heads': 3}, 'embed_dim 64 is not a multiple of num_heads 3'),
     ({'token_dim': 1}, 'token_dim must be 2 or more'),
+    ({'mlp_ratio': 0.01}, 'mlp_ratio 0.01 leaves the MLP no width'),
     ({'gelu': 'relu'}, 'gelu must be'),
 ])
 def test_what_cannot_be_built_is_refused(changes, words):
@@ -486,9 +487,9 @@ def test_config_reaches_the_model():
 
 
 @pytest.mark.parametrize('key, value, words', [
-    ('DATA.IMAGE_SIZE', '100', 'Use 96 or 112'),
-    ('DATA.IMAGE_SIZE', '8', 'Use 16'),
-    ('MODEL.NUM_HEADS', '7', 'MODEL.NUM_HEADS 7'),
+    ('DATA.IMAGE_SIZE', '100', 'DATA.IMAGE_SIZE 100 is not a multiple of 16; use 96 or 112'),
+    ('DATA.IMAGE_SIZE', '8', 'use 16'),
+    ('MODEL.NUM_HEADS', '7', 'MODEL.EMBED_DIM 384 is not a multiple of MODEL.NUM_HEADS 7'),
     ('MODEL.TOKEN_TYPE', 'perfomer', 'Did you mean performer'),
     ('MODEL.TOKEN_DIM', '1', 'MODEL.TOKEN_DIM'),
     ('MODEL.DEPTH', '0', 'MODEL.DEPTH must be above 0'),
