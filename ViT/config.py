@@ -36,16 +36,37 @@ class Options(shared.Options):
         PRE_LOGITS_ACTIVATION = Option('tanh', choices=('tanh', 'relu'),
                                        needs=('MODEL.REPRESENTATION_SIZE',),
                                        help='of the pre-logits layer')
-        POOL = Option('token', choices=('token', 'avg'),
-                      help='what is classified: the class token, or the mean of the patch tokens')
+        GELU = shared.Options.MODEL.GELU.with_default(
+            'erf', choices=('erf', 'tanh', 'quick'))
+        POOL = Option('token', choices=('token', 'avg', 'map'),
+                      help='what is classified: the class token, the mean of the patch tokens, '
+                           'or what attention pooling finds')
         CLASS_TOKEN = Option(True, help='a class token before the patch tokens')
-        POSITION_EMBEDDING = Option('learned', choices=('learned', 'sincos2d'),
-                                    help='learned, or a fixed table')
+        POSITION_EMBEDDING = Option('learned', choices=('learned', 'sincos2d', 'rope'),
+                                    help='learned, a fixed table, or rotary (DINOv3)')
         ZERO_HEAD = Option(False, help='start the classifier at zero')
         HYBRID = Option([], each=int, at_least=1, at_most=1000,
                         help='units in each ResNet stage; [3, 4, 9] for R50+ViT')
         HYBRID_WIDTH = Option(64, above=0, needs=('MODEL.HYBRID',),
                               help="channels of the ResNet's root")
+        LAYER_SCALE = Option(None, kind=float, above=0, at_most=10,
+                             help='starting value of a factor for each channel of a branch')
+        REGISTER_TOKENS = Option(0, at_least=0, at_most=1000, help='tokens that nobody reads')
+        DISTILLED = Option(False, help='a distillation token with a head of its own (DeiT)')
+        PRE_NORM = Option(False, help='a LayerNorm before the first block (CLIP)')
+        NORM_AFTER_POOLING = Option(False, help='the last norm after the pooling (MAE)')
+
+    class TRAIN:
+        TEACHER = Option(None, kind=str, needs=('MODEL.DISTILLED',),
+                         help='checkpoint that teaches the distillation token')
+        TEACHER_CFG = Option('', needs=('TRAIN.TEACHER',),
+                             help='its yaml file, where it records no config')
+        DISTILLATION = Option('hard', choices=('hard', 'soft'), needs=('TRAIN.TEACHER',),
+                              help="learn the teacher's best class, or its probabilities")
+        DISTILLATION_SHARE = Option(0.5, at_least=0, at_most=1, needs=('TRAIN.TEACHER',),
+                                    help="of the teacher's part in the loss")
+        DISTILLATION_TEMPERATURE = Option(1.0, above=0, at_most=1000, needs=(
+            'TRAIN.TEACHER', 'TRAIN.DISTILLATION=soft'), help='of soft distillation')
 
 
 def check_model(config):
@@ -65,6 +86,15 @@ def check_model(config):
     if model.POSITION_EMBEDDING == 'sincos2d' and model.EMBED_DIM % 4:
         raise UserError('MODEL.POSITION_EMBEDDING sincos2d needs a MODEL.EMBED_DIM that is a '
                         f'multiple of 4, not {model.EMBED_DIM}.')
+    head_size = model.ATTN_HEAD_SIZE or model.EMBED_DIM // model.NUM_HEADS
+    if model.POSITION_EMBEDDING == 'rope' and head_size % 4:
+        raise UserError('MODEL.POSITION_EMBEDDING rope needs heads whose width is a multiple of 4, '
+                        f'not {head_size}. Change MODEL.NUM_HEADS.')
+    if model.DISTILLED and (model.POOL != 'token' or model.REPRESENTATION_SIZE
+                            or model.NORM_AFTER_POOLING):
+        raise UserError('MODEL.DISTILLED True has a head on each of two tokens: it needs '
+                        'MODEL.POOL token, and neither MODEL.REPRESENTATION_SIZE nor '
+                        'MODEL.NORM_AFTER_POOLING.')
     if int(model.EMBED_DIM * model.MLP_RATIO) < 1:
         raise UserError(f'MODEL.MLP_RATIO {model.MLP_RATIO:g} leaves the MLP no width.')
     if len(model.HYBRID) > MAX_STAGES:

@@ -18,6 +18,7 @@ from ViT.config import Options, get_config
 from common.project import Project
 from common.weights.rules import Tensor
 from ViT.datasets import get_dataset
+from ViT.distillation import build_loss
 from ViT.formats import FORMATS, paddlevit, timm
 from ViT.released import list_released
 from ViT.vit import build_vit
@@ -72,4 +73,5 @@ PROJECT = Project(
     tokens_without_rows=('register_tokens',),
     fit_weights=fit_weights,
     describe_shape=describe_shape,
+    build_loss=build_loss,
 )

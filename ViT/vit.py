@@ -9,10 +9,11 @@ that its weights load; nothing here needs more than Paddle and NumPy.
 A layer that names functions in `kernels` calls them as `self.NAME(...)`, and may be
 given others that compute the same (see common/kernels); these are the plain ones.
 
-Shapes in comments: B images, N patches, P prefix tokens (1 with a class
-token, else 0), D embed_dim, H heads, C classes.
+Shapes in comments: B images, N patches, P prefix tokens (class token,
+distillation token, registers), D embed_dim, H heads, d channels of a head, C classes.
 """
 
+import inspect
 import math
 
 import numpy as np
@@ -24,8 +25,8 @@ PRE_LOGITS_ACTIVATIONS = {'tanh': nn.Tanh, 'relu': nn.ReLU}
 
 
 def gelu(x, form):
-    """GELU: "erf", the exact one, or "tanh", its approximation (Hendrycks and Gimpel, 2016)."""
-    return F.gelu(x, approximate=form == 'tanh')
+    """GELU (Hendrycks and Gimpel, 2016). form: "erf", "tanh" or "quick"."""
+    return x * F.sigmoid(1.702 * x) if form == 'quick' else F.gelu(x, form == 'tanh')
 
 
 def layer_norm(x, weight, bias, epsilon):
@@ -92,9 +93,8 @@ class DropPath(nn.Layer):
         if self.rate == 0 or not self.training:
             return branch
         keep = 1 - self.rate
-        shape = [branch.shape[0]] + [1] * (branch.ndim - 1)
-        kept = (paddle.rand(shape) < keep).astype(branch.dtype)
-        return branch * (kept / keep)
+        kept = paddle.rand([branch.shape[0]] + [1] * (branch.ndim - 1)) < keep
+        return branch * (kept.astype(branch.dtype) / keep)
 
 
 class PatchEmbedding(nn.Layer):
@@ -112,6 +112,7 @@ class PatchEmbedding(nn.Layer):
 class Attention(nn.Layer):
     """Multi-head self-attention (paper, Appendix A): [B, P + N, D] -> [B, P + N, D].
 
+    rope: turns queries and keys by their places, see RotaryEmbedding; None: nothing does.
     The attention probabilities [B, H, P + N, P + N] are the input of
     `attn_dropout`, where a forward hook can read them.
     """
@@ -120,7 +121,8 @@ class Attention(nn.Layer):
     project_heads = staticmethod(project_heads)
     attention = staticmethod(attention)
 
-    def __init__(self, embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout):
+    def __init__(self, embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout,
+                 rope=None):
         super().__init__()
         self.num_heads = num_heads
         self.head_size = head_size
@@ -130,9 +132,12 @@ class Attention(nn.Layer):
         self.out = Linear(num_heads * head_size, embed_dim)
         self.attn_dropout = nn.Dropout(attention_dropout)
         self.proj_dropout = nn.Dropout(dropout)
+        self.rope = rope
 
     def forward(self, tokens):
         q, k, v = self.project_heads(tokens, self.qkv, self.num_heads)
+        if self.rope is not None:
+            q, k = self.rope(q), self.rope(k)
         heads = self.attention(q, k, v, self.scale, self.attn_dropout)
         return self.proj_dropout(self.out(heads))
 
@@ -156,28 +161,39 @@ class Mlp(nn.Layer):
 
 
 class EncoderLayer(nn.Layer):
-    """One transformer block (paper, Eq. 2 and 3): normalise, transform, add."""
+    """One transformer block (paper, Eq. 2 and 3): normalise, transform, add.
 
-    def __init__(self, embed_dim, attention, mlp, droppath):
+    layer_scale: starting value of a factor for each channel of both branches (CaiT,
+        Touvron et al., 2021, Sec. 2); None: no such factors.
+    """
+
+    def __init__(self, embed_dim, attention, mlp, droppath, layer_scale=None):
         super().__init__()
         self.attn_norm = LayerNorm(embed_dim)
         self.attn = attention
         self.mlp_norm = LayerNorm(embed_dim)
         self.mlp = mlp
         self.drop_path = DropPath(droppath)
+        self.gamma_1 = self.gamma_2 = None
+        if layer_scale is not None:
+            start = nn.initializer.Constant(layer_scale)
+            self.gamma_1 = self.create_parameter([embed_dim], default_initializer=start)
+            self.gamma_2 = self.create_parameter([embed_dim], default_initializer=start)
 
     def forward(self, tokens):
-        tokens = tokens + self.drop_path(self.attn(self.attn_norm(tokens)))
-        return tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
+        branch = self.attn(self.attn_norm(tokens))
+        tokens = tokens + self.drop_path(branch if self.gamma_1 is None else branch * self.gamma_1)
+        branch = self.mlp(self.mlp_norm(tokens))
+        return tokens + self.drop_path(branch if self.gamma_2 is None else branch * self.gamma_2)
 
 
 class Encoder(nn.Layer):
-    """The blocks and a last LayerNorm."""
+    """The blocks and a last LayerNorm, which norm_after_pooling leaves out."""
 
-    def __init__(self, layers, embed_dim, recompute):
+    def __init__(self, layers, embed_dim, recompute, norm_after_pooling):
         super().__init__()
         self.layers = nn.LayerList(layers)
-        self.encoder_norm = LayerNorm(embed_dim)
+        self.encoder_norm = None if norm_after_pooling else LayerNorm(embed_dim)
         self.recompute = recompute
 
     def forward(self, tokens):
@@ -188,7 +204,7 @@ class Encoder(nn.Layer):
                 tokens = recompute_in_backward(layer, tokens)
             else:
                 tokens = layer(tokens)
-        return self.encoder_norm(tokens)
+        return tokens if self.encoder_norm is None else self.encoder_norm(tokens)
 
 
 def recompute_in_backward(layer, tokens):
@@ -228,57 +244,52 @@ class VisionTransformer(nn.Layer):
     droppath: stochastic depth, rate of the last block; it grows linearly from 0.
     representation_size: width of a hidden layer before the classifier (paper,
         Sec. 3.1: used in pre-training); None: none.
-    gelu: "erf" (exact) or "tanh" (approximation).
-    pool: "token" (class token) or "avg" (mean of the patch tokens after the last norm).
-    class_token: False leaves it out, and needs pool="avg".
-    position_embedding: "learned", or "sincos2d", a fixed table.
+    gelu: "erf" (exact), "tanh" (approximation) or "quick" (x * sigmoid(1.702 x), CLIP's).
+    pool: "token" (class token), "avg" (mean of the patch tokens after the last norm) or
+        "map" (attention pooling, see AttentionPool).
+    class_token: False leaves it out, and needs another pool than "token".
+    position_embedding: "learned"; "sincos2d", a fixed table; "rope", none, but queries and
+        keys that are turned by their places (DINOv3).
     zero_head: start the classifier at zero (paper, Appendix B.1.1).
     recompute: save memory in training by computing each block twice.
     resnet_layers: units a stage of a hybrid's ResNet, (3, 4, 9) for R50; (): none.
     resnet_width: channels of that ResNet's root.
+    layer_scale: see EncoderLayer.
+    register_tokens: learned tokens behind the class token that nobody reads (Darcet et al., 2023).
+    distilled: a second token and head (DeiT, Touvron et al., 2020, Sec. 4). In training the
+        output is the logits of both heads, in evaluation their mean.
+    pre_norm: a LayerNorm before the first block (CLIP, Radford et al., 2021, Sec. 2.4).
+    norm_after_pooling: the last norm follows the pooling, as `fc_norm` (BEiT's and MAE's).
     Raises ValueError if the sizes do not fit together.
     """
 
-    def __init__(self,
-                 image_size=224,
-                 patch_size=16,
-                 in_channels=3,
-                 num_classes=1000,
-                 embed_dim=768,
-                 depth=12,
-                 num_heads=12,
-                 attn_head_size=None,
-                 mlp_ratio=4,
-                 qkv_bias=True,
-                 dropout=0.,
-                 attention_dropout=0.,
-                 droppath=0.,
-                 representation_size=None,
-                 gelu='erf',
-                 layer_norm_eps=1e-6,
-                 pre_logits_activation='tanh',
-                 pool='token',
-                 class_token=True,
-                 position_embedding='learned',
-                 zero_head=False,
-                 recompute=False,
-                 resnet_layers=(),
-                 resnet_width=64):
+    def __init__(self, image_size=224, patch_size=16, in_channels=3, num_classes=1000,
+                 embed_dim=768, depth=12, num_heads=12, attn_head_size=None, mlp_ratio=4,
+                 qkv_bias=True, dropout=0., attention_dropout=0., droppath=0.,
+                 representation_size=None, gelu='erf', layer_norm_eps=1e-6,
+                 pre_logits_activation='tanh', pool='token', class_token=True,
+                 position_embedding='learned', zero_head=False, recompute=False,
+                 resnet_layers=(), resnet_width=64, layer_scale=None, register_tokens=0,
+                 distilled=False, pre_norm=False, norm_after_pooling=False):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        check_choice('pool', pool, ('token', 'avg'))
-        check_choice('position_embedding', position_embedding, ('learned', 'sincos2d'))
+        check_choice('pool', pool, ('token', 'avg', 'map'))
+        check_choice('position_embedding', position_embedding, ('learned', 'sincos2d', 'rope'))
         if not class_token and pool == 'token':
             raise ValueError('pool="token" needs class_token=True; without a class token use '
                              'pool="avg"')
+        if distilled and (pool != 'token' or representation_size or norm_after_pooling):
+            raise ValueError('distilled=True has a head on each of two tokens: it needs '
+                             'pool="token", no representation_size and no norm_after_pooling')
         if attn_head_size is None and embed_dim % num_heads:
             raise ValueError(f'embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; '
                              'set attn_head_size, or change one of them')
         check_patches((height, width), patch_size, resnet_layers)
         self.input_shape = [in_channels, height, width]
         self.grid_size = (height // patch_size, width // patch_size)
-        self.num_prefix_tokens = int(class_token)       # before the patches
-        self.num_prefix_positions = int(class_token)    # of them, with a row in the table
+        self.num_prefix_tokens = int(class_token) + int(distilled) + register_tokens
+        # Each prefix token has a row in the position table, if there is one.
+        self.num_prefix_positions = 0 if position_embedding == 'rope' else self.num_prefix_tokens
         self.pool = pool
 
         self.resnet = None
@@ -289,28 +300,43 @@ class VisionTransformer(nn.Layer):
         self.patch_embedding = PatchEmbedding(in_channels, embed_dim, patch_size)
 
         num_patches = self.grid_size[0] * self.grid_size[1]
-        if class_token:
-            self.cls_token = self.create_parameter([1, 1, embed_dim])
+        self.prefix_names = []              # of the tokens before the patches, in their order
+        for name, count in (('cls_token', int(class_token)), ('dist_token', int(distilled)),
+                            ('register_tokens', register_tokens)):
+            if count:
+                self.prefix_names.append(name)
+                self.add_parameter(name, self.create_parameter([1, count, embed_dim]))
+        head_size = attn_head_size or embed_dim // num_heads
+        rope = None
         if position_embedding == 'learned':
             self.position_embedding = self.create_parameter(
                 [1, self.num_prefix_positions + num_patches, embed_dim])
-        else:
+        elif position_embedding == 'sincos2d':
             table = build_sincos_table(self.grid_size, embed_dim, self.num_prefix_positions)
             self.register_buffer('position_embedding', paddle.to_tensor(table))
+        else:
+            self.position_embedding = None
+            rope = RotaryEmbedding(self.grid_size, head_size, self.num_prefix_tokens)
         self.pos_dropout = nn.Dropout(dropout)
+        self.pre_norm = LayerNorm(embed_dim) if pre_norm else None
 
-        head_size = attn_head_size or embed_dim // num_heads
         layers = [EncoderLayer(
             embed_dim,
-            Attention(embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout),
+            Attention(embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout, rope),
             Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout, gelu),
-            droppath=rate) for rate in np.linspace(0, droppath, depth).tolist()]
-        self.encoder = Encoder(layers, embed_dim, recompute)
+            rate, layer_scale) for rate in np.linspace(0, droppath, depth).tolist()]
+        self.encoder = Encoder(layers, embed_dim, recompute, norm_after_pooling)
 
-        self.pre_logits = None
+        self.attention_pool = self.fc_norm = self.pre_logits = self.classifier_dist = None
+        if pool == 'map':
+            self.attention_pool = AttentionPool(embed_dim, num_heads, mlp_ratio, gelu)
+        if norm_after_pooling:
+            self.fc_norm = LayerNorm(embed_dim)
         if representation_size:
             self.pre_logits = nn.Sequential(Linear(embed_dim, representation_size), nn.Tanh())
         self.classifier = Linear(representation_size or embed_dim, num_classes)
+        if distilled:
+            self.classifier_dist = Linear(embed_dim, num_classes)
 
         self.set_numerics(gelu, layer_norm_eps, pre_logits_activation)
         initialize_weights(self, zero_head)
@@ -328,25 +354,40 @@ class VisionTransformer(nn.Layer):
         if self.resnet is not None:
             images = self.resnet(images)
         tokens = self.patch_embedding(images)                               # [B, N, D]
-        if self.num_prefix_tokens:
-            class_tokens = self.cls_token.expand([tokens.shape[0], -1, -1])
-            tokens = paddle.concat([class_tokens, tokens], axis=1)          # [B, 1 + N, D]
-        return self.encoder(self.pos_dropout(tokens + self.position_embedding))
+        prefix = [getattr(self, name).expand([tokens.shape[0], -1, -1])
+                  for name in self.prefix_names]
+        tokens = paddle.concat([*prefix, tokens], axis=1) if prefix else tokens
+        if self.position_embedding is not None:
+            tokens = tokens + self.position_embedding                       # [B, P + N, D]
+        tokens = self.pos_dropout(tokens)
+        return self.encoder(tokens if self.pre_norm is None else self.pre_norm(tokens))
 
-    def forward(self, images):
-        tokens = self.forward_features(images)
+    def forward_head(self, tokens, pre_logits=False):
+        """Return logits [B, C] of forward_features' tokens; pre_logits: what the head reads."""
+        if self.classifier_dist is not None:
+            if pre_logits:
+                return tokens[:, :2].mean(axis=1)
+            both = self.classifier(tokens[:, 0]), self.classifier_dist(tokens[:, 1])
+            return both if self.training else (both[0] + both[1]) / 2
         if self.pool == 'token':
             features = tokens[:, 0]                                         # [B, D]
-        else:
+        elif self.pool == 'avg':
             features = tokens[:, self.num_prefix_tokens:].mean(axis=1)
+        else:
+            features = self.attention_pool(tokens)
+        if self.fc_norm is not None:
+            features = self.fc_norm(features)
         if self.pre_logits is not None:
             features = self.pre_logits(features)
-        return self.classifier(features)                                    # [B, C]
+        return features if pre_logits else self.classifier(features)
+
+    def forward(self, images):
+        return self.forward_head(self.forward_features(images))
 
     def get_numerics(self):
         """Return what differs between the sources of checkpoints, as set_numerics takes it."""
         numerics = {'gelu': self.blocks[0].mlp.gelu,
-                    'layer_norm_eps': self.encoder.encoder_norm._epsilon}
+                    'layer_norm_eps': self.blocks[0].attn_norm._epsilon}
         if self.pre_logits is not None:
             activation = type(self.pre_logits[1])
             numerics['pre_logits_activation'] = next(
@@ -356,9 +397,10 @@ class VisionTransformer(nn.Layer):
     def set_numerics(self, gelu=None, layer_norm_eps=None, pre_logits_activation=None):
         """Change what differs between the sources of checkpoints; None leaves a setting alone."""
         if gelu is not None:
-            check_choice('gelu', gelu, ('erf', 'tanh'))
-            for block in self.blocks:
-                block.mlp.gelu = gelu
+            check_choice('gelu', gelu, ('erf', 'tanh', 'quick'))
+            for layer in self.sublayers():
+                if isinstance(layer, Mlp):
+                    layer.gelu = gelu
         if layer_norm_eps is not None:
             for layer in self.sublayers():
                 if isinstance(layer, nn.LayerNorm):
@@ -370,22 +412,24 @@ class VisionTransformer(nn.Layer):
 
     def no_weight_decay(self):
         """Return names in the state dict of what is not decayed, beside biases and norms."""
-        return {'cls_token', 'position_embedding'} & set(self.state_dict())
+        return {*self.prefix_names, 'position_embedding', 'attention_pool.latent'} & set(
+            self.state_dict())
 
     def attention_macs(self):
         """Return the multiply-accumulates of q k^T and of the weighted sum of v, for one image."""
         num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
-        return sum(2 * num_tokens ** 2 * block.attn.num_heads * block.attn.head_size
-                   for block in self.blocks)
+        in_blocks = sum(2 * num_tokens ** 2 * block.attn.num_heads * block.attn.head_size
+                        for block in self.blocks)
+        return in_blocks + (2 * num_tokens * self.classifier.weight.shape[0]
+                            if self.attention_pool is not None else 0)
 
 
 def build_sincos_table(grid_size, embed_dim, num_prefix_positions, temperature=10000.):
     """Return the fixed 2-D position embedding [1, P + N, D] of MoCo v3 and "Better plain ViT".
 
-    Quarters of D: sine and cosine of the column, then of the row, at
-    frequencies from 1 to 1 / temperature, as big_vision spaces them (MoCo v3
-    stops one step earlier). A class token gets zeros. Raises ValueError if D is not a
-    multiple of 4.
+    Quarters of D: sine and cosine of the column, then of the row, at frequencies from 1 to
+    1 / temperature, as big_vision spaces them (MoCo v3 stops one step earlier). Prefix tokens
+    get zeros. Raises ValueError if D is not a multiple of 4.
     """
     if embed_dim % 4:
         raise ValueError(f'position_embedding="sincos2d" needs an embed_dim that is a multiple '
@@ -427,12 +471,15 @@ def initialize_weights(model, zero_head):
     for layer in model.sublayers():
         if isinstance(layer, ResNetUnit):
             zeros(layer.gn3.weight)
-    if model.num_prefix_tokens:
+    if 'cls_token' in model.prefix_names:
         zeros(model.cls_token)
-    if not model.position_embedding.stop_gradient:
+    if model.position_embedding is not None and not model.position_embedding.stop_gradient:
         normal(model.position_embedding)
-    if zero_head:
-        zeros(model.classifier.weight)
+    for name in set(model.prefix_names) - {'cls_token'}:
+        normal(getattr(model, name))
+    for head in (model.classifier, model.classifier_dist):
+        if zero_head and head is not None:
+            zeros(head.weight)
 
 
 def check_patches(image_size, patch_size, resnet_layers):
@@ -453,34 +500,15 @@ def check_choice(name, value, choices):
 
 
 def get_model_arguments(config):
-    """Return the arguments of VisionTransformer that a config tree holds."""
-    model = config.MODEL
-    return {
-        'image_size': config.DATA.IMAGE_SIZE,
-        'patch_size': model.PATCH_SIZE,
-        'in_channels': config.DATA.IMAGE_CHANNELS,
-        'num_classes': model.NUM_CLASSES,
-        'embed_dim': model.EMBED_DIM,
-        'depth': model.DEPTH,
-        'num_heads': model.NUM_HEADS,
-        'attn_head_size': model.ATTN_HEAD_SIZE,
-        'mlp_ratio': model.MLP_RATIO,
-        'qkv_bias': model.QKV_BIAS,
-        'dropout': model.DROPOUT,
-        'attention_dropout': model.ATTENTION_DROPOUT,
-        'droppath': model.DROPPATH,
-        'representation_size': model.REPRESENTATION_SIZE,
-        'gelu': model.GELU,
-        'layer_norm_eps': model.LAYER_NORM_EPS,
-        'pre_logits_activation': model.PRE_LOGITS_ACTIVATION,
-        'pool': model.POOL,
-        'class_token': model.CLASS_TOKEN,
-        'position_embedding': model.POSITION_EMBEDDING,
-        'zero_head': model.ZERO_HEAD,
-        'recompute': model.RECOMPUTE,
-        'resnet_layers': model.HYBRID,
-        'resnet_width': model.HYBRID_WIDTH,
-    }
+    """Return the arguments of VisionTransformer that a config tree holds.
+
+    Their keys are MODEL and the argument's name in capitals, but for four.
+    """
+    elsewhere = {'image_size': config.DATA.IMAGE_SIZE, 'in_channels': config.DATA.IMAGE_CHANNELS,
+                 'resnet_layers': config.MODEL.HYBRID, 'resnet_width': config.MODEL.HYBRID_WIDTH}
+    names = list(inspect.signature(VisionTransformer.__init__).parameters)[1:]
+    return {name: elsewhere[name] if name in elsewhere else config.MODEL[name.upper()]
+            for name in names}
 
 
 def build_vit(config):
@@ -488,11 +516,69 @@ def build_vit(config):
     return VisionTransformer(**get_model_arguments(config))
 
 
+# What only some families need: RoPE (DINOv3), attention pooling (SigLIP), the hybrid's ResNet.
+
+
+class RotaryEmbedding(nn.Layer):
+    """Turns queries and keys of the patches by their places (RoPE, Su et al., 2021; DINOv3).
+
+    Rows and columns go from -1 to 1. Channels i and i + d / 2 of a head are turned by 2 pi *
+    place / 100 ** (4 j / d), for the row and then the column, j from 0 to d / 4. The prefix
+    tokens have no place. Raises ValueError if d is no multiple of 4.
+    """
+
+    def __init__(self, grid_size, head_size, num_prefix_tokens):
+        super().__init__()
+        if head_size % 4:
+            raise ValueError(f'position_embedding="rope" needs a head size that is a multiple of '
+                             f'4, not {head_size}')
+        frequencies = 2 * math.pi / 100 ** (np.arange(head_size // 4) * 4 / head_size)
+        rows, cols = ((2 * np.arange(0.5, size) / size - 1) for size in grid_size)
+        places = np.stack(np.meshgrid(rows, cols, indexing='ij'), axis=-1).reshape(-1, 2, 1)
+        angles = np.tile((places * frequencies).reshape(len(places), -1), 2)        # [N, d]
+        self.num_prefix_tokens = num_prefix_tokens
+        for name, table in (('cos', np.cos(angles)), ('sin', np.sin(angles))):
+            self.register_buffer(name, paddle.to_tensor(table.astype('float32')),
+                                 persistable=False)
+
+    def forward(self, heads):                                   # [B, H, P + N, d]
+        count = self.num_prefix_tokens
+        prefix, patches = heads[:, :, :count], heads[:, :, count:]
+        first, second = patches.chunk(2, axis=-1)
+        turned = patches * self.cos + paddle.concat([-second, first], axis=-1) * self.sin
+        return paddle.concat([prefix, turned.astype(heads.dtype)], axis=2)
+
+
+class AttentionPool(nn.Layer):
+    """What one learned query finds in all tokens, and an MLP (Zhai et al., 2021; SigLIP)."""
+
+    kernels = ('attention',)
+    attention = staticmethod(attention)
+
+    def __init__(self, embed_dim, num_heads, mlp_ratio, gelu):
+        super().__init__()
+        self.num_heads = num_heads
+        normal = nn.initializer.Normal(std=embed_dim ** -0.5)
+        self.latent = self.create_parameter([1, 1, embed_dim], default_initializer=normal)
+        self.q = Linear(embed_dim, embed_dim)
+        self.kv = Linear(embed_dim, 2 * embed_dim)
+        self.proj = Linear(embed_dim, embed_dim)
+        self.norm = LayerNorm(embed_dim)
+        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), 0., gelu)
+        self.attn_dropout = nn.Dropout(0.)
+
+    def forward(self, tokens):                                  # [B, P + N, D] -> [B, D]
+        q = self.q(self.latent.expand([tokens.shape[0], -1, -1]))
+        q, k, v = (heads.reshape([0, 0, self.num_heads, -1]).transpose([0, 2, 1, 3])
+                   for heads in (q, *self.kv(tokens).chunk(2, axis=-1)))
+        found = self.proj(self.attention(q, k, v, q.shape[3] ** -0.5, self.attn_dropout))
+        return (found + self.mlp(self.norm(found)))[:, 0]
+
+
 class StandardizedConv2D(nn.Conv2D):
     """Convolution without bias whose kernels have mean 0 and deviation 1 (Qiao et al., 2019).
 
-    As in Google's code, 1e-5 is added to the deviation, not to the variance,
-    and padding is TensorFlow's SAME: the odd pixel goes right and below.
+    As in Google's code, 1e-5 is added to the deviation, and padding is TensorFlow's SAME.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1):
@@ -509,8 +595,7 @@ class StandardizedConv2D(nn.Conv2D):
 class GroupNorm(nn.Layer):
     """Group normalisation in 32 groups, epsilon 1e-6 (Wu and He, 2018).
 
-    Paddle's own layer never gives a gradient to a scale that is 0, as the last
-    one of each unit is at the start: its backward divides by the scale.
+    Paddle's own layer never gives a gradient to a scale that is 0, as some are at the start.
     """
 
     def __init__(self, channels):
@@ -555,10 +640,8 @@ class ResNetUnit(nn.Layer):
 class ResNetStem(nn.Layer):
     """The ResNet in front of a hybrid's transformer (paper, Sec. 3.1 and Table 6).
 
-    layers: units in each stage, (3, 4, 9) for R50+ViT. width: channels of the
-    root; stage i has 4 * width * 2**i. Each stage after the first halves the
-    features, which the root has reduced by 4: [B, 3, h, w] becomes
-    [B, out_channels, h / stride, w / stride].
+    layers: units in each stage, (3, 4, 9) for R50+ViT. width: channels of the root; stage i has
+    4 * width * 2**i. [B, 3, h, w] becomes [B, out_channels, h / stride, w / stride].
     """
 
     def __init__(self, in_channels, layers, width):

@@ -39,6 +39,15 @@ VARIANTS = {
     'sincos2d_no_class_token': {'pool': 'avg', 'class_token': False,
                                 'position_embedding': 'sincos2d', 'image_size': (24, 40)},
     'mlp_ratio': {'mlp_ratio': 2.5, 'in_channels': 1},
+    'quick_gelu_pre_norm': {'gelu': 'quick', 'pre_norm': True},
+    'layer_scale': {'layer_scale': 0.5},
+    'registers': {'register_tokens': 3},
+    'registers_avg': {'register_tokens': 3, 'class_token': False, 'pool': 'avg',
+                      'norm_after_pooling': True},
+    'distilled': {'distilled': True},
+    'map': {'pool': 'map', 'class_token': False, 'gelu': 'tanh'},
+    'rope': {'position_embedding': 'rope', 'register_tokens': 2, 'image_size': (24, 40),
+             'layer_scale': 0.1},
 }
 
 
@@ -90,6 +99,8 @@ def reference_forward(weights, images, patch_size, num_heads, gelu='erf', layer_
         return x @ weights[f'{name}.weight'] + weights.get(f'{name}.bias', 0)
 
     def activate(x):
+        if gelu == 'quick':
+            return x / (1 + np.exp(-1.702 * x))
         if gelu == 'erf':
             return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
         return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3))) / 2
@@ -101,28 +112,64 @@ def reference_forward(weights, images, patch_size, num_heads, gelu='erf', layer_
                                image[:, top:top + patch_size, left:left + patch_size], 3)
                   + weights['patch_embedding.patch_embedding.bias']
                   for top in range(0, height, patch_size) for left in range(0, width, patch_size)]
-        has_class_token = 'cls_token' in weights
-        if has_class_token:
-            tokens = [weights['cls_token'][0, 0], *tokens]
-        tokens = np.stack(tokens) + weights['position_embedding'][0]
+        prefix = [token for name in ('cls_token', 'dist_token', 'register_tokens')
+                  if name in weights for token in weights[name][0]]
+        tokens = np.stack([*prefix, *tokens])
+        if 'position_embedding' in weights:
+            tokens = tokens + weights['position_embedding'][0]
+        if 'pre_norm.weight' in weights:
+            tokens = norm(tokens, 'pre_norm')
+        rows, cols = ((2 * np.arange(0.5, count) / count - 1)
+                      for count in (height // patch_size, width // patch_size))
+        places = [(row, col) for row in rows for col in cols]
         depth = sum(name.endswith('attn.qkv.weight') for name in weights)
         for layer in (f'encoder.layers.{i}' for i in range(depth)):
             q, k, v = np.split(linear(norm(tokens, f'{layer}.attn_norm'), f'{layer}.attn.qkv'),
                                3, axis=-1)
             heads = []
             for query, key, value in zip(*(np.split(x, num_heads, axis=-1) for x in (q, k, v))):
+                if 'position_embedding' not in weights:
+                    query, key = (np.stack([*x[:len(prefix)], *map(turn, x[len(prefix):], places)])
+                                  for x in (query, key))
                 scores = np.exp(query @ key.T / math.sqrt(query.shape[-1]))
                 heads.append(scores / scores.sum(-1, keepdims=True) @ value)
-            tokens = tokens + linear(np.concatenate(heads, -1), f'{layer}.attn.out')
+            tokens = tokens + weights.get(f'{layer}.gamma_1', 1) * linear(
+                np.concatenate(heads, -1), f'{layer}.attn.out')
             hidden = activate(linear(norm(tokens, f'{layer}.mlp_norm'), f'{layer}.mlp.fc1'))
-            tokens = tokens + linear(hidden, f'{layer}.mlp.fc2')
-        tokens = norm(tokens, 'encoder.encoder_norm')
-        features = tokens[0] if pool == 'token' else tokens[int(has_class_token):].mean(0)
+            tokens = tokens + weights.get(f'{layer}.gamma_2', 1) * linear(
+                hidden, f'{layer}.mlp.fc2')
+        if 'encoder.encoder_norm.weight' in weights:
+            tokens = norm(tokens, 'encoder.encoder_norm')
+        features = tokens[0] if pool == 'token' else tokens[len(prefix):].mean(0)
+        if pool == 'map':
+            query = linear(weights['attention_pool.latent'][0, 0], 'attention_pool.q')
+            keys, values = np.split(linear(tokens, 'attention_pool.kv'), 2, axis=-1)
+            heads = []
+            for head in np.split(np.arange(query.size), num_heads):
+                scores = np.exp(keys[:, head] @ query[head] / math.sqrt(len(head)))
+                heads.append(scores @ values[:, head] / scores.sum())
+            found = linear(np.concatenate(heads), 'attention_pool.proj')
+            hidden = activate(linear(norm(found, 'attention_pool.norm'), 'attention_pool.mlp.fc1'))
+            features = found + linear(hidden, 'attention_pool.mlp.fc2')
+        if 'fc_norm.weight' in weights:
+            features = norm(features, 'fc_norm')
         if 'pre_logits.0.weight' in weights:
             features = linear(features, 'pre_logits.0')
             features = np.tanh(features) if pre_logits_activation == 'tanh' else features.clip(0)
-        all_logits.append(linear(features, 'classifier'))
+        logits = linear(features, 'classifier')
+        if 'classifier_dist.weight' in weights:
+            logits = (logits + linear(tokens[1], 'classifier_dist')) / 2
+        all_logits.append(logits)
     return np.stack(all_logits)
+
+
+def turn(head, place):
+    """Channels i and i + d / 2 of one head as a complex number, turned by the token's place."""
+    half, quarter = len(head) // 2, len(head) // 4
+    angles = [2 * math.pi * place[i // quarter] / 100 ** (4 * (i % quarter) / len(head))
+              for i in range(half)]
+    turned = (head[:half] + 1j * head[half:]) * np.exp(1j * np.array(angles))
+    return np.concatenate([turned.real, turned.imag])
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
@@ -139,6 +186,29 @@ def test_every_variant_computes_the_papers_equations(variant):
         **{name: value for name, value in arguments.items() if name in numerics})
     np.testing.assert_allclose(model(images).numpy(), expected, rtol=0,
                                atol=5e-6 * np.abs(expected).max())
+
+
+def test_features_are_what_the_head_reads():
+    for variant in ('plain', 'avg', 'map', 'pre_logits', 'registers_avg'):
+        model = fill_by_recipe(build_tiny(**VARIANTS[variant]))
+        model.eval()
+        images = tiny_images(model)
+        features = model.forward_head(model.forward_features(images), pre_logits=True)
+        np.testing.assert_allclose(model.classifier(features).numpy(), model(images).numpy(),
+                                   rtol=1e-6, atol=1e-6)
+
+
+def test_a_distilled_model_trains_both_heads():
+    model = fill_by_recipe(build_tiny(distilled=True))
+    images = tiny_images(model)
+    model.train()
+    both = model(images)
+    model.eval()
+    np.testing.assert_allclose(model(images).numpy(), (both[0] + both[1]).numpy() / 2, atol=1e-6)
+    assert np.abs((both[0] - both[1]).numpy()).max() > 1e-3
+    tokens = model.forward_features(images)
+    np.testing.assert_allclose(model.forward_head(tokens, pre_logits=True).numpy(),
+                               tokens[:, :2].numpy().mean(axis=1), atol=1e-6)
 
 
 def test_set_numerics_equals_building_with_them():
@@ -267,7 +337,9 @@ def check_gradients_reach_everything(model):
     optimizer = paddle.optimizer.SGD(0.1, parameters=model.parameters())
     for _ in range(2):
         optimizer.clear_grad()
-        paddle.nn.functional.cross_entropy(model(images), labels).backward()
+        outputs = model(images)
+        for logits in outputs if isinstance(outputs, tuple) else [outputs]:
+            paddle.nn.functional.cross_entropy(logits, labels).backward(retain_graph=True)
         optimizer.step()
     without = [name for name, value in model.named_parameters()
                if value.grad is None or not value.grad.numpy().any()]
@@ -411,8 +483,8 @@ def test_recomputation_changes_no_gradient(frozen):
     ({'image_size': 36}, 'image size 36 x 36 is not a multiple of the patch size 8'),
     ({'image_size': (32, 4)}, 'image size 32 x 4 is not'),
     ({'num_heads': 5}, 'embed_dim 32 is not a multiple of num_heads 5'),
-    ({'gelu': 'relu'}, "gelu must be one of erf, tanh, not 'relu'"),
-    ({'pool': 'max'}, "pool must be one of token, avg, not 'max'"),
+    ({'gelu': 'relu'}, "gelu must be one of erf, tanh, quick, not 'relu'"),
+    ({'pool': 'max'}, "pool must be one of token, avg, map, not 'max'"),
     ({'class_token': False}, 'pool="token" needs class_token=True'),
     ({'position_embedding': 'none'}, 'position_embedding must be one of'),
     ({'pre_logits_activation': 'gelu'}, 'pre_logits_activation must be one of tanh, relu'),

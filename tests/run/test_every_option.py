@@ -45,6 +45,7 @@ ERASE = {'TRAIN.RANDOM_ERASE_PROB': 1.0}
 MIXUP = {'TRAIN.MIXUP_ALPHA': 0.8}
 BOTH = {'TRAIN.MIXUP_ALPHA': 0.8, 'TRAIN.CUTMIX_ALPHA': 1.0}
 PRETRAINED = {'MODEL.PRETRAINED': '{weights}'}
+TAUGHT = {'MODEL.DISTILLED': True, 'TRAIN.TEACHER': '{weights}'}
 EVALUATION = {'EVAL': True, 'MODEL.PRETRAINED': '{weights}'}
 
 # key: (value, what shows it, options that it needs). {weights}: a checkpoint; {lacking}: a file
@@ -174,6 +175,17 @@ OWN = {
         'MODEL.ZERO_HEAD': (True, 'metrics'),
         'MODEL.HYBRID': ([1], 'metrics'),
         'MODEL.HYBRID_WIDTH': (32, 'metrics', {'MODEL.HYBRID': [1]}),
+        'MODEL.LAYER_SCALE': (0.1, 'metrics'),
+        'MODEL.REGISTER_TOKENS': (2, 'metrics'),
+        'MODEL.DISTILLED': (True, 'metrics'),
+        'MODEL.PRE_NORM': (True, 'metrics'),
+        'MODEL.NORM_AFTER_POOLING': (True, 'metrics', {'MODEL.POOL': 'avg'}),
+        'TRAIN.TEACHER': ('{weights}', 'metrics', {'MODEL.DISTILLED': True}),
+        'TRAIN.TEACHER_CFG': ('no/such.yaml', 'refused: no/such.yaml', TAUGHT),
+        'TRAIN.DISTILLATION': ('soft', 'metrics', TAUGHT),
+        'TRAIN.DISTILLATION_SHARE': (0.9, 'metrics', TAUGHT),
+        'TRAIN.DISTILLATION_TEMPERATURE': (3.0, 'metrics', {
+            **TAUGHT, 'TRAIN.DISTILLATION': 'soft'}),
     },
     'T2T-ViT': {
         'MODEL.TOKEN_TYPE': ('transformer', 'metrics'),
