@@ -5,10 +5,15 @@ Flags that stand for an option are declared with it, in common/config.py.
 
 import argparse
 import os
+from typing import Any
 
-from common.config import Options
+from yacs.config import CfgNode
+
+from common.config import Options, list_unset
 from common.errors import UserError, suggest
 from common.option import Option, list_options, shorten, show
+from common.project import Project
+from common.weights import find_preprocessing
 
 EXAMPLES = """examples:
   python {script} -cfg=configs/{digits_config}.yaml
@@ -60,7 +65,30 @@ def parse_command_line(project, argv, script):
     if known.eval and known.batch_size and not known.batch_size_eval:
         flags['DATA.BATCH_SIZE_EVAL'] = known.batch_size    # as in PaddleViT
     path = find_config(known.cfg, project.folder) if known.cfg else None
-    return project.get_config(path, flags=flags, opts=known.opts)
+    return build_config(project, path, flags, known.opts)
+
+
+def build_config(project: Project, path: str | None, flags: dict[str, Any],
+                 opts: list[str]) -> CfgNode:
+    """Return project.get_config(...), with the preprocessing that MODEL.PRETRAINED's files state.
+
+    It holds for options that neither the yaml file nor flags nor -opts set. Weights that cannot
+    be read are refused where they are loaded; a run that is continued does not load them.
+    Raises UserError for an unknown key or value, RunError for a download that fails.
+    """
+    config = project.get_config(path, flags=flags, opts=opts)
+    if not config.MODEL.PRETRAINED:
+        return config
+    try:
+        stated = find_preprocessing(config.MODEL.PRETRAINED, project)
+    except UserError:
+        return config
+    channels = config.DATA.IMAGE_CHANNELS       # mean and std have a number for each
+    unset = [key for key in list_unset(project.options, path, stated)
+             if key not in flags and key not in opts
+             and (not isinstance(stated[key], list) or len(stated[key]) == channels)]
+    return project.get_config(
+        path, flags={**{key: stated[key] for key in unset}, **flags}, opts=opts)
 
 
 def find_config(path, folder):

@@ -270,6 +270,17 @@ def load_config(options: type[Options], path: str | None = None,
     return config
 
 
+def list_unset(options: type[Options], path: str | None, keys: Iterable[str]) -> list[str]:
+    """Return those of the keys that a yaml file and its BASEs leave at their defaults."""
+    known, config, unset = list_options(options), build_default_config(options), object()
+    for key in keys:
+        group, name = key.rsplit('.', 1)
+        get_value(config, group)[name] = unset
+    if path is not None:
+        _merge_yaml(config, path, known, including=(), read=[])
+    return [key for key in keys if get_value(config, key) is unset]
+
+
 def check_config(config: CfgNode, options: dict[str, Option]) -> None:
     """Raise UserError for a value outside its range, and for shared options that do not fit."""
     for key, option in options.items():

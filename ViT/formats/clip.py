@@ -8,8 +8,9 @@ left out.
 import numpy as np
 
 from common.errors import UserError
-from common.weights.rules import IN_PROJ, LINEAR, PLAIN, TENSOR, Format, Rule, add_zeros
+from common.weights.rules import IN_PROJ, LINEAR, PLAIN, TENSOR, AddZeros, Format, Rule
 from ViT.formats import huggingface
+from ViT.formats.colours import CLIP, HALF
 from ViT.formats.timm import POOL
 
 
@@ -60,7 +61,8 @@ HUGGING_FACE_CLIP = Format(
     wrappers=('clip',),
     ignored=('embeddings.position_ids',),
     read_record=read_clip,
-    prepare=add_zeros('embeddings.patch_embedding.weight', 'embeddings.patch_embedding.bias'),
+    preprocessing={**CLIP, 'crop_pct': 1.0, 'interpolation': 'bicubic'},
+    prepare=AddZeros('embeddings.patch_embedding.weight', 'embeddings.patch_embedding.bias'),
 )
 
 
@@ -103,6 +105,7 @@ HUGGING_FACE_SIGLIP = Format(
     wrappers=('siglip',),
     ignored=('embeddings.position_ids',),
     read_record=read_siglip,
+    preprocessing={**HALF, 'crop_pct': 1.0, 'interpolation': 'bicubic'},
     prepare=split_pooling,
 )
 
@@ -118,8 +121,8 @@ def read_openclip(config: dict, tensors: dict) -> dict:
 
 def add_clip_zeros(tensors: dict) -> dict:
     """Return the tensors with zeros for the biases that OpenAI's layout does without."""
-    tensors = add_zeros('conv1.weight', 'conv1.bias')(tensors)
-    return add_zeros('proj', 'proj_bias', axis=1)(tensors)
+    tensors = AddZeros('conv1.weight', 'conv1.bias')(tensors)
+    return AddZeros('proj', 'proj_bias', axis=1)(tensors)
 
 
 RESBLOCK = 'transformer.resblocks.{i}'
@@ -148,6 +151,7 @@ OPENCLIP = Format(
     numerics={'layer_norm_eps': 1e-5},
     position_resize='timm',
     read_record=read_openclip,
+    preprocessing={**CLIP, 'crop_pct': 1.0, 'interpolation': 'bicubic'},
     prepare=add_clip_zeros,
 )
 

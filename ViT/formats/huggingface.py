@@ -6,6 +6,7 @@ import dataclasses
 
 from common.errors import UserError
 from common.weights.rules import LINEAR, PLAIN, TENSOR, Format, Rule
+from ViT.formats.colours import IMAGENET
 
 GELUS = {'gelu': 'erf', 'gelu_python': 'erf', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh',
          'gelu_fast': 'tanh', 'quick_gelu': 'quick'}
@@ -110,6 +111,7 @@ DINOV2 = dataclasses.replace(
         Rule('layernorm.*', 'encoder.encoder_norm.*', PLAIN),
     ),
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6},
+    preprocessing={**IMAGENET, 'crop_pct': 0.875, 'interpolation': 'bicubic'},
     wrappers=('dinov2', 'dinov2_with_registers'),
 )
 
@@ -131,5 +133,6 @@ DINOV3 = dataclasses.replace(
         Rule('norm.*', 'encoder.encoder_norm.*', PLAIN),
     ),
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-5},
+    preprocessing={**IMAGENET, 'crop_pct': 1.0, 'interpolation': 'bilinear'},
     wrappers=('dinov3_vit',),
 )

@@ -1,6 +1,6 @@
 """MMPretrain's and MMClassification's .pth, with the names from before mmcls 0.17 too."""
 
-from common.weights.rules import IN_PROJ, LINEAR, PLAIN, TENSOR, Format, Rule, add_zeros
+from common.weights.rules import IN_PROJ, LINEAR, PLAIN, TENSOR, AddZeros, Format, Rule
 
 BLOCK = 'layers.{i}'
 OLD_BLOCK = 'encoder.layers.{i}'
@@ -45,6 +45,6 @@ FORMAT = Format(
     position_resize='bicubic',
     ignored=('mask_token',),
     # CLIP's patches have no bias.
-    prepare=add_zeros('patch_embed.projection.weight', 'patch_embed.projection.bias',
+    prepare=AddZeros('patch_embed.projection.weight', 'patch_embed.projection.bias',
                       where='pre_norm.weight'),
 )

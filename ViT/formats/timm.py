@@ -8,7 +8,8 @@ names the architecture, whose arithmetic may differ under the same names.
 import re
 
 from common.errors import UserError
-from common.weights.rules import LINEAR, PLAIN, TENSOR, Format, Rule, add_zeros
+from common.weights.rules import LINEAR, PLAIN, TENSOR, AddZeros, Format, Rule
+from ViT.formats.colours import IMAGENET
 
 # Architectures with these names but other arithmetic: (pattern, what is different).
 OTHER_ARITHMETIC = (
@@ -24,6 +25,10 @@ OTHER_ARITHMETIC = (
 QUICK_GELU = r'quickgelu'
 TANH_GELU = (r'vit_(base_patch32|giantopt_patch16|so400m_patch16)_siglip|'
              r'vit_large_patch16_siglip_(gap_)?512')
+
+# Tensors that DeiT, DINOv2 and MAE have in their own files, and ViTs of mean 0.5 have not.
+IMAGENET_MARKS = ('dist_token', 'register_tokens', 'mask_token', 'blocks.0.gamma_1',
+                  'blocks.0.ls1.gamma', 'decoder_pos_embed')
 
 POOL = 'attention_pool'
 # Biases of queries and values; the keys have none.
@@ -52,6 +57,8 @@ def read_record(config: dict, tensors: dict) -> dict:
             record['pool'] = config['global_pool']
     elif 'cls_token' in tensors and 'norm_pre.weight' not in tensors:
         record['gelu'] = 'erf'          # of CLIP and SigLIP there are several, which look alike
+    if architecture is None and any(name in tensors for name in IMAGENET_MARKS):
+        record['preprocessing'] = IMAGENET
     if 'norm_pre.weight' in tensors or 'pos_embed' not in tensors:
         record['layer_norm_eps'] = 1e-5
     return record
@@ -97,7 +104,7 @@ FORMAT = Format(
     position_resize='timm',
     read_record=read_record,
     # CLIP's patches have no bias.
-    prepare=add_zeros('patch_embed.proj.weight', 'patch_embed.proj.bias',
+    prepare=AddZeros('patch_embed.proj.weight', 'patch_embed.proj.bias',
                       where='norm_pre.weight'),
     # Of masked or contrastive training: mask token, decoder, projection head.
     ignored=('mask_token', 'decoder_**', 'head.{n}.**', 'head.mlp.**', 'head.last_layer.**'),

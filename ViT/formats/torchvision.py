@@ -1,6 +1,7 @@
 """torchvision's vit_b_16 and its like."""
 
 from common.weights.rules import IN_PROJ, LINEAR, PLAIN, TENSOR, Format, Rule
+from ViT.formats.colours import IMAGENET
 
 BLOCK = 'encoder.layers.encoder_layer_{i}'
 
@@ -25,6 +26,5 @@ FORMAT = Format(
     ),
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6},
     position_resize='bicubic_corners',
-    preprocessing={'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225],
-                   'crop_pct': 0.875, 'interpolation': 'bilinear'},
+    preprocessing={**IMAGENET, 'crop_pct': 0.875, 'interpolation': 'bilinear'},
 )

@@ -14,10 +14,7 @@ from common.data.normalize import Preprocess
 from common.data.pixels import to_array
 from common.data.transforms import ResizeCentreCrop
 from common.errors import UserError
-
-# Fields that a checkpoint's record sets in the config of whoever uses the checkpoint.
-CONFIG_KEYS = {'crop_pct': 'DATA.CROP_PCT', 'interpolation': 'DATA.INTERPOLATION',
-               'mean': 'DATA.IMAGENET_MEAN', 'std': 'DATA.IMAGENET_STD'}
+from common.weights.preprocessing import CONFIG_KEYS
 
 
 @dataclass(frozen=True)

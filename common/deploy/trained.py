@@ -9,7 +9,7 @@ from typing import Any
 
 import paddle
 
-from common.cli import add_option_flag, find_config, list_flags
+from common.cli import add_option_flag, build_config, find_config, list_flags
 from common.config import read_dump
 from common.data.preprocessing import (
     Preprocessing,
@@ -67,7 +67,7 @@ def load_trained(project, arguments):
     path, options = _choose_config(project, arguments, recorded)
     flags = {**options, 'EVAL': True, **list_recorded_options(recorded.get('preprocessing', {})),
              **given}
-    config = project.get_config(path, flags=flags, opts=arguments.opts)
+    config = build_config(project, path, flags, arguments.opts)
     names, source = recorded.get('class_names'), arguments.pretrained
     for labels in (config.DATA.LABELS, arguments.labels):
         if labels:

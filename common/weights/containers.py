@@ -63,8 +63,8 @@ def open_container(path):
     if 'format_version' in tree and not is_ours:
         raise UserError(f'{path}: its end, with the checksum, is missing.')
     folder = os.path.dirname(path)
-    return Container(path, kind, tree, _read_json(folder, 'config.json'),
-                     _read_json(folder, 'preprocessor_config.json'), metadata)
+    return Container(path, kind, tree, read_json(folder, 'config.json'),
+                     read_json(folder, 'preprocessor_config.json'), metadata)
 
 
 def _find_in_folder(folder):
@@ -79,7 +79,7 @@ def _find_in_folder(folder):
 def _open_shards(path):
     """Return one Container of the files that an index.json of Hugging Face names."""
     folder, index = os.path.split(path)
-    shards = _read_json(folder, index).get('weight_map')
+    shards = read_json(folder, index).get('weight_map')
     names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
     # A name with a folder in it would lead anywhere.
     if not names or any(os.path.basename(name) != name or name.endswith(INDEX_ENDING)
@@ -99,7 +99,7 @@ def _open_shards(path):
     return Container(path, part.kind, tree, part.config, part.processor, part.metadata)
 
 
-def _read_json(folder, name):
+def read_json(folder: str, name: str) -> dict:
     """Return a JSON file beside a Hugging Face checkpoint, {} where there is none."""
     path = os.path.join(folder, name)
     if not os.path.isfile(path):

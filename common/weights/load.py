@@ -13,6 +13,7 @@ from common.errors import UserError, suggest
 from common.machine.environment import count_cores
 from common.machine.host_memory import share
 from common.project import Model, Project, find_project
+from common.weights.preprocessing import CONFIG_KEYS, read_beside
 from common.weights.read import Weights, list_first, read_weights
 from common.weights.registry import resolve
 from common.weights.resize import resize_positions
@@ -28,7 +29,9 @@ class LoadReport:
     loaded: names filled from the file, resized ones included. missing: names the
     file lacks. unexpected: names in the file that were left out, with the reason.
     resized: {name: "from ... to ..., method"}. replaced: {name: reason}.
-    numerics: of the source. numerics_changed: {setting: (before, now)}.
+    numerics: of the source. numerics_changed: {setting: (before, now)}. preprocessing: mean,
+    std, crop_pct and interpolation of the source, as far as they are known.
+    preprocessing_source: who says so.
     """
 
     format: str
@@ -41,6 +44,8 @@ class LoadReport:
     replaced: dict[str, str] = field(default_factory=dict)
     numerics: dict[str, Any] = field(default_factory=dict)
     numerics_changed: dict[str, tuple] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    preprocessing_source: str = ''
 
     @property
     def complete(self) -> bool:
@@ -123,6 +128,8 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     _check_fit(weights, tensors, shapes, report, new_values, options.allow_missing, project)
 
     report.numerics = weights.numerics
+    report.preprocessing = weights.preprocessing
+    report.preprocessing_source = weights.preprocessing_source
     if options.numerics == 'source':
         report.numerics_changed = _set_numerics(model, weights)
     _fill(parameters, new_values, tensors)
@@ -140,7 +147,7 @@ def load_from_config(model: Model, config: Any) -> LoadReport:
         model, options.PRETRAINED, numerics=options.NUMERICS, use_ema=options.PRETRAINED_EMA,
         position_resize=options.POSITION_RESIZE, head_init=options.HEAD_INIT, seed=config.SEED,
         allow_missing=options.ALLOW_MISSING)
-    for line in report.summary():
+    for line in [*report.summary(), *compare_preprocessing(report, config.get('DATA'))]:
         logger.info(line)
     if config.EVAL and not report.complete and not options.ALLOW_MISSING:
         lacking = list_first([*report.missing, *report.replaced])
@@ -149,6 +156,36 @@ def load_from_config(model: Model, config: Any) -> LoadReport:
             f'from the file: {lacking}.\nChoose the config that belongs to the weights '
             '(MODEL.NUM_CLASSES?), or set MODEL.ALLOW_MISSING True.')
     return report
+
+
+def find_preprocessing(source: str | os.PathLike, project: Project) -> dict[str, Any]:
+    """Return {config key: value} of the preprocessing that weights state, {} for none.
+
+    Files beside the weights that state all of it save reading the weights. Raises UserError.
+    """
+    path = resolve(source, project)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    stated = read_beside(folder)
+    if not stated:
+        stated = read_weights(path, project=project).preprocessing
+    return {CONFIG_KEYS[name]: value for name, value in stated.items()}
+
+
+def compare_preprocessing(report: LoadReport, data: Any) -> list[str]:
+    """Return lines for the log: the source's preprocessing, and where the config's is another.
+
+    data: the DATA group of a config tree, None for none.
+    """
+    if data is None or not report.preprocessing:
+        return []
+    stated = {CONFIG_KEYS[name]: value for name, value in report.preprocessing.items()}
+    ours = {key: data[key.removeprefix('DATA.')] for key in stated}
+    texts = [f'{key} {value}' for key, value in stated.items() if ours[key] == value]
+    source = report.preprocessing_source
+    lines = [f'Preprocessing of {source}: {", ".join(texts)}.'] if texts else []
+    lines += [f'{source[0].upper()}{source[1:]} says {key} {value}; it is {ours[key]}, as set.'
+              for key, value in stated.items() if ours[key] != value]
+    return lines
 
 
 def describe_numerics(model: Model) -> dict[str, Any]:
@@ -247,8 +284,8 @@ def _make_head(shape, head_init, generator):
 def _plan_positions(model, weights, tensors, report, options, project):
     """Return {name: ndarray} for a position embedding whose rows are not the model's.
 
-    Another grid of patches is resampled. Tokens before the patches without a row in the file
-    get zeros; those without a row in the model have theirs added to themselves.
+    Another grid of patches is resampled. Tokens before the patches without a row in the file,
+    the last of them, get zeros; those without a row in the model have theirs added to themselves.
     """
     parameters = model.state_dict()
     name = next((name for name in project.positions if name in parameters), None)
@@ -257,9 +294,10 @@ def _plan_positions(model, weights, tensors, report, options, project):
     shape = tensors[name].shape
     if len(shape) != 3 or shape[0] != 1 or shape[2] != parameters[name].shape[2]:
         return {}                               # another model; _check_fit says so
-    rows = getattr(model, 'num_prefix_positions', model.num_prefix_tokens)
+    rows = model.num_prefix_positions
     new_grid = tuple(model.grid_size)
-    found = _split_rows(shape[1], (rows, model.num_prefix_tokens, 0), weights.grid_size)
+    found = _split_rows(shape[1], (rows, model.num_prefix_tokens, *reversed(range(rows))),
+                        weights.grid_size)
     if found is None and shape == list(parameters[name].shape):
         found = rows, new_grid                  # a grid that is no square, but the model's
     if found is None:
@@ -280,7 +318,8 @@ def _plan_positions(model, weights, tensors, report, options, project):
             return {}                           # of tokens that the model has not
         values = np.delete(values, np.s_[rows:file_rows], axis=1)
     elif file_rows < rows:
-        values = np.concatenate([np.zeros_like(values[:, :1])] * rows + [values], axis=1)
+        zeros = np.zeros([1, rows - file_rows, values.shape[2]], values.dtype)
+        values = np.concatenate([values[:, :file_rows], zeros, values[:, file_rows:]], axis=1)
         report.resized[name] = 'by rows of zeros for tokens that have no position in the file'
     if old_grid != new_grid:
         method = options.position_resize

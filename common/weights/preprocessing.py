@@ -8,12 +8,24 @@ import math
 import numbers
 from typing import Any
 
+from common.weights.containers import read_json
+
 # Pillow's numbers, which Hugging Face's files hold.
 RESAMPLING = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
+# The options that hold them.
+CONFIG_KEYS = {'crop_pct': 'DATA.CROP_PCT', 'interpolation': 'DATA.INTERPOLATION',
+               'mean': 'DATA.IMAGENET_MEAN', 'std': 'DATA.IMAGENET_STD'}
 INTERPOLATIONS = tuple(RESAMPLING.values())
 
 
-def read_preprocessing(config: dict, processor: dict) -> dict[str, Any]:
+def read_beside(folder: str) -> dict[str, Any]:
+    """Return the preprocessing that files in a folder state, {} unless they state all of it."""
+    stated = read_stated(read_json(folder, 'config.json'),
+                         read_json(folder, 'preprocessor_config.json'))
+    return stated if set(stated) == set(CONFIG_KEYS) else {}
+
+
+def read_stated(config: dict, processor: dict) -> dict[str, Any]:
     """Return those of mean, std, crop_pct and interpolation that the files state.
 
     config: of config.json. processor: of preprocessor_config.json. {} for either: no such file.

@@ -13,7 +13,7 @@ import numpy as np
 from common.errors import UserError
 from common.project import Project, list_projects
 from common.weights.containers import open_container
-from common.weights.preprocessing import check_preprocessing, read_preprocessing
+from common.weights.preprocessing import check_preprocessing, read_stated
 from common.weights.rules import Format, Tensor
 
 # Where training checkpoints keep their weights, the preferred entry first.
@@ -86,7 +86,8 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project
         numerics.pop('pre_logits_activation', None)
     _check_numerics(numerics, container.path)
     scalars = [name for name in converted.leftover if tensors[name].ndim == 0]
-    preprocessing, said_by = _read_preprocessing(container, form)
+    preprocessing, said_by = _read_preprocessing(
+        container, form.name, stated.get('preprocessing', form.preprocessing))
     return Weights(
         path=container.path, project=owner, format=form.name, entry=entry,
         tensors=converted.tensors,
@@ -108,15 +109,18 @@ def _check_heads(count):
     return count if type(count) is int and 0 < count < 10_000 else None
 
 
-def _read_preprocessing(container, form):
-    """Return ({mean, std, crop_pct, interpolation}, who says so)."""
+def _read_preprocessing(container, name, of_family):
+    """Return ({mean, std, crop_pct, interpolation}, who says so).
+
+    of_family: what weights of the format `name` are used with, where no file says it.
+    """
     recorded = container.tree.get('preprocessing')
     if isinstance(recorded, dict):
         return check_preprocessing(recorded), 'the checkpoint'
-    stated = read_preprocessing(container.config, container.processor)
+    stated = read_stated(container.config, container.processor)
     if stated:
         return stated, 'preprocessor_config.json' if container.processor else 'config.json'
-    return dict(form.preprocessing), f'what {form.name} weights are used with'
+    return dict(of_family), f'weights of {name}'
 
 
 _WRAPPED = re.compile(r'^(?:module\.|_orig_mod\.)+')

@@ -52,18 +52,25 @@ def same_names(*names):
     return tuple(Rule(name, name, PLAIN if name.endswith('*') else TENSOR) for name in names)
 
 
-def add_zeros(weight: str, bias: str, axis: int = 0, where: str | None = None):
-    """Return a Format.prepare that adds zeros for a bias that the source does without.
+@dataclass(frozen=True)
+class AddZeros:
+    """A Format.prepare that adds zeros for a bias that the source does without.
 
     weight: their name of the layer's weight, whose `axis` is as long as the bias. where: their
     name of a tensor that only such sources have; None: all of the format.
     """
-    def prepare(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = tensors.get(weight)
-        if found is not None and found.ndim > axis and (where is None or where in tensors):
-            tensors.setdefault(bias, np.zeros(found.shape[axis], np.float32))
+
+    weight: str
+    bias: str
+    axis: int = 0
+    where: str | None = None
+
+    def __call__(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = tensors.get(self.weight)
+        if found is not None and found.ndim > self.axis and (
+                self.where is None or self.where in tensors):
+            tensors.setdefault(self.bias, np.zeros(found.shape[self.axis], np.float32))
         return tensors
-    return prepare
 
 
 # What wraps a network in other people's programs, and so stands before its tensors' names.

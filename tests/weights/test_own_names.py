@@ -1,6 +1,7 @@
 """A model's own checkpoint loads whatever its parameters are called; projects by class."""
 
 import os
+import pickle
 import subprocess
 import sys
 import types
@@ -37,7 +38,7 @@ class WithParameter(VisionTransformer):
 class Plain(nn.Layer):
     """A model of no directory, with timm's names and another layout of its square weights."""
 
-    num_prefix_tokens = 0
+    num_prefix_tokens = num_prefix_positions = 0
     grid_size = (4, 4)
 
     def __init__(self):
@@ -133,6 +134,13 @@ def test_projects_are_found_by_class():
     assert nobodys.name == 'Plain' and nobodys.heads == ('head.', 'classifier.')
     with pytest.raises(NotImplementedError, match='no project.py'):
         nobodys.build_model(None)
+
+
+@pytest.mark.parametrize('project', [VIT, T2T_VIT], ids=lambda project: project.name)
+def test_a_project_reaches_started_processes(project):
+    again = pickle.loads(pickle.dumps(project))
+    assert again.formats[0].name == project.formats[0].name
+    assert again.build_model is project.build_model
 
 
 def test_a_class_of_a_notebook_belongs_to_its_bases_directory():

@@ -13,10 +13,12 @@ import numpy as np
 import paddle
 import pytest
 
+from common.cli import build_config
 from common.errors import UserError
 from common.weights import describe_numerics, load_pretrained, safetensors_file
 from common.weights.containers import open_container
-from common.weights.preprocessing import read_preprocessing
+from common.weights.load import compare_preprocessing
+from common.weights.preprocessing import read_stated
 from common.weights.read import read_weights
 from ViT.project import PROJECT
 from ViT.vit import VisionTransformer
@@ -281,7 +283,7 @@ def test_preprocessing_is_what_the_files_state(name):
     ({'image_mean': [float('nan')] * 3, 'size': 1e9, 'resample': 17}, {}),
 ])
 def test_image_processors(processor, expected):
-    assert read_preprocessing({}, processor) == expected
+    assert read_stated({}, processor) == expected
 
 
 def test_a_checkpoint_of_ones_own_states_its_preprocessing(tmp_path):
@@ -292,3 +294,48 @@ def test_a_checkpoint_of_ones_own_states_its_preprocessing(tmp_path):
     weights = read_weights(tmp_path / 'a.pdparams', project=PROJECT)
     del stated['image_size']
     assert weights.preprocessing == stated and weights.preprocessing_source == 'the checkpoint'
+
+
+def get_config(folder, *opts, cfg=None, **flags):
+    """Return the config of a command with -pretrained=<timm's DeiT, whose files state all>."""
+    flags = {'MODEL.PRETRAINED': str(folder), **flags}
+    return build_config(PROJECT, cfg, flags, [str(opt) for opt in opts])
+
+
+def test_stated_preprocessing_is_used_and_the_users_own_keys_win(tmp_path):
+    weights = FOLDER / 'timm_plain_imagenet_norm' / 'model.safetensors'
+    stated = CASES['timm_plain_imagenet_norm']['preprocessing']
+    data = get_config(weights).DATA
+    assert (stated['mean'], stated['crop_pct']) == (data.IMAGENET_MEAN, data.CROP_PCT)
+    (tmp_path / 'base.yaml').write_text('DATA:\n  CROP_PCT: 0.875\n')         # the default too
+    (tmp_path / 'a.yaml').write_text('BASE: [base.yaml]\nDATA:\n  INTERPOLATION: nearest\n')
+    data = get_config(weights, 'DATA.IMAGENET_STD', [0.1, 0.2, 0.3], cfg=str(tmp_path / 'a.yaml'),
+                      **{'DATA.IMAGENET_MEAN': [0.4, 0.5, 0.6]}).DATA
+    assert (data.CROP_PCT, data.INTERPOLATION) == (0.875, 'nearest')
+    assert (data.IMAGENET_MEAN, data.IMAGENET_STD) == ([0.4, 0.5, 0.6], [0.1, 0.2, 0.3])
+    data = get_config(weights, 'DATA.IMAGE_CHANNELS', 1, 'DATA.IMAGENET_MEAN', [0.5],
+                      'DATA.IMAGENET_STD', [0.5]).DATA
+    assert data.IMAGENET_MEAN == [0.5] and stated['crop_pct'] == data.CROP_PCT
+
+
+def test_weights_that_cannot_be_read_are_left_to_whoever_loads_them(tmp_path):
+    assert get_config(tmp_path / 'gone.pdparams').DATA.CROP_PCT == 0.875
+
+
+def test_the_log_says_whose_preprocessing_it_is():
+    config = get_config(FOLDER / 'timm_plain_imagenet_norm' / 'model.safetensors',
+                        'DATA.CROP_PCT', 0.5)
+    report = load_pretrained(build('timm_plain_imagenet_norm'),
+                             FOLDER / 'timm_plain_imagenet_norm' / 'model.safetensors')
+    lines = compare_preprocessing(report, config.DATA)
+    assert lines[0].startswith('Preprocessing of config.json: ') and '0.485' in lines[0]
+    assert lines[1:] == ['Config.json says DATA.CROP_PCT 0.9; it is 0.5, as set.']
+
+
+@pytest.mark.parametrize('name, mean', [
+    ('hub_deit_distilled', 0.485), ('hub_dinov2_reg4', 0.485), ('hub_mae_decoder', 0.485),
+    ('torchvision_vit', 0.485), ('hub_openclip', 0.48145466), ('hub_dino', None),
+    ('lightning', None)])
+def test_the_familys_preprocessing_where_no_file_states_it(name, mean):
+    weights = read_weights(path_of(name), project=PROJECT)
+    assert weights.preprocessing.get('mean', [None])[0] == mean

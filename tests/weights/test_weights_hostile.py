@@ -91,7 +91,7 @@ def run(name, count):
 class Model:
     """Takes exactly what the intact file holds, as a real model would."""
 
-    num_prefix_tokens = 1
+    num_prefix_tokens = num_prefix_positions = 1
 
     def __init__(self, tensors):
         import paddle
