@@ -1,5 +1,6 @@
 """The errors that end a command with a message, the exit codes, and name suggestions."""
 
+import contextlib
 import difflib
 import os
 import signal
@@ -31,6 +32,8 @@ class Interrupted(Exception):
 
 def report_errors(function, *arguments):
     """Call the function and return an exit code, with the error on stderr."""
+    if getattr(sys.stdout, 'errors', None) == 'strict' and hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')   # an encoding without the letters
     try:
         return function(*arguments) or 0
     except UserError as error:
@@ -59,7 +62,8 @@ def _print_first(text):
             return
         except OSError:
             pass                            # better twice than not at all
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):      # the terminal is gone
+        print(text, file=sys.stderr, flush=True)
 
 
 def suggest(name, valid_names):

@@ -188,8 +188,9 @@ def _leave(code):
     for worker in multiprocessing.active_children():
         worker.kill()
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
     os._exit(code)
 
 

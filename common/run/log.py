@@ -1,5 +1,6 @@
 """What a run tells: its folder, log.txt, metrics.jsonl, config.yaml and the progress bar."""
 
+import contextlib
 import json
 import logging
 import os
@@ -12,20 +13,66 @@ from tqdm import tqdm
 
 from common.config import dump_config
 from common.errors import UserError
+from common.run.side_matter import append_line, describe, discard_output, go_on
 
 LOGGER_NAME = 'common'          # every module's logger is below it
+BAR = 'The progress bar'
 logger = logging.getLogger(LOGGER_NAME)
 
 _BAR_FORMAT = ('{{desc}} {{percentage:3.0f}}%|{{bar}}| {unit} {{n_fmt}}/{{total_fmt}}, '
                '{{remaining}} left{{postfix}}')
 
 
-class _TqdmHandler(logging.StreamHandler):
-    """Print through tqdm, so that lines do not cut a progress bar in two."""
+class _TerminalHandler(logging.Handler):
+    """Prints through tqdm, so that lines do not cut a progress bar in two.
+
+    A terminal or pipe that takes no more lines is given up, which is said in log.txt.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.is_gone = sys.stdout is None       # of a process without a console
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        if self.is_gone:
+            return
+        text = self.format(record)
+        encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+        text = text.encode(encoding, 'backslashreplace').decode(encoding)
+        try:
+            try:
+                tqdm.write(text, file=sys.stdout)
+            except (OSError, ValueError):       # perhaps of a bar, on the other stream
+                print(text, file=sys.stdout)
+            sys.stdout.flush()
+        except (OSError, ValueError) as error:
+            self.is_gone = True
+            discard_output(sys.stdout)
+            logger.warning('The standard output takes no more lines (%s); the run goes on.',
+                           describe(error))
+
+
+class _FileHandler(logging.Handler):
+    """Appends to log.txt; lines that do not fit on the disk are lost, which is said once."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.said = set()
+        self.file = None
+        with go_on(path, self.said):
+            self.file = open(path, 'ab', buffering=0)      # noqa: SIM115 (closed by close)
+
+    def emit(self, record):
+        if self.file is not None:
+            line = self.format(record) + '\n'
+            with go_on('log.txt', self.said):
+                append_line(self.file, line.encode('utf-8', 'backslashreplace'))
+
+    def close(self):
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                self.file.close()
+        super().close()
 
 
 def start_logging(folder=None, quiet=False):
@@ -41,11 +88,11 @@ def start_logging(folder=None, quiet=False):
         handler.close()
     logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    handlers = [_TqdmHandler()]
+    handlers = [_TerminalHandler()]
     if folder is None:
         handlers.append(MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1))
     else:
-        handlers.append(logging.FileHandler(os.path.join(folder, 'log.txt'), encoding='utf-8'))
+        handlers.append(_FileHandler(os.path.join(folder, 'log.txt')))
     for handler in handlers:
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%m-%d %H:%M:%S'))
         logger.addHandler(handler)
@@ -90,6 +137,7 @@ class RunLog:
         self.folder = folder
         self.bar = None
         self.scalars = None
+        self.failed = set()             # side matters whose failure has been said
         if folder is None:
             return
         if config.VISUALDL:
@@ -97,45 +145,63 @@ class RunLog:
         self.metrics_path = os.path.join(folder, 'metrics.jsonl')
         if continue_from is not None:
             self._drop_metrics_after(continue_from)
-        with open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
+        with go_on('config.yaml'), \
+                open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
             file.write(dump_config(config))
 
     def write_metrics(self, event, **values):
         """Append one JSON object to metrics.jsonl; numbers go to VisualDL as well."""
         if self.folder is None:
             return
-        with open(self.metrics_path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps({'event': event, **values}) + '\n')
+        line = json.dumps({'event': event, **values}) + '\n'
+        with go_on('metrics.jsonl', self.failed), \
+                open(self.metrics_path, 'ab', buffering=0) as file:
+            append_line(file, line.encode())
         if self.scalars is not None:
-            name = f'{event}_ema' if values.get('weights') == 'ema' else event
-            for key, value in values.items():
-                if key not in ('update', 'epoch') and isinstance(value, (int, float)):
-                    self.scalars.add_scalar(f'{name}/{key}', value, values.get('update', 0))
+            with go_on('VisualDL', self.failed):
+                self._add_scalars(event, values)
+
+    def _add_scalars(self, event, values):
+        name = f'{event}_ema' if values.get('weights') == 'ema' else event
+        for key, value in values.items():
+            if key not in ('update', 'epoch') and isinstance(value, (int, float)):
+                self.scalars.add_scalar(f'{name}/{key}', value, values.get('update', 0))
 
     def start_bar(self, total, initial=0, unit='update', text=''):
         """Show a progress bar where the output is a terminal."""
         self.close_bar()
-        if self.folder is not None and sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=initial, desc=text, leave=False,
-                            dynamic_ncols=True, bar_format=_BAR_FORMAT.format(unit=unit))
+        if self.folder is None or BAR in self.failed:
+            return
+        with go_on(BAR, self.failed):
+            if sys.stderr.isatty():
+                self.bar = tqdm(total=total, initial=initial, desc=text, leave=False,
+                                dynamic_ncols=True, bar_format=_BAR_FORMAT.format(unit=unit))
 
     def advance_bar(self, **values):
         """Move the bar on by one, and show the values behind it."""
-        if self.bar is not None:
+        if self.bar is None:
+            return
+        with go_on(BAR, self.failed):
             if values:
                 self.bar.set_postfix(values, refresh=False)
             self.bar.update(1)
+        if BAR in self.failed:
+            self.close_bar()
 
     def close_bar(self):
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        """Take the bar away."""
+        bar, self.bar = self.bar, None
+        if bar is not None:
+            with go_on(BAR, self.failed):
+                bar.close()
+            bar.disable = True              # or it is closed again when it is forgotten
 
     def close(self):
         """Take the bar away and write out what VisualDL holds back."""
         self.close_bar()
         if self.scalars is not None:
-            self.scalars.close()
+            with go_on('VisualDL', self.failed):
+                self.scalars.close()
 
     def _drop_metrics_after(self, update):
         if not os.path.exists(self.metrics_path):

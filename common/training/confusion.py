@@ -9,6 +9,7 @@ import paddle
 from PIL import Image, ImageDraw
 
 from common.machine.distributed import gather_over_ranks
+from common.run.side_matter import go_on
 from common.training.losses import compute_log_softmax
 
 logger = logging.getLogger(__name__)
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 MATRIX_CLASSES = 1000       # more classes make a confusion matrix of no use to anybody
 PICTURE_CLASSES = 100
 MISTAKES = 100              # rows of mistakes.csv
+MISTAKE_COLUMNS = ('index', 'label', 'predicted', 'probability_of_label',
+                   'probability_of_predicted', 'image')
 CELL = 22                   # pixels
 MARGIN = 8
 
@@ -73,19 +76,21 @@ def write_report(folder, samples, dataset, num_classes):
     guesses = np.bincount(predicted, minlength=num_classes)
     accuracy = 100 * correct / np.maximum(images, 1)
     columns = ('class', 'name', 'images', 'correct', 'acc1', 'predicted')
-    _write_csv(folder, 'per_class.csv', columns, [
-        (number, names[number], images[number], correct[number],
-         f'{accuracy[number]:.2f}' if images[number] else '', guesses[number])
-        for number in range(num_classes)])
-    _write_csv(folder, 'mistakes.csv', (
-        'index', 'label', 'predicted', 'probability_of_label', 'probability_of_predicted', 'image'),
-        _list_mistakes(samples, names, dataset))
+    with go_on('per_class.csv'):
+        _write_csv(folder, 'per_class.csv', columns, [
+            (number, names[number], images[number], correct[number],
+             f'{accuracy[number]:.2f}' if images[number] else '', guesses[number])
+            for number in range(num_classes)])
+    with go_on('mistakes.csv'):
+        _write_csv(folder, 'mistakes.csv', MISTAKE_COLUMNS, _list_mistakes(samples, names, dataset))
     if num_classes <= MATRIX_CLASSES:
         confusion = count_confusion(labels, predicted, num_classes)
-        _write_csv(folder, 'confusion.csv', ['true \\ predicted', *names],
-                   [(name, *row) for name, row in zip(names, confusion.tolist())])
+        with go_on('confusion.csv'):
+            _write_csv(folder, 'confusion.csv', ['true \\ predicted', *names],
+                       [(name, *row) for name, row in zip(names, confusion.tolist())])
     if num_classes <= PICTURE_CLASSES:
-        draw_confusion(confusion, names).save(os.path.join(folder, 'confusion.png'))
+        with go_on('confusion.png'):
+            draw_confusion(confusion, names).save(os.path.join(folder, 'confusion.png'))
     seen = np.flatnonzero(images)
     worst = seen[np.argsort(accuracy[seen], kind='stable')][:3]
     logger.info('Lowest accuracy: %s. Each class in per_class.csv, the worst mistakes in '
@@ -102,6 +107,7 @@ def draw_confusion(confusion, names):
     labels = [' '.join(name.split()) for name in names]
     labels = [name if len(name) <= 20 else f'{name[:19]}.' for name in labels]
     draw = ImageDraw.Draw(Image.new('RGB', (1, 1)))
+    labels = [find_drawable(draw, label) for label in labels]
     text_width = max(int(draw.textlength(label)) for label in labels)
     cell = max(CELL, int(draw.textlength(str(confusion.max()))) + 6)
     left = top = 2 * MARGIN + 14 + text_width
@@ -125,6 +131,18 @@ def draw_confusion(confusion, names):
     draw.text((left + side // 2, MARGIN), 'predicted', fill='black', anchor='mt')
     _draw_upright(image, 'true', (MARGIN + 6, top + side // 2 + 12))
     return image
+
+
+def find_drawable(draw: ImageDraw.ImageDraw, text: str) -> str:
+    """Return the text, with a question mark for what the font cannot draw.
+
+    The built-in font of Pillow before 10.1 knows Latin-1 only.
+    """
+    try:
+        draw.textlength(text)
+        return text
+    except UnicodeError:
+        return text.encode('latin-1', 'replace').decode('latin-1')
 
 
 def _draw_upright(image, text, bottom):
