@@ -33,6 +33,21 @@ def find_families(text):
     return found
 
 
+OPENS_IMAGE = re.compile(r'\bImage\s*\.\s*open\b|from PIL\.Image import|(^|[^.\w])PIL\.Image\.open')
+
+
+def test_pictures_are_opened_in_one_place():
+    """Where the formats are limited: Pillow would run PostScript that is called a JPEG."""
+    sources = [path for folder in ('common', 'ViT', 'T2T_ViT', 'examples') for path in glob.glob(
+        os.path.join(ROOT, folder, '**', '*.py'), recursive=True)]
+    found = []
+    for path in sources:
+        with open(path, encoding='utf-8') as file:
+            if OPENS_IMAGE.search(file.read()):
+                found.append(os.path.relpath(path, ROOT))
+    assert found == [os.path.join('common', 'data', 'images.py')]
+
+
 @pytest.mark.parametrize('path', SOURCES, ids=lambda path: os.path.relpath(path, ROOT))
 def test_common_names_no_family(path):
     with open(path, encoding='utf-8') as file:

@@ -1,15 +1,23 @@
-"""Reading image files: any format of Pillow's to RGB, and one clear error for a bad one."""
+"""Reading image files to RGB: the formats of EXTENSIONS alone, and one clear error for a bad one.
+
+Every picture of the project is opened here. Pillow tells formats by their content and knows many
+more; one of them, PostScript, is a language that Ghostscript would run.
+"""
 
 import io
 import os
+from typing import IO
 
 from PIL import Image
 
 from common.errors import UserError
+from common.files import open_regular
 
 EXTENSIONS = (
     '.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm',
 )
+# What files of these names hold, as Pillow calls it. Photographs of several frames (MPO) are JPEG.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')
 
 # Pixels that an image may have after a resize: Pillow's own limit for files, against
 # "decompression bombs". 179 million pixels are 0.7 GB in memory.
@@ -50,6 +58,35 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise ImageError(f'{name}: {_describe(error, not data)}') from None
 
 
+def open_image(source: str | bytes | IO[bytes]) -> Image.Image:
+    """Return the PIL image of a path or an open file, its pixels not decoded yet.
+
+    Raises OSError for what is no regular file and what Pillow raises, UnidentifiedImageError
+    for a format that is not one of FORMATS.
+    """
+    if isinstance(source, (str, bytes)):
+        open_regular(source).close()
+    return Image.open(source, formats=FORMATS)
+
+
+def check_header(path: str | bytes, max_bytes: int, max_pixels: int) -> None:
+    """Raise ImageError, starting with the path, for a file or an image above these limits.
+
+    Reads no more than the beginning of the file.
+    """
+    try:
+        with open_regular(path) as file, open_image(file) as image:
+            size, (width, height) = os.fstat(file.fileno()).st_size, image.size
+    except Exception as error:      # as in read_image
+        raise ImageError(f'{show_path(path)}: {_describe(error, _is_empty(path))}') from None
+    if size > max_bytes:
+        raise ImageError(f'{show_path(path)}: {size:,} bytes are too many (at most '
+                         f'{max_bytes:,}).')
+    if width * height > max_pixels:
+        raise ImageError(f'{show_path(path)}: {width} x {height} pixels are too many (at most '
+                         f'{max_pixels:,}).')
+
+
 def _to_rgb(image):
     # convert('RGB') copies even an RGB image; loading it is enough.
     if image.mode == 'RGB':
@@ -59,17 +96,17 @@ def _to_rgb(image):
 
 
 def _open(path):
-    """Return Image.open(path), of bytes that are read at once: Pillow decodes these faster."""
-    with open(path, 'rb', buffering=0) as file:
+    """Return open_image(path), of bytes that are read at once: Pillow decodes these faster."""
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(size) if size <= READ_WHOLE else b''
     if not data or len(data) != size:           # too large, or the read was cut short
-        return Image.open(path)
+        return open_image(path)
     return _open_bytes(data)
 
 
 def _open_bytes(data):
-    image = Image.open(io.BytesIO(data))
+    image = open_image(io.BytesIO(data))
     if len(image.tile) == 1:
         image.decodermaxblock = len(data)       # in one piece, not joined from several
     return image

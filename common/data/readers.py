@@ -11,7 +11,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from common.data.images import ImageError, decode_image, read_image, show_path
+from common.data.images import ImageError, decode_image, open_image, read_image, show_path
 from common.data.table import SampleTable
 from common.errors import UserError
 
@@ -41,7 +41,7 @@ class Reader:
 
     def open_image(self, index: int) -> Image.Image:
         """Return the picture with its pixels not decoded yet. Raises what Pillow raises."""
-        return Image.open(io.BytesIO(self.read_bytes(index)))
+        return open_image(io.BytesIO(self.read_bytes(index)))
 
     def describe(self, index: int) -> str:
         """Return the path of a sample, or archive and member, printable."""
@@ -77,7 +77,7 @@ class FileReader(Reader):
 
     def open_image(self, index: int) -> Image.Image:
         """Return the picture with its pixels not decoded yet. Raises what Pillow raises."""
-        return Image.open(self.path(index))
+        return open_image(self.path(index))
 
     def describe(self, index: int) -> str:
         """Return the path, printable."""

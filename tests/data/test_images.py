@@ -5,6 +5,7 @@ import io
 import json
 import os
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -88,10 +89,11 @@ def test_whole_files_and_others(tmp_path, monkeypatch, case):
     size = os.path.getsize(path)
     opened = []
     real_open = Image.open
-    monkeypatch.setattr(Image, 'open', lambda file: opened.append(file) or real_open(file))
+    monkeypatch.setattr(Image, 'open', lambda file, formats: opened.append(file) or real_open(
+        file, formats=formats))
     monkeypatch.setattr(images, 'READ_WHOLE', size - (case == 'too large'))
     if case == 'cut short':
-        monkeypatch.setattr(images, 'open', lambda *_, **__: ShortFile(path), raising=False)
+        monkeypatch.setattr(images, 'open_regular', lambda _: ShortFile(path))
     np.testing.assert_array_equal(to_array(read_image(path)), expected)
     assert (opened == [path]) == (case != 'at once')
 
@@ -136,6 +138,70 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path):
                 read_image(path)
             except ImageError as error:
                 assert str(error).startswith(path)
+
+
+POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+{ } loop
+"""
+
+
+@pytest.mark.parametrize('extension', images.EXTENSIONS)
+def test_postscript_is_no_picture_under_any_name(tmp_path, monkeypatch, extension):
+    """Pillow would start Ghostscript, which runs whatever the file says, for ever if it loops."""
+    monkeypatch.setattr(subprocess, 'Popen', None)
+    path = str(tmp_path / f'picture{extension}')
+    binary = b'\xc5\xd0\xd3\xc6' + struct.pack('<7I', 32, len(POSTSCRIPT), *[0] * 5)
+    for content in (POSTSCRIPT, binary + POSTSCRIPT):
+        with open(path, 'wb') as file:
+            file.write(content)
+        with pytest.raises(ImageError, match='not an image'):
+            read_image(path)
+        with pytest.raises(ImageError, match='not an image'):
+            images.decode_image(content, 'member')
+        with pytest.raises(Image.UnidentifiedImageError):
+            images.open_image(path)
+
+
+def test_a_format_that_is_not_listed_is_no_picture(tmp_path):
+    picture = Image.new('RGB', (8, 8), 'red')
+    refused = 0
+    Image.init()
+    for name in sorted(set(Image.SAVE) - {'MPO', 'DIB', *images.FORMATS}):
+        path = str(tmp_path / 'picture.jpg')
+        try:
+            picture.save(path, name)
+            real = Image.open(path).format
+        except (OSError, ValueError, KeyError, TypeError):
+            continue                    # Pillow cannot write it here, or not read it back
+        if real == name:
+            with pytest.raises(ImageError):
+                read_image(path)
+            refused += 1
+    assert refused > 5
+    picture.save(path, 'MPO')
+    assert read_image(path).size == (8, 8)
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    path = str(tmp_path / 'pipe.jpg')
+    os.mkfifo(path)
+    for read in (read_image, lambda path: images.check_header(path, 10 ** 6, 10 ** 6)):
+        with pytest.raises(ImageError, match='not a regular file'):
+            read(path)
+    with pytest.raises(OSError, match='not a regular file'):
+        images.open_image(path)
+
+
+def test_limits_are_checked_on_the_header(tmp_path):
+    path = str(tmp_path / 'a.png')
+    Image.new('RGB', (30, 20)).save(path)
+    images.check_header(path, os.path.getsize(path), 600)
+    with pytest.raises(ImageError, match=r'a\.png: 30 x 20 pixels are too many \(at most 599'):
+        images.check_header(path, 10 ** 6, 599)
+    with pytest.raises(ImageError, match=r'a\.png: \d+ bytes are too many'):
+        images.check_header(path, os.path.getsize(path) - 1, 600)
 
 
 def test_names():
