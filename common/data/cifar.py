@@ -8,15 +8,13 @@ import hashlib
 import io
 import os
 import tarfile
-import urllib.error
-import urllib.request
 import zlib
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import RunError, UserError
+from common.machine.download import download
 from common.weights.safe_pickle import NUMPY_FUNCTIONS, PickleError, Reader
 
 SIDE = 32
@@ -66,7 +64,7 @@ def load_cifar(name, data_path, is_train):
     return np.concatenate(images), np.concatenate(labels), [_to_text(n) for n in class_names]
 
 
-def download_cifar(name):
+def download_cifar(name: str) -> str:
     """Return the path of the official archive in Paddle's cache, downloading it if it is not there.
 
     Address, checksum and place are those of paddle.vision.datasets. Raises UserError.
@@ -78,26 +76,24 @@ def download_cifar(name):
         'cifar10': (official.CIFAR10_URL, official.CIFAR10_MD5),
         'cifar100': (official.CIFAR100_URL, official.CIFAR100_MD5),
     }[name]
-    folder = os.path.join(paddle_cache.DATA_HOME, 'cifar')
-    path = os.path.join(folder, url.rsplit('/', 1)[-1])
-    if os.path.exists(path) and _compute_md5(path) == md5:
-        return path
-    part = f'{path}.{os.getpid()}.part'         # several processes may download at once
+    path = os.path.join(paddle_cache.DATA_HOME, 'cifar', url.rsplit('/', 1)[-1])
+
+    def check(path):
+        if _compute_md5(path) != md5:
+            raise UserError('the download is damaged (wrong MD5)')
+
+    if os.path.exists(path):
+        try:
+            check(path)
+            return path
+        except UserError:
+            os.remove(path)
     try:
-        os.makedirs(folder, exist_ok=True)
-        _fetch(url, part)
-        if _compute_md5(part) != md5:
-            raise UserError(f'{url}: the download is damaged (wrong MD5). Try again.')
-        os.replace(part, path)
-    except OSError as error:
-        reason = getattr(error, 'reason', None) or error.strerror or error
-        raise UserError(
-            f'Cannot download {url}: {reason}. Fetch it elsewhere and give -data_path=FILE.'
-        ) from None
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
-    return path
+        return download([(url, path)], check=check, remedy='give -data_path=FILE',
+                        place='Give -data_path=FILE.')
+    except RunError as error:
+        reason = str(error).removeprefix('The download failed. ')
+        raise UserError(f'Cannot download {reason}') from None
 
 
 def _find_source(name, data_path):
@@ -196,13 +192,3 @@ def _compute_md5(path):
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _fetch(url, path):
-    with urllib.request.urlopen(url, timeout=60) as response, open(path, 'wb') as file:
-        total = int(response.headers.get('Content-Length', 0)) or None
-        with tqdm(total=total, unit='B', unit_scale=True, desc=os.path.basename(url),
-                  disable=None) as bar:
-            while chunk := response.read(1 << 20):
-                file.write(chunk)
-                bar.update(len(chunk))

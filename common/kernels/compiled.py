@@ -1,7 +1,7 @@
 """C sources of this project, compiled once by the system's C compiler and kept for later runs.
 
-The results are in ~/.cache/vit-paddle. Nothing here needs a compiler: whoever calls
-`load_library` does the same in Python where it fails. VIT_COMPILED=0 in the environment
+The results are in the cache folder, ~/.cache/vit-paddle. Nothing here needs a compiler: whoever
+calls `load_library` does the same in Python where it fails. VIT_COMPILED=0 in the environment
 turns all of them off.
 """
 
@@ -13,6 +13,7 @@ import platform
 import subprocess
 import tempfile
 
+from common.machine.cache import cache_folder
 from common.machine.environment import read_cpu
 
 SWITCH = 'VIT_COMPILED'
@@ -73,8 +74,7 @@ def _compile(path):
     key = repr((source, command, platform.machine(), platform.libc_ver(), flags))
     stem = os.path.splitext(os.path.basename(path))[0]
     name = f'{stem}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so'
-    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    folder = os.path.join(cache, 'vit-paddle')
+    folder = cache_folder()
     library = os.path.join(folder, name)
     if not os.path.exists(library):
         os.makedirs(folder, mode=0o700, exist_ok=True)

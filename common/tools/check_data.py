@@ -14,6 +14,7 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 from tqdm import tqdm
 
+from common.cli import FlagParser
 from common.data.datasets import (
     DATASETS,
     LIST_NAMES,
@@ -25,7 +26,7 @@ from common.data.datasets import (
 from common.data.images import ImageError, show_path
 from common.data.lists import write_list
 from common.data.readers import ListedReader
-from common.errors import UserError
+from common.errors import UserError, report_errors
 
 SHOWN = 20                  # problems and classes that are printed in full
 BAR_WIDTH = 40
@@ -42,16 +43,15 @@ exit code: 0 nothing found, 1 problems found, 2 the data set cannot be read at a
 
 def main(get_config, argv=None):
     """Run the command line. Returns the exit code. get_config: the model directory's."""
-    try:
-        arguments = _parse_arguments(argv)
-        config = _read_config(get_config, arguments)
-        if arguments.write_lists:
-            write_lists(config)
-        problems = check_data(config, arguments.fast, arguments.num_workers)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 1 if problems else 0
+    return report_errors(_run, get_config, sys.argv[1:] if argv is None else argv)
+
+
+def _run(get_config, argv):
+    arguments = _parse_arguments(argv)
+    config = _read_config(get_config, arguments)
+    if arguments.write_lists:
+        write_lists(config)
+    return 1 if check_data(config, arguments.fast, arguments.num_workers) else 0
 
 
 def check_data(config, fast=False, num_workers=1):
@@ -205,32 +205,22 @@ def _shorten(items):
 
 
 def _parse_arguments(argv):
-    parser = _Parser(
+    parser = FlagParser(
         description=DESCRIPTION, epilog=EXAMPLES, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    _add(parser, 'cfg', metavar='FILE', help='yaml file whose DATA options are used')
-    _add(parser, 'dataset', metavar='X', help=', '.join(DATASETS))
-    _add(parser, 'data_path', metavar='DIR', help='root of the data set, or its train/ or val/')
-    _add(parser, 'num_classes', type=int, metavar='N', help='labels must be below this')
-    _add(parser, 'num_workers', type=int, metavar='N', default=os.cpu_count() or 1,
-         help='threads that read images (default: one a processor)')
-    _add(parser, 'fast', action='store_true', help='open the images without decoding them')
-    _add(parser, 'write_lists', action='store_true',
-         help='write train_list.txt, val_list.txt and labels.txt from the class folders first')
-    _add(parser, 'opts', nargs='*', action='extend', default=[], metavar='KEY VALUE',
-         help='any options of config.py, for example DATA.VAL_FRACTION 0.1')
+    parser.add_flag('cfg', metavar='FILE', help='yaml file whose DATA options are used')
+    parser.add_flag('dataset', metavar='X', help=', '.join(DATASETS))
+    parser.add_flag('data_path', metavar='DIR', help='root of the data set, or its train/ or val/')
+    parser.add_flag('num_classes', type=int, metavar='N', help='labels must be below this')
+    parser.add_flag('num_workers', type=int, metavar='N', default=os.cpu_count() or 1,
+                    help='threads that read images (default: one a processor)')
+    parser.add_flag('fast', action='store_true', help='open the images without decoding them')
+    parser.add_flag('write_lists', action='store_true',
+                    help='write train_list.txt, val_list.txt and labels.txt from the class '
+                    'folders first')
+    parser.add_flag('opts', nargs='*', action='extend', default=[], metavar='KEY VALUE',
+                    help='any options of config.py, for example DATA.VAL_FRACTION 0.1')
     return parser.parse_args(argv)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raise UserError where argparse would print its usage and exit."""
-
-    def error(self, message):
-        raise UserError(f'{message[0].upper()}{message[1:]}. -h lists every flag.')
-
-
-def _add(parser, name, **options):
-    parser.add_argument(f'-{name}', f'--{name}', dest=name, **options)
 
 
 def _read_config(get_config, arguments):

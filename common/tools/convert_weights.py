@@ -5,7 +5,6 @@
     python convert_weights.py FILE -o timm.safetensors -to timm
 """
 
-import argparse
 import json
 import os
 import pickle
@@ -13,6 +12,7 @@ import sys
 
 import numpy as np
 
+from common.cli import FlagParser
 from common.errors import UserError, report_errors
 from common.project import Project
 from common.weights import safetensors_file
@@ -114,25 +114,11 @@ def main(project: Project, argv: list[str] | None = None) -> int:
 
     argv: arguments without the script's name; None: sys.argv's.
     """
-    parser = argparse.ArgumentParser(
-        prog='convert_weights.py',
-        description='Converts the weights of any known format, and checks what it has written.')
-    parser.add_argument('source', help='file, Hugging Face folder, or name of released weights')
-    parser.add_argument('-o', '--output', help='.pdparams or .safetensors')
-    parser.add_argument('-to', '--to', choices=(PADDLE, *project.targets), default=PADDLE,
-                        help='whose names and layout (default: paddle, those of PaddleViT)')
-    parser.add_argument('-list', '--list', action='store_true',
-                        help='print every tensor; write nothing')
-    parser.add_argument('-dry_run', '--dry_run', '--dry-run', action='store_true',
-                        help='convert and check everything, but write nothing')
-    parser.add_argument('-no_ema', '--no_ema', action='store_true',
-                        help='take the raw weights of a training checkpoint, not the averaged')
-    parser.add_argument('-overwrite', '--overwrite', action='store_true')
-    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    return report_errors(_run, project, options)
+    return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
 
 
-def _run(project, options):
+def _run(project, argv):
+    options = _parse_arguments(project, argv)
     if not options.output and not options.list:
         raise UserError('Say where to write with -o FILE, or use -list.')
     if options.list or options.dry_run:
@@ -149,6 +135,24 @@ def _run(project, options):
                      options.overwrite)
     print(_summarize(read_weights(options.output, project=project), arrays))
     print(f'Wrote {options.output} and compared it with the source bit by bit.')
+
+
+def _parse_arguments(project, argv):
+    parser = FlagParser(
+        prog='convert_weights.py',
+        description='Converts the weights of any known format, and checks what it has written.')
+    parser.add_argument('source', help='file, Hugging Face folder, or name of released weights')
+    parser.add_argument('-o', '--output', help='.pdparams or .safetensors')
+    parser.add_argument('-to', '--to', choices=(PADDLE, *project.targets), default=PADDLE,
+                        help='whose names and layout (default: paddle, those of PaddleViT)')
+    parser.add_argument('-list', '--list', action='store_true',
+                        help='print every tensor; write nothing')
+    parser.add_argument('-dry_run', '--dry_run', '--dry-run', action='store_true',
+                        help='convert and check everything, but write nothing')
+    parser.add_argument('-no_ema', '--no_ema', action='store_true',
+                        help='take the raw weights of a training checkpoint, not the averaged')
+    parser.add_argument('-overwrite', '--overwrite', action='store_true')
+    return parser.parse_args(argv)
 
 
 def _summarize(weights, arrays):

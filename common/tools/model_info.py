@@ -1,6 +1,5 @@
 """Parameters and multiply-accumulates of a model directory's configurations, as a table."""
 
-import argparse
 import glob
 import os
 import sys
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import paddle
 from paddle import nn
 
-from common.cli import find_config
+from common.cli import FlagParser, find_config
 from common.errors import report_errors
 from common.project import Project
 
@@ -80,17 +79,17 @@ def main(project: Project, argv: list[str] | None = None) -> int:
 
     argv: arguments without the script's name; None: sys.argv's.
     """
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
+
+
+def _run(project, argv):
+    parser = FlagParser(
+        prog='model_info.py', allow_abbrev=False,
         description='Parameters and multiply-accumulates (MACs) of every config. "in layers" '
                     'leaves out what belongs to no layer (class token, position embedding), as '
                     'paddle.flops and PaddleViT\'s tables do.')
-    parser.add_argument('-cfg', '--cfg', metavar='FILE', help='only this yaml file')
-    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    return report_errors(_run, project, options)
-
-
-def _run(project, options):
+    parser.add_flag('cfg', metavar='FILE', help='only this yaml file')
+    options = parser.parse_args(argv)
     if options.cfg:
         paths = [find_config(options.cfg, project.folder)]
     else:

@@ -1,35 +1,34 @@
 """Curves of one or several runs in one picture: loss, accuracy, learning rate, throughput."""
 
-import argparse
 import json
 import os
 import sys
 
-from common.errors import UserError
+from common.cli import FlagParser
+from common.errors import UserError, report_errors
 
 METRICS = 'metrics.jsonl'
 STYLES = {'-': 'training', '--': 'validation', ':': 'validation, averaged weights'}
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the script: plot.py RUN [RUN ...] [-o FILE]; return the exit code.
 
     argv: arguments without the script's name; None: those of the command line.
     """
-    parser = argparse.ArgumentParser(
+    return report_errors(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv):
+    parser = FlagParser(
         prog='plot.py', description='Draw the curves of runs over each other as one PNG.')
     parser.add_argument('runs', nargs='+', metavar='RUN', help='run folder, or its metrics.jsonl')
     parser.add_argument('-o', '-output', '--output', default='curves.png', metavar='FILE',
                         help='picture to write (default: curves.png)')
     arguments = parser.parse_args(argv)
-    try:
-        runs = [read_metrics(path) for path in arguments.runs]
-        draw_curves(runs, name_runs(arguments.runs), arguments.output)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    runs = [read_metrics(path) for path in arguments.runs]
+    draw_curves(runs, name_runs(arguments.runs), arguments.output)
     print(f'Wrote {arguments.output}')
-    return 0
 
 
 def read_metrics(path):

@@ -1,10 +1,11 @@
 """The command line of weights.py: list, fetch, path."""
 
-import argparse
 import logging
 import sys
 
+from common.cli import FlagParser
 from common.errors import UserError, report_errors, suggest
+from common.machine.cache import cache_folder
 from common.project import Project
 from common.weights import registry
 
@@ -15,19 +16,19 @@ def main(project: Project, argv: list[str] | None = None) -> int:
     argv: arguments without the script's name; None: sys.argv's. Returns the exit code: 0 done,
     1 the download failed, 2 the input is wrong.
     """
-    parser = argparse.ArgumentParser(
+    return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
+
+
+def _run(project, argv):
+    parser = FlagParser(
         prog='weights.py', description='Released weights: names that -pretrained takes.')
     commands = parser.add_subparsers(dest='command', required=True)
     commands.add_parser('list', help='print every name, and where its file comes from')
     for command, text in (('fetch', 'download into the cache and print the path'),
                           ('path', 'print the path in the cache')):
         commands.add_parser(command, help=text).add_argument('name')
-    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    return report_errors(_run, options, project)
-
-
-def _run(options, project):
     released = project.list_released()
     if options.command == 'list':
         width = max((len(name) for name in released), default=0)
@@ -42,6 +43,6 @@ def _run(options, project):
     if options.command == 'fetch':
         path = registry.fetch(options.name, entry)
     if path is None:
-        raise UserError(f'{options.name} is not in the cache ({registry.cache_folder()}). '
+        raise UserError(f'{options.name} is not in the cache ({cache_folder()}). '
                         f'Run: python weights.py fetch {options.name}')
     print(path)

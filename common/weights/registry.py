@@ -4,13 +4,13 @@ The names and addresses themselves are the model directories': Project.list_rele
 """
 
 import os
-import sys
 from dataclasses import dataclass
 
 from common.errors import UserError, suggest
+from common.machine.cache import cache_folder
+from common.machine.download import download
 from common.project import Project, list_projects
 from common.weights.containers import open_container
-from common.weights.download import download
 
 HUGGING_FACE = 'https://huggingface.co'
 
@@ -78,20 +78,6 @@ def fetch(name: str, released: Released) -> str:
             download([(url, os.path.join(folder, _file_name(url)))])
         path = download(targets, released.sha256, open_container)
     return path
-
-
-def cache_folder() -> str:
-    """Return the folder of downloads: VIT_CACHE, or vit-paddle in the platform's cache."""
-    if os.environ.get('VIT_CACHE'):
-        return os.path.abspath(os.path.expanduser(os.environ['VIT_CACHE']))
-    home = os.path.expanduser('~')
-    if sys.platform == 'win32':
-        base = os.environ.get('LOCALAPPDATA') or os.path.join(home, 'AppData', 'Local')
-    elif sys.platform == 'darwin':
-        base = os.path.join(home, 'Library', 'Caches')
-    else:
-        base = os.environ.get('XDG_CACHE_HOME') or os.path.join(home, '.cache')
-    return os.path.join(base, 'vit-paddle')
 
 
 def hugging_face_url(repository: str, file: str) -> str:

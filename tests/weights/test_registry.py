@@ -10,9 +10,10 @@ import threading
 import pytest
 
 from common.errors import RunError, UserError
-from common.weights import download as download_module
+from common.machine import cache
+from common.machine import download as download_module
+from common.machine.download import download
 from common.weights import registry
-from common.weights.download import download
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FIXTURES = os.path.join(ROOT, 'tests', 'fixtures', 'weights')
@@ -304,8 +305,8 @@ def test_unknown_name_gets_the_nearest():
 def test_cache_folder(monkeypatch, system, variable, expected):
     monkeypatch.delenv('VIT_CACHE', raising=False)
     monkeypatch.setenv(variable, '/x')
-    monkeypatch.setattr(registry.sys, 'platform', system)
-    assert registry.cache_folder().endswith(expected)
+    monkeypatch.setattr(cache.sys, 'platform', system)
+    assert cache.cache_folder().endswith(expected)
 
 
 @pytest.mark.parametrize('folder', ['ViT', 'T2T_ViT'])

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -32,14 +33,18 @@ class DownloadError(Exception):
         self.may_retry = may_retry
 
 
-def download(targets, sha256='', check=None):
+def download(targets: list[tuple[str, str]], sha256: str = '',
+             check: Callable[[str], object] | None = None,
+             remedy: str = 'give its path instead of the name',
+             place: str = 'VIT_CACHE names another folder for downloads.') -> str:
     """Fetch a file from the first address that delivers it; return its path.
 
     targets: [(address, path)]. The bytes go to `path`.part, which a later call
     continues, and are renamed when complete: the length is the server's, the
     hash equals `sha256` (hexadecimal, or its first digits) and the one that
     Hugging Face announces, and check(path), if given, raises no UserError.
-    Several processes may ask for one file; one of them fetches it.
+    Several processes may ask for one file; one of them fetches it. For messages: remedy
+    is what the user does with a file fetched by other means, place what chooses the folder.
     Raises RunError listing each address and why it failed, UserError where the
     folder cannot be written.
     """
@@ -55,10 +60,11 @@ def download(targets, sha256='', check=None):
             failures.append(f'{url}: {error}')
             logger.info('Cannot download %s: %s.', url, error)
         except OSError as error:
-            raise UserError(f'Cannot write {path}: {error.strerror or error}. VIT_CACHE names '
-                            'another folder for downloads.') from None
+            raise UserError(f'Cannot write {path}: {error.strerror or error}. {place}') from None
+    mirror = ' HF_ENDPOINT names a mirror of Hugging Face.' \
+        if any('//huggingface.co/' in url for url, _ in targets) else ''
     raise RunError('The download failed. ' + '; '.join(failures) + '.\nFetch the file by other '
-                   'means and give its path instead of the name.')
+                   f'means and {remedy}.{mirror}')
 
 
 def _fetch_with_retries(url, path, sha256, check):
@@ -151,14 +157,19 @@ def _verify(path, sha256, announced, check):
         actual = _hash(path)
         for digits in expected:
             if not actual.startswith(digits.lower()):
-                _remove(path)
+                _discard(path)
                 raise DownloadError(f'its SHA-256 is {actual}, not {digits}', True)
     if check is not None:
         try:
             check(path)
         except UserError as error:
-            _remove(path)
+            _discard(path)
             raise DownloadError(str(error), False) from None
+
+
+def _discard(part):
+    _remove(part)
+    _remove(f'{part}.json')
 
 
 def _hash(path):
