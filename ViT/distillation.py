@@ -4,6 +4,7 @@ DeiT (Touvron et al., 2020, Sec. 4): the class head learns the labels, the head 
 token what the teacher says, as labels (hard) or as probabilities (soft).
 """
 
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from paddle.nn import functional as F
 from yacs.config import CfgNode
 
 from common.errors import UserError
-from common.project import ComputeLoss, build_default_loss
+from common.project import FILE_NAME, ComputeLoss, build_default_loss, load_project
 from common.training.losses import compute_log_softmax
 
 
@@ -62,10 +63,10 @@ def load_teacher(config: CfgNode) -> paddle.nn.Layer:
     The teacher sees the student's batches. Raises UserError for other classes, channels, sizes
     or another normalisation than the student's.
     """
-    from common.deploy.trained import load_trained  # here: it imports the project, and so this
-    from ViT.project import PROJECT
+    from common.deploy.trained import load_trained  # here: it takes seconds
+    project = load_project(os.path.join(os.path.dirname(os.path.abspath(__file__)), FILE_NAME))
     source = config.TRAIN.TEACHER
-    trained = load_trained(PROJECT, SimpleNamespace(
+    trained = load_trained(project, SimpleNamespace(
         pretrained=source, cfg=config.TRAIN.TEACHER_CFG or None, image_size=None, labels=None,
         num_classes=config.MODEL.NUM_CLASSES, device=config.DEVICE, opts=[]))
     for key in ('IMAGE_SIZE', 'IMAGE_CHANNELS', 'IMAGENET_MEAN', 'IMAGENET_STD'):

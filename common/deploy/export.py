@@ -96,11 +96,30 @@ def export_model(trained, folder, formats=('paddle',)):
 def save_program(model, image_size, folder):
     """Write the Paddle program and its weights: images [any, 3, S, S] -> logits."""
     spec = [paddle.static.InputSpec([None, 3, image_size, image_size], 'float32', 'images')]
-    with warnings.catch_warnings(), installed(model, 'separate'):
+    with warnings.catch_warnings(), installed(model, 'separate'), legacy_linear():
         # Of Paddle 2.6: autocast, which is off here anyway, has no effect.
         warnings.filterwarnings('ignore', message='.*auto_cast is an experimental')
         program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
         paddle.jit.save(program, os.path.join(folder, engines.MODEL_NAME))
+
+
+@contextlib.contextmanager
+def legacy_linear():
+    """Save linear layers as products and sums: a GPU build of Paddle 3.3 would fuse them.
+
+    Nothing but that build has a reader for what it fuses them to.
+    """
+    flag = 'FLAGS_use_legacy_linear'
+    try:
+        before = paddle.get_flags(flag)
+    except ValueError:                      # of Paddle 2
+        yield
+        return
+    paddle.set_flags({flag: True})
+    try:
+        yield
+    finally:
+        paddle.set_flags(before)
 
 
 def convert_to_onnx(folder):

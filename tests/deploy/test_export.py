@@ -295,6 +295,17 @@ def test_export_with_onednn_switched_on_in_the_environment(tmp_path):
     assert (tmp_path / 'exported' / 'model.pdiparams').exists()
 
 
+@pytest.mark.skipif(IS_PADDLE_2, reason='Paddle 2 has no such operator')
+def test_a_gpu_build_saves_the_same_operators(tmp_path, monkeypatch):
+    """Paddle 3.3 would save linear_v2 in a GPU build, which no engine reads."""
+    _, trained = load_fixture('vit')
+    monkeypatch.setattr(paddle, 'is_compiled_with_cuda', lambda: True)
+    export.save_program(trained.model, trained.preprocessing.image_size, str(tmp_path))
+    text = (tmp_path / 'model.json').read_text()
+    assert 'linear_v2' not in text and 'matmul' in text
+    assert not paddle.get_flags('FLAGS_use_legacy_linear')['FLAGS_use_legacy_linear']
+
+
 def test_check_images_are_the_same_everywhere():
     images = make_check_images(8)
     assert images.shape == (4, 3, 8, 8)
