@@ -9,25 +9,22 @@ DATASETS.
 """
 
 import logging
-import os
 import zlib
 
 import numpy as np
 from PIL import Image
 
 from common.data.digits import load_digits_rgb
-from common.data.folders import list_folder
 from common.data.images import ImageError
-from common.data.lists import has_loose_images, read_list, scan_classes, scan_folder
+from common.data.lists import LIST_NAMES
 from common.data.pixels import to_array
 from common.data.readers import Reader
 from common.data.table import SampleTable, choose_part
+from common.data.trees import Tree, open_tree
 from common.errors import UserError, suggest
 
 logger = logging.getLogger(__name__)
 
-LIST_NAMES = {True: 'train_list.txt', False: 'val_list.txt'}    # by is_train
-PART_NAMES = {'train', 'val', 'test', 'validation'}
 DIGITS_VAL_FRACTION = 0.25
 SKIP_ATTEMPTS = 100         # unreadable images in a row before SKIP_CORRUPT gives up
 
@@ -172,37 +169,40 @@ class ArrayDataset(Dataset):
         return Image.fromarray(self.images[index])
 
 
-def build_files(config, is_train):
-    """Image files with train_list.txt and val_list.txt beside them, or else in class folders."""
-    root = find_root(config.DATA.DATA_PATH)
-    source, other = (
-        os.path.join(root, LIST_NAMES[part]) for part in (is_train, not is_train))
-    if os.path.exists(source):
-        return StoredDataset(config, is_train, read_list(source, root, config.MODEL.NUM_CLASSES))
-    if os.path.exists(other):       # its labels need not be the order of the folders
-        raise UserError(f'There is no {source}, although there is {other}.')
-    return build_folders(config, is_train)
+def build_files(config, is_train: bool) -> StoredDataset:
+    """Images with train_list.txt and val_list.txt beside them, or else in class folders.
+
+    They lie in a folder, or in a .zip or .tar file.
+    """
+    tree = open_tree(config.DATA.DATA_PATH)
+    part, other = ('train', 'val') if is_train else ('val', 'train')
+    if tree.has_list(part):
+        reader = tree.read_list(part, config.MODEL.NUM_CLASSES)
+        return StoredDataset(config, is_train, reader)
+    if tree.has_list(other):        # its labels need not be the order of the folders
+        raise UserError(f'There is no {tree.describe(LIST_NAMES[is_train])}, although there is '
+                        f'{tree.describe(LIST_NAMES[not is_train])}.')
+    return build_folders(config, is_train, tree)
 
 
-def build_folders(config, is_train):
+def build_folders(config, is_train: bool, tree: Tree) -> StoredDataset:
     """One folder a class, in train/ and val/, or in one folder that VAL_FRACTION splits."""
-    root = find_root(config.DATA.DATA_PATH)
-    folders = {part: is_part(root, part) for part in ('train', 'val')}
+    has_train, has_val = tree.has_folder('train'), tree.has_folder('val')
     fraction = config.DATA.VAL_FRACTION
-    if all(folders.values()):
-        class_names = _match_classes(root)
-        reader = scan_folder(root, 'train' if is_train else 'val', class_names)
+    if has_train and has_val:
+        class_names = _match_classes(tree)
+        reader = tree.scan('train' if is_train else 'val', class_names)
         return StoredDataset(config, is_train, reader, class_names)
-    if folders['val']:
+    if has_val:
         if is_train:
-            raise UserError(f'{root} has no train folder to train on, only val.')
-        return StoredDataset(config, is_train, *_scan_part(root, 'val'))
-    reader, class_names = _scan_part(root, 'train' if folders['train'] else '')
+            raise UserError(f'{tree.describe()} has no train folder to train on, only val.')
+        return StoredDataset(config, is_train, *_scan_part(tree, 'val'))
+    reader, class_names = _scan_part(tree, 'train' if has_train else '')
     if fraction > 0:
         reader = reader.select(choose_part(reader.table, fraction, is_train))
     elif not is_train:
         raise UserError(
-            f'{root} has no val folder. Add one, or split a share off the images for '
+            f'{tree.describe()} has no val folder. Add one, or split a share off the images for '
             f'validation: -opts DATA.VAL_FRACTION 0.1')
     dataset = StoredDataset(config, is_train, reader, class_names)
     dataset.is_split = True
@@ -243,67 +243,37 @@ DATASETS = {
 }
 
 
-def find_root(data_path):
-    """Return the data set's root for a path that is the root, or its train or val folder."""
-    if not data_path:
-        raise UserError('This data set needs its folder: -data_path=DIR')
-    path = os.path.abspath(os.path.expanduser(data_path))
-    if not os.path.isdir(path):
-        raise UserError(f'No such folder: {data_path} (-data_path). It must hold the data set.')
-    if any(os.path.exists(os.path.join(path, name)) for name in LIST_NAMES.values()):
-        return path
-    if any(is_part(path, part) for part in ('train', 'val')):
-        return path
-    if os.path.basename(path) in ('train', 'val'):
-        return os.path.dirname(path)
-    return path
-
-
-def is_part(root: str, part: str) -> bool:
-    """Tell whether a folder "train" or "val" is a part of the data, and not a class of that name.
-
-    A class has pictures of its own and other classes beside it.
-    """
-    folder = os.path.join(root, part)
-    if not os.path.isdir(folder):
-        return False
-    inside, beside = list_folder(folder), set(list_folder(root).folders) - {part}
-    is_class = inside.pictures and not inside.folders and beside and not beside & PART_NAMES
-    return not is_class
-
-
-def _scan_part(root, part):
+def _scan_part(tree, part):
     """Return (reader, class_names) of a folder of class folders."""
-    folder = os.path.join(root, part) if part else root
-    class_names = scan_classes(folder)
+    class_names = tree.scan_classes(part)
     if not class_names:
-        if has_loose_images(folder):
-            raise UserError(
-                f'{folder} has images but no class folders, so their labels are unknown. Sort '
-                f'them into one folder a class, or add {part or "train"}_list.txt.')
-        raise UserError(f'{folder} is empty: no class folders with images in it.')
-    return scan_folder(root, part, class_names), class_names
+        _refuse_empty(tree, part)
+    return tree.scan(part, class_names), class_names
 
 
-def _match_classes(root):
+def _match_classes(tree):
     """Return the class names of train/ and val/. Raises UserError if they differ."""
-    train, val = (scan_classes(os.path.join(root, part)) for part in ('train', 'val'))
+    train, val = tree.scan_classes('train'), tree.scan_classes('val')
     if train == val and train:
         return train
     for part, names in (('train', train), ('val', val)):
-        folder = os.path.join(root, part)
-        if not names and has_loose_images(folder):
-            raise UserError(
-                f'{folder} has images but no class folders, so their labels are unknown. Sort '
-                f'them into one folder a class, or add {part}_list.txt.')
         if not names:
-            raise UserError(f'{folder} is empty: no class folders with images in it.')
+            _refuse_empty(tree, part)
     only = [f'only in train: {name}' for name in sorted(set(train) - set(val))]
     only += [f'only in val: {name}' for name in sorted(set(val) - set(train))]
     more = f' and {len(only) - 3} more' if len(only) > 3 else ''
     raise UserError(
-        f'{root}: train and val have different class folders, so their labels would not mean '
-        f'the same: {", ".join(only[:3])}{more}.')
+        f'{tree.describe()}: train and val have different class folders, so their labels would '
+        f'not mean the same: {", ".join(only[:3])}{more}.')
+
+
+def _refuse_empty(tree, part):
+    """Raise UserError for a part without class folders."""
+    if tree.has_loose_images(part):
+        raise UserError(
+            f'{tree.describe(part)} has images but no class folders, so their labels are unknown. '
+            f'Sort them into one folder a class, or add {part or "train"}_list.txt.')
+    raise UserError(f'{tree.describe(part)} is empty: no class folders with images in it.')
 
 
 def _check_classes(dataset, config):

@@ -6,13 +6,14 @@ folders are read, except for a link that leads back to a folder it lies in.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from common.data.images import is_image_name, show_path
 from common.errors import UserError
 
 IGNORED = ('__MACOSX',)
+PART_NAMES = {'train', 'val', 'test', 'validation'}
 SHOWN_ENDINGS = 5
 
 
@@ -56,12 +57,26 @@ def walk(folder: str, _above: tuple = ()) -> Iterator[tuple[str, Listing]]:
             yield from walk(path, here)
 
 
-def describe_endings(names: list[str]) -> str:
+def count_endings(names: Iterable[str]) -> Counter:
+    """Return how many names have which ending."""
+    return Counter(os.path.splitext(name)[1].lower() or 'none' for name in names)
+
+
+def describe_endings(counts: Counter) -> str:
     """Return how many names have which ending, as text: ".jfif 24, .txt 1"."""
-    counts = Counter(os.path.splitext(name)[1].lower() or 'none' for name in names)
     parts = [f'{show_path(ending)} {count:,}' for ending, count in
              counts.most_common(SHOWN_ENDINGS)]
     return ', '.join(parts) + (', ...' if len(counts) > SHOWN_ENDINGS else '')
+
+
+def is_class(name: str, has_pictures: bool, has_folders: bool, beside: set[str]) -> bool:
+    """Tell whether a folder "train" or "val" is a class of that name, and not a part of the data.
+
+    A class has pictures of its own and other classes beside it. beside: names of the folders
+    there, its own too.
+    """
+    others = beside - {name}
+    return has_pictures and not has_folders and bool(others) and not others & PART_NAMES
 
 
 def _identify(folder):

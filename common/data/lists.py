@@ -7,9 +7,10 @@ start with `#` are left out; a byte-order mark and Windows line ends do no harm.
 
 import logging
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
-from common.data.folders import describe_endings, list_folder, walk
+from common.data.folders import count_endings, describe_endings, list_folder, walk
 from common.data.images import show_path
 from common.data.readers import FileReader, ListedReader
 from common.data.table import MAX_LABEL, SampleTable
@@ -17,6 +18,7 @@ from common.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+LIST_NAMES = {True: 'train_list.txt', False: 'val_list.txt'}    # by is_train
 
 def read_list(source: str, root: str, num_classes: int) -> ListedReader:
     """Read a list file. Raises UserError naming the line.
@@ -25,18 +27,26 @@ def read_list(source: str, root: str, num_classes: int) -> ListedReader:
     """
     table = SampleTable()
     try:
-        for line, text in _read_lines(source):
-            path, label = _split_line(text, line, source)
-            if label >= num_classes:
-                raise UserError(
-                    f'{source}, line {line}: label {label} is outside the {num_classes} classes '
-                    f'(0 to {num_classes - 1}). Check the list or MODEL.NUM_CLASSES.')
-            table.append(path, label)
+        with open(source, 'rb') as file:
+            for _, path, label in parse_list(file, source, num_classes):
+                table.append(path, label)
     except OSError as error:
         raise UserError(f'Cannot read the list file {source}: {error.strerror}.') from None
     if not len(table):
         raise UserError(f'{source} lists no image.')
     return ListedReader(table, root, source, lambda row: _find_line(source, row))
+
+
+def parse_list(lines: Iterable[bytes], source: str,
+               num_classes: int) -> Iterator[tuple[int, bytes, int]]:
+    """Yield (line number, path, label) of a list file's lines. Raises UserError naming the line."""
+    for line, text in _iterate_lines(lines):
+        path, label = _split_line(text, line, source)
+        if label >= num_classes:
+            raise UserError(
+                f'{source}, line {line}: label {label} is outside the {num_classes} classes '
+                f'(0 to {num_classes - 1}). Check the list or MODEL.NUM_CLASSES.')
+        yield line, path, label
 
 
 def write_list(table: SampleTable, path: str) -> None:
@@ -78,13 +88,9 @@ def scan_folder(root: str, subfolder: str, class_names: Iterable[str]) -> FileRe
             empty.append(name)
         for path in paths:
             table.append(os.fsencode(path), label)
-    folder = show_path(os.path.join(root, subfolder))
-    if others:
-        logger.warning('%s: %s files have no ending of a picture and are left out (%s)', folder,
-                       f'{len(others):,}', describe_endings(others))
-    if empty and len(table):
-        logger.warning('%s: %d class folders hold no picture: %s', folder, len(empty),
-                       ', '.join(map(show_path, empty[:5])) + (', ...' if empty[5:] else ''))
+    if len(table):
+        part = os.path.normpath(os.path.join(root, subfolder))
+        warn_left_out(show_path(part), count_endings(others), empty)
     if not len(table):
         raise UserError(
             f'{os.path.join(root, subfolder)} holds no image in a class folder '
@@ -92,27 +98,37 @@ def scan_folder(root: str, subfolder: str, class_names: Iterable[str]) -> FileRe
     return FileReader(table, root)
 
 
+def warn_left_out(where: str, endings: Counter, empty: list[str]) -> None:
+    """Log which files and class folders of a part hold no picture. endings: of files left out."""
+    if endings:
+        logger.warning('%s: %s files have no ending of a picture and are left out (%s)', where,
+                       f'{sum(endings.values()):,}', describe_endings(endings))
+    if empty:
+        logger.warning('%s: %d class folders hold no picture: %s', where, len(empty),
+                       ', '.join(map(show_path, empty[:5])) + (', ...' if empty[5:] else ''))
+
+
 def has_loose_images(folder: str) -> bool:
     """Tell whether image files lie directly in a folder."""
     return bool(list_folder(folder).pictures)
 
 
-def _read_lines(source):
+def _iterate_lines(lines):
     """Yield (line number from 1, bytes without blanks around) of the lines with content."""
-    with open(source, 'rb') as file:
-        for line, text in enumerate(file, 1):
-            if line == 1:
-                text = text.removeprefix(b'\xef\xbb\xbf')
-            text = text.strip()
-            if text and not text.startswith(b'#'):
-                yield line, text
+    for line, text in enumerate(lines, 1):
+        if line == 1:
+            text = text.removeprefix(b'\xef\xbb\xbf')
+        text = text.strip()
+        if text and not text.startswith(b'#'):
+            yield line, text
 
 
 def _find_line(source, row):
     """Return the line of the row-th entry; None where the list has fewer by now."""
-    for number, (line, _) in enumerate(_read_lines(source)):
-        if number == row:
-            return line
+    with open(source, 'rb') as file:
+        for number, (line, _) in enumerate(_iterate_lines(file)):
+            if number == row:
+                return line
     return None
 
 

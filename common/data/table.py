@@ -81,13 +81,12 @@ class SampleTable:
 
     def select(self, indices: np.ndarray) -> 'SampleTable':
         """Return a table of the samples `indices`, in that order; of neighbours without a copy."""
-        if len(indices) and indices[-1] - indices[0] == len(indices) - 1 and (
-                np.diff(indices) == 1).all():
-            first, stop = int(indices[0]), int(indices[-1]) + 1
-            start = int(self.lengths[:first].sum(dtype=np.int64))
-            size = int(self.lengths[first:stop].sum(dtype=np.int64))
-            return SampleTable(self.names[start:start + size], self.lengths[first:stop],
-                               self.labels[first:stop])
+        part = as_slice(indices)
+        if isinstance(part, slice):
+            start = int(self.lengths[:part.start].sum(dtype=np.int64))
+            size = int(self.lengths[part].sum(dtype=np.int64))
+            return SampleTable(self.names[start:start + size], self.lengths[part],
+                               self.labels[part])
         chosen = SampleTable()
         labels = self.labels
         for index in indices:
@@ -101,6 +100,14 @@ class SampleTable:
     def _find_starts(self) -> np.ndarray:
         sizes = np.add.reduceat(self.lengths, np.arange(0, len(self), BLOCK), dtype=np.int64)
         return np.concatenate([[0], np.cumsum(sizes)[:-1]])
+
+
+def as_slice(indices: np.ndarray) -> np.ndarray | slice:
+    """Return the slice that indices are where they follow one another, else the indices."""
+    if len(indices) and indices[-1] - indices[0] == len(indices) - 1 and (
+            np.diff(indices) == 1).all():
+        return slice(int(indices[0]), int(indices[-1]) + 1)
+    return indices
 
 
 def choose_part(table: SampleTable, fraction: float, is_train: bool) -> np.ndarray:

@@ -1,7 +1,10 @@
-"""The folder for what can be fetched or made again: downloads and compiled kernels."""
+"""The folder for what can be fetched or made again: downloads, indexes and compiled
+kernels; and locks on its files."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 
 def cache_folder() -> str:
@@ -16,3 +19,20 @@ def cache_folder() -> str:
     else:
         base = os.environ.get('XDG_CACHE_HOME') or os.path.join(home, '.cache')
     return os.path.join(base, 'vit-paddle')
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Let one process at a time through; the lock ends with the process that holds it."""
+    with open(path, 'a+b') as file:
+        if os.name == 'nt':
+            import msvcrt
+            file.seek(0)
+            while True:
+                with contextlib.suppress(OSError):
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

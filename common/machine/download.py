@@ -16,6 +16,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from common.errors import RunError, UserError
+from common.machine.cache import locked
 
 CHUNK = 1 << 20                 # bytes
 TIMEOUT = 30                    # seconds without a byte
@@ -52,7 +53,7 @@ def download(targets: list[tuple[str, str]], sha256: str = '',
     for url, path in targets:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with _locked(f'{path}.lock'):
+            with locked(f'{path}.lock'):
                 if not os.path.exists(path):
                     _fetch_with_retries(url, path, sha256, check)
                 return path
@@ -226,20 +227,3 @@ def _read_note(part):
 def _remove(path):
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
-
-
-@contextlib.contextmanager
-def _locked(path):
-    """Let one process at a time through; the lock ends with the process that holds it."""
-    with open(path, 'a+b') as file:
-        if os.name == 'nt':
-            import msvcrt
-            file.seek(0)
-            while True:
-                with contextlib.suppress(OSError):
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-        else:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -17,15 +17,14 @@ from tqdm import tqdm
 from common.cli import FlagParser
 from common.data.datasets import (
     DATASETS,
-    LIST_NAMES,
     StoredDataset,
     build_folders,
-    find_root,
     open_dataset,
 )
 from common.data.images import ImageError, show_path
-from common.data.lists import write_list
+from common.data.lists import LIST_NAMES, write_list
 from common.data.readers import ListedReader
+from common.data.trees import FolderTree, open_tree
 from common.errors import UserError, report_errors
 
 SHOWN = 20                  # problems and classes that are printed in full
@@ -134,12 +133,15 @@ def write_lists(config):
     """Write train_list.txt, val_list.txt and labels.txt from the class folders, at the root."""
     if config.DATA.DATASET not in ('imagenet2012', 'imagefolder'):
         raise UserError(f'-write_lists is for folders of images, not for {config.DATA.DATASET}.')
-    root = find_root(config.DATA.DATA_PATH)
+    tree = open_tree(config.DATA.DATA_PATH)
+    if not isinstance(tree, FolderTree):
+        raise UserError(f'-write_lists is for folders of images, not for {tree.describe()}.')
+    root = tree.root
     paths = {is_train: os.path.join(root, name) for is_train, name in LIST_NAMES.items()}
     for path in paths.values():
         if os.path.exists(path):
             raise UserError(f'{path} exists already. Remove it to write a new one.')
-    datasets = {is_train: build_folders(config, is_train) for is_train in paths}
+    datasets = {is_train: build_folders(config, is_train, tree) for is_train in paths}
     for is_train, path in paths.items():
         write_list(datasets[is_train].reader.table, path)
         print(f'{path}: {len(datasets[is_train]):,} images')

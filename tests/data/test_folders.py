@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from common.data.datasets import build_files, find_root, open_dataset
-from common.data.folders import describe_endings, list_folder, walk
+from common.data.datasets import build_files, open_dataset
+from common.data.folders import count_endings, describe_endings, list_folder, walk
+from common.data.trees import find_root
 from common.deploy.pictures import find_pictures
 from common.errors import UserError
 from tests.support.data_folders import make_config, make_folders, make_image, make_lists
@@ -79,8 +80,9 @@ def test_pictures_left_out_for_their_ending_are_counted_and_said(tmp_path, caplo
 
 
 def test_endings_are_listed_with_their_counts():
-    assert describe_endings(['a.HEIC', 'b.heic', 'c', 'd.txt']) == '.heic 2, none 1, .txt 1'
-    assert describe_endings([f'a.{n}' for n in range(9)]).endswith(', ...')
+    counts = count_endings(['a.HEIC', 'b.heic', 'c', 'd.txt'])
+    assert describe_endings(counts) == '.heic 2, none 1, .txt 1'
+    assert describe_endings(count_endings(f'a.{n}' for n in range(9))).endswith(', ...')
 
 
 # A class called "train"
