@@ -1,12 +1,16 @@
 """C sources are compiled once; where they cannot be, the reason is told."""
 
+import os
 import shutil
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from common.kernels import compiled
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 needs_compiler = pytest.mark.skipif(not shutil.which('cc'), reason='needs a C compiler')
 
 
@@ -20,7 +24,7 @@ def source(tmp_path, monkeypatch):
 
 
 def list_cache(tmp_path):
-    return sorted((tmp_path / 'cache' / 'vit-paddle').iterdir())
+    return sorted((tmp_path / 'cache' / 'vit-paddle' / 'kernels').glob('*.so'))
 
 
 @needs_compiler
@@ -69,3 +73,77 @@ def test_the_reason_is_told(source, monkeypatch, tmp_path, what, reason):
         monkeypatch.setattr(compiled.subprocess, 'run', copy_source)
     with pytest.raises(compiled.LibraryError, match=reason):
         compiled.load_library(source)
+    if what == 'no library':
+        monkeypatch.undo()
+        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+        assert compiled.load_library(source).seven() == 7       # nothing of it was kept
+
+
+def damage(library, how):
+    content = library.read_bytes()
+    library.unlink()
+    if how == 'a link':
+        library.with_name('elsewhere').write_bytes(content)
+        library.symlink_to('elsewhere')
+        return
+    library.write_bytes({'empty': b'', 'cut': content[:len(content) // 3],
+                         'flipped': content[:-9] + b'x' + content[-8:]}.get(how, content))
+    if how == 'others may write':
+        library.chmod(0o666)
+    if how == 'no hash':
+        library.with_name(f'{library.name}.sha256').unlink()
+
+
+@needs_compiler
+@pytest.mark.parametrize('how', [
+    'empty', 'cut', 'flipped', 'a link', 'others may write', 'no hash'])
+def test_a_library_that_is_not_as_it_was_made_is_made_again(source, tmp_path, how):
+    """In a process of its own: a library that is cut short ends it with SIGBUS."""
+    assert run_seven(source) == 7
+    library, = list_cache(tmp_path)
+    damage(library, how)
+    assert run_seven(source) == 7
+    assert stat.S_ISREG(library.lstat().st_mode) and stat.S_IMODE(library.stat().st_mode) == 0o600
+    made = library.stat().st_mtime_ns
+    assert run_seven(source) == 7 and library.stat().st_mtime_ns == made
+
+
+def run_seven(source):
+    code = ('import sys\nfrom common.kernels.compiled import load_library\n'
+            'sys.exit(load_library(sys.argv[1]).seven())')
+    return subprocess.run([sys.executable, '-c', code, str(source)], cwd=ROOT).returncode
+
+
+@needs_compiler
+@pytest.mark.parametrize('how', ['others may write', 'a link', "another user's"])
+def test_a_folder_that_others_may_write_is_not_used(source, monkeypatch, tmp_path, how):
+    folder = tmp_path / 'cache' / 'vit-paddle' / 'kernels'
+    assert compiled.load_library(source).seven() == 7
+    if how == 'a link':
+        folder.rename(tmp_path / 'elsewhere')
+        folder.symlink_to(tmp_path / 'elsewhere')
+    elif how == 'others may write':
+        folder.chmod(0o777)
+    else:
+        monkeypatch.setattr(compiled.os, 'getuid', lambda: 4321)
+        monkeypatch.setattr(compiled.os, 'lstat', lambda path: os.stat_result(
+            (stat.S_IFDIR | 0o700, 0, 0, 0, 1234, 0, 0, 0, 0, 0)))
+    monkeypatch.setattr(compiled.ctypes, 'CDLL', None)
+    with pytest.raises(compiled.LibraryError, match='others may write there'):
+        compiled.load_library(source)
+
+
+@needs_compiler
+def test_without_a_home_folder_there_are_no_libraries(source, monkeypatch, tmp_path, caplog):
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    monkeypatch.delenv('VIT_CACHE', raising=False)
+    monkeypatch.setattr(compiled.os.path, 'expanduser', lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level('INFO'):
+        assert compiled.load_kernels(source, 'sevens', {}) is None
+    assert 'Kernels for sevens: none (there is no home folder' in caplog.text
+    assert not (tmp_path / '~').exists()
+    monkeypatch.setenv('XDG_CACHE_HOME', 'relative')
+    with pytest.raises(compiled.LibraryError, match='no home folder'):
+        compiled.load_library(source)
+    assert not (tmp_path / 'relative').exists()
