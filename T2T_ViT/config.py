@@ -1,7 +1,11 @@
 """T2T-ViT's options: the shared ones of common/config.py and the model's own."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -42,7 +46,7 @@ class Options(shared.Options):
         ZERO_HEAD = Option(False, help="start the classifier's weight at zero")
 
 
-def check_model(config):
+def check_model(config: CfgNode) -> None:
     """Raise UserError, naming the keys, if the model's options do not fit together."""
     model, width = config.MODEL, config.MODEL.EMBED_DIM
     shared.check_arguments(check_sizes, get_model_arguments(config),
@@ -52,6 +56,7 @@ def check_model(config):
                         + (tokens + 9 * model.TOKEN_DIM) * width)
 
 
-def get_config(path=None, flags=None, opts=None):
+def get_config(path: str | None = None, flags: dict[str, Any] | None = None,
+               opts: Iterable[str] | None = None) -> CfgNode:
     """Return the frozen config: see common.config.load_config."""
     return shared.load_config(Options, path, flags, opts, check_model)

@@ -2,6 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterable
+from typing import Any
+
+from yacs.config import CfgNode
 
 if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) not in sys.path:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -69,7 +73,7 @@ class Options(shared.Options):
             'TRAIN.TEACHER', 'TRAIN.DISTILLATION=soft'), help='of soft distillation')
 
 
-def check_model(config):
+def check_model(config: CfgNode):
     """Raise UserError, naming the keys, if the model's options do not fit together."""
     model, image_size = config.MODEL, config.DATA.IMAGE_SIZE
     if image_size % model.PATCH_SIZE:
@@ -107,7 +111,7 @@ def check_model(config):
     shared.check_memory(count_weights(config))
 
 
-def count_weights(config):
+def count_weights(config: CfgNode):
     """Return about how many weights the model has, without a hybrid's ResNet and the classes."""
     model, width = config.MODEL, config.MODEL.EMBED_DIM
     attention = 4 * width * model.NUM_HEADS * (model.ATTN_HEAD_SIZE or width // model.NUM_HEADS)
@@ -119,7 +123,8 @@ def count_weights(config):
             + features * width)
 
 
-def get_config(path=None, flags=None, opts=None):
+def get_config(path: str | None = None, flags: dict[str, Any] | None = None,
+               opts: Iterable[str] | None = None) -> CfgNode:
     """Return the frozen config: defaults, then the yaml file, flags and options.
 
     path: yaml file. flags: {"DATA.BATCH_SIZE": 32}. opts: ["TRAIN.BASE_LR", "3e-4"].

@@ -5,7 +5,7 @@ Flags that stand for an option are declared with it, in common/config.py.
 
 import argparse
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 from yacs.config import CfgNode
 
@@ -31,10 +31,10 @@ given twice the last. -opts itself may be given more than once.
 class FlagParser(argparse.ArgumentParser):
     """Flags with one or two dashes, spelt out; raises UserError where argparse would exit."""
 
-    def add_flag(self, name, **options):
+    def add_flag(self, name: str, **options: Any) -> None:
         self.add_argument(f'-{name}', f'--{name}', dest=name, **options)
 
-    def check_names(self, argv):
+    def check_names(self, argv: list[str]) -> None:
         """Raise UserError for a flag that is not spelt out exactly."""
         names = [name.lstrip('-') for name in self._option_string_actions]
         for argument in argv:           # argparse would take -batch for -batch_size
@@ -43,11 +43,11 @@ class FlagParser(argparse.ArgumentParser):
                 name = shorten(name, 50)
                 raise UserError(f'Unknown flag -{name}.{suggest(name, set(names))}')
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f'{message[0].upper()}{shorten(message[1:])}. -h lists every flag.')
 
 
-def parse_command_line(project, argv, script):
+def parse_command_line(project: Project, argv: list[str], script: str) -> CfgNode:
     """Return the frozen config that the arguments ask for.
 
     project: common.project.Project. argv: arguments without the script's name.
@@ -91,7 +91,7 @@ def build_config(project: Project, path: str | None, flags: dict[str, Any],
         path, flags={**{key: stated[key] for key in unset}, **flags}, opts=opts)
 
 
-def find_config(path, folder):
+def find_config(path: str, folder: str) -> str:
     """Return the yaml file's path: as given, or else relative to the model directory."""
     beside_the_script = os.path.join(folder, path)
     if not os.path.exists(path) and os.path.exists(beside_the_script):

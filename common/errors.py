@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
 
 # In the environment of processes started together: who makes this file prints its error.
 FIRST_ERROR_FILE = 'VIT_FIRST_ERROR_FILE'
@@ -30,7 +32,7 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
-def report_errors(function, *arguments):
+def report_errors(function: Callable, *arguments: Any) -> int:
     """Call the function and return an exit code, with the error on stderr."""
     if getattr(sys.stdout, 'errors', None) == 'strict' and hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')   # an encoding without the letters
@@ -66,7 +68,7 @@ def _print_first(text):
         print(text, file=sys.stderr, flush=True)
 
 
-def suggest(name, valid_names):
+def suggest(name: str, valid_names: Iterable) -> str:
     """Return " Did you mean X?" for the nearest valid name, else the valid names.
 
     name: what was given. valid_names: iterable of str. The text starts with a

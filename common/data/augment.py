@@ -10,11 +10,16 @@ Everything random comes from the numpy Generator that is passed in.
 """
 
 import re
+from collections.abc import Callable
 
+import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+from yacs.config import CfgNode
 
 from common.data import pixels
 from common.errors import UserError, suggest
+
+Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 MAX_LEVEL = 10                              # the magnitude at which an operation is strongest
 RESAMPLING = {
@@ -24,7 +29,7 @@ RESAMPLING = {
 }
 
 
-def build_augment(config):
+def build_augment(config: CfgNode) -> Augment | None:
     """Return a function (RGB image, numpy Generator) -> image, or None if nothing is asked.
 
     As in timm, COLOR_JITTER acts only where AUTO_AUGMENT is off. Raises UserError if
@@ -41,69 +46,69 @@ def build_augment(config):
 
 # Arguments of the operations: (level in [0, MAX_LEVEL], generator) -> argument.
 
-def scale_signed(largest):
+def scale_signed(largest: float) -> Callable[[float, np.random.Generator], float]:
     """Return an argument function: up to +-`largest`, the sign by chance."""
-    def argument(level, generator):
+    def argument(level: float, generator: np.random.Generator) -> float:
         value = level / MAX_LEVEL * largest
         return -value if generator.random() > 0.5 else value
     return argument
 
 
-def scale_enhance(level, generator):
+def scale_enhance(level: float, generator: np.random.Generator) -> float:
     """From 0.1 (grey, blurred, dark) over 1 (unchanged) to 1.9."""
     return level / MAX_LEVEL * 1.8 + 0.1
 
 
-def scale_enhance_increasing(level, generator):
+def scale_enhance_increasing(level: float, generator: np.random.Generator) -> float:
     """Away from 1 (unchanged), down to 0.1 or up to 1.9 by chance."""
     return max(0.1, 1 + scale_signed(0.9)(level, generator))
 
 
-def scale_posterize(level, generator):
+def scale_posterize(level: float, generator: np.random.Generator) -> int:
     """Bits kept: 0 to 4, so a higher level changes less (TPU EfficientNet)."""
     return int(level / MAX_LEVEL * 4)
 
 
-def scale_posterize_increasing(level, generator):
+def scale_posterize_increasing(level: float, generator: np.random.Generator) -> int:
     """Bits kept: 4 down to 0."""
     return 4 - int(level / MAX_LEVEL * 4)
 
 
-def scale_posterize_original(level, generator):
+def scale_posterize_original(level: float, generator: np.random.Generator) -> int:
     """Bits kept: 4 to 8, as in the AutoAugment paper."""
     return int(level / MAX_LEVEL * 4) + 4
 
 
-def scale_solarize(level, generator):
+def scale_solarize(level: float, generator: np.random.Generator) -> int:
     """Threshold: 0 to 256, so a higher level changes less."""
     return min(256, int(level / MAX_LEVEL * 256))
 
 
-def scale_solarize_increasing(level, generator):
+def scale_solarize_increasing(level: float, generator: np.random.Generator) -> int:
     """Threshold: 256 down to 0."""
     return 256 - scale_solarize(level, generator)
 
 
-def scale_solarize_add(level, generator):
+def scale_solarize_add(level: float, generator: np.random.Generator) -> int:
     """What is added to the dark pixels: 0 to 110."""
     return min(128, int(level / MAX_LEVEL * 110))
 
 
 # Operations on pixel values: (image, argument) -> image.
 
-def auto_contrast(image, _):
+def auto_contrast(image: Image.Image, _) -> Image.Image:
     return ImageOps.autocontrast(image)
 
 
-def equalize(image, _):
+def equalize(image: Image.Image, _) -> Image.Image:
     return ImageOps.equalize(image)
 
 
-def invert(image, _):
+def invert(image: Image.Image, _) -> Image.Image:
     return ImageOps.invert(image)
 
 
-def posterize(image, bits):
+def posterize(image: Image.Image, bits: int) -> Image.Image:
     """Keep the `bits` highest bits of each value; none or fewer: black.
 
     Not ImageOps.posterize: Pillow 13 refuses the 0 bits of the highest level.
@@ -112,55 +117,61 @@ def posterize(image, bits):
     return look_up(image, [value & mask for value in range(256)])
 
 
-def solarize_add(image, amount):
+def solarize_add(image: Image.Image, amount: int) -> Image.Image:
     """Add `amount` to the dark half of the values."""
     return look_up(image, [min(255, value + amount) if value < 128 else value
                            for value in range(256)])
 
 
-def look_up(image, table):
+def look_up(image: Image.Image, table) -> Image.Image:
     return image.point(table * len(image.getbands()))
 
 
-def change_color(image, factor):
+def change_color(image: Image.Image, factor: float) -> Image.Image:
     return ImageEnhance.Color(image).enhance(factor)
 
 
-def change_contrast(image, factor):
+def change_contrast(image: Image.Image, factor: float) -> Image.Image:
     return ImageEnhance.Contrast(image).enhance(factor)
 
 
-def change_brightness(image, factor):
+def change_brightness(image: Image.Image, factor: float) -> Image.Image:
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
-def change_sharpness(image, factor):
+def change_sharpness(image: Image.Image, factor: float) -> Image.Image:
     return ImageEnhance.Sharpness(image).enhance(factor)
 
 
 # Operations that move pixels: (image, argument, resampling, fill colour) -> image.
 
-def rotate(image, degrees, resample, fill):
+def rotate(image: Image.Image, degrees: float, resample: Image.Resampling,
+           fill: tuple[int, ...]) -> Image.Image:
     return pixels.rotate(image, degrees, resample, fill)
 
 
-def apply_affine(image, matrix, resample, fill):
+def apply_affine(image: Image.Image, matrix: tuple[float, ...], resample: Image.Resampling,
+                 fill: tuple[int, ...]) -> Image.Image:
     return pixels.transform(image, matrix, resample, fill)
 
 
-def shear_x(image, factor, resample, fill):
+def shear_x(image: Image.Image, factor: float, resample: Image.Resampling,
+            fill: tuple[int, ...]) -> Image.Image:
     return apply_affine(image, (1, factor, 0, 0, 1, 0), resample, fill)
 
 
-def shear_y(image, factor, resample, fill):
+def shear_y(image: Image.Image, factor: float, resample: Image.Resampling,
+            fill: tuple[int, ...]) -> Image.Image:
     return apply_affine(image, (1, 0, 0, factor, 1, 0), resample, fill)
 
 
-def translate_x(image, share, resample, fill):
+def translate_x(image: Image.Image, share: float, resample: Image.Resampling,
+                fill: tuple[int, ...]) -> Image.Image:
     return apply_affine(image, (1, 0, share * image.width, 0, 1, 0), resample, fill)
 
 
-def translate_y(image, share, resample, fill):
+def translate_y(image: Image.Image, share: float, resample: Image.Resampling,
+                fill: tuple[int, ...]) -> Image.Image:
     return apply_affine(image, (1, 0, 0, 0, 1, share * image.height), resample, fill)
 
 
@@ -287,7 +298,7 @@ class Operation:
             return apply(image, argument, resample, self.fill)
         return apply(image, argument)
 
-    def draw_level(self, generator):
+    def draw_level(self, generator: np.random.Generator) -> float:
         """Return the level for one image, in [0, max_level]."""
         level = self.magnitude
         if self.magnitude_std == float('inf'):
@@ -339,7 +350,8 @@ class ColorJitter:
         return image
 
 
-def parse_spec(spec, fill, resampling):
+def parse_spec(spec: str, fill: tuple[int, ...],
+               resampling: tuple[Image.Resampling, ...]) -> Augment:
     """Return the augmentation that timm's notation names.
 
     RandAugment: "rand", then in any order -mM (magnitude, default 10), -nN

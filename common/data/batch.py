@@ -1,6 +1,7 @@
 """From a loader's batch to what the model and the loss take, on the device."""
 
 import numpy as np
+from yacs.config import CfgNode
 
 from common.data.erasing import RandomErasing, build_erasing
 from common.data.mixup import Mixup, build_mixup
@@ -10,7 +11,7 @@ from common.machine.distributed import get_rank
 MIXUP_STREAM = 0x4D4958     # keeps mixup's random numbers apart from every other use of the seed
 
 
-def build_train_batch(config, batches_per_epoch: int) -> 'TrainBatch':
+def build_train_batch(config: CfgNode, batches_per_epoch: int) -> 'TrainBatch':
     """Return the TrainBatch that the config describes. batches_per_epoch: of one process."""
     preprocess = Preprocess(config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD)
     return TrainBatch(preprocess, build_erasing(config), build_mixup(config), config.SEED,

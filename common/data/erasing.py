@@ -5,9 +5,11 @@ not depend on the batch, the number of workers or the number of processes.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import paddle
+from yacs.config import CfgNode
 
 MIN_AREA, MAX_AREA = 0.02, 1 / 3            # of the image
 MIN_ASPECT = 0.3                            # height / width, up to 1 / MIN_ASPECT
@@ -16,7 +18,7 @@ ATTEMPTS = 10                               # to draw a rectangle that fits
 STREAM = 0x657261                           # keeps these numbers apart from other draws
 
 
-def build_erasing(config) -> 'RandomErasing | None':
+def build_erasing(config: CfgNode) -> 'RandomErasing | None':
     """Return the RandomErasing of TRAIN.RANDOM_ERASE_*, or None where it is off."""
     train = config.TRAIN
     if train.RANDOM_ERASE_PROB == 0:
@@ -59,7 +61,8 @@ class RandomErasing:
                     paddle.to_tensor(values) if values is not None else 0.0)
         return images
 
-    def draw_rectangles(self, height, width, generator):
+    def draw_rectangles(self, height: int, width: int,
+                        generator: np.random.Generator) -> Iterator[tuple[int, int, int, int]]:
         """Yield (top, left, rows, columns), all inside the image; none if none fits."""
         count = int(generator.integers(1, self.max_count, endpoint=True))
         log_aspect = math.log(MIN_ASPECT)
@@ -75,7 +78,8 @@ class RandomErasing:
                     yield top, left, rows, columns
                     break
 
-    def draw_values(self, channels, rows, columns, generator):
+    def draw_values(self, channels: int, rows: int, columns: int,
+                    generator: np.random.Generator) -> np.ndarray | None:
         """Return what is written: float32 [C, rows, columns], or None for zero."""
         if self.mode == 'const':
             return None
@@ -84,7 +88,7 @@ class RandomErasing:
         return np.ascontiguousarray(np.broadcast_to(noise, (channels, rows, columns)))
 
 
-def build_generator(seed, epoch, index):
+def build_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Return the generator of one sample in one epoch."""
     sequence = np.random.SeedSequence([seed, epoch, int(index), STREAM])
     return np.random.Generator(np.random.PCG64(sequence))

@@ -11,19 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.machine.host_memory import share
 
 
-def is_active(config) -> bool:
+def is_active(config: CfgNode) -> bool:
     """Return whether the config asks for mixup or CutMix."""
     train = config.TRAIN
     asked = train.MIXUP_ALPHA > 0 or train.CUTMIX_ALPHA > 0 or train.CUTMIX_MINMAX is not None
     return asked and train.MIXUP_PROB > 0
 
 
-def build_mixup(config) -> 'Mixup | None':
+def build_mixup(config: CfgNode) -> 'Mixup | None':
     """Return the Mixup of TRAIN.MIXUP_* and CUTMIX_*, or None where both are off."""
     train = config.TRAIN
     if not is_active(config):
@@ -80,7 +81,8 @@ class Mixup:
         lam = paddle.to_tensor(lam).unsqueeze(1)
         return images, targets * lam + targets.flip(0) * (1 - lam)
 
-    def draw(self, batch_size, height, width, generator):
+    def draw(self, batch_size: int, height: int, width: int,
+             generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw the share each sample keeps and where it takes the partner's pixels.
 
         Returns lam float32 [n] and boxes int64 [n, 4] as (top, bottom, left, right),
@@ -114,7 +116,8 @@ class Mixup:
         return lam.astype('float32'), boxes
 
 
-def draw_boxes(lam, height, width, generator):
+def draw_boxes(lam: np.ndarray, height: int, width: int,
+               generator: np.random.Generator) -> np.ndarray:
     """Return CutMix boxes [n, 4] of the image's shape and area (1 - lam) * H * W.
 
     The centre is uniform over the image and the box is clipped at its borders.
@@ -130,7 +133,8 @@ def draw_boxes(lam, height, width, generator):
     return np.stack([top, bottom, left, right], axis=1)
 
 
-def draw_minmax_boxes(minmax, height, width, generator, count):
+def draw_minmax_boxes(minmax: Sequence[float], height: int, width: int,
+                      generator: np.random.Generator, count: int) -> np.ndarray:
     """Return boxes [count, 4] inside the image, each side uniform over [min, max] of its own."""
     low, high = minmax
     box_height = generator.integers(int(height * low), int(height * high), count, endpoint=True)
@@ -140,7 +144,7 @@ def draw_minmax_boxes(minmax, height, width, generator, count):
     return np.stack([top, top + box_height, left, left + box_width], axis=1)
 
 
-def mix_on_cpu(images, lam, boxes):
+def mix_on_cpu(images: paddle.Tensor, lam: np.ndarray, boxes: np.ndarray) -> paddle.Tensor:
     """Mix images [B, C, H, W] with their partners in place; arguments as `draw` returns them."""
     count = images.shape[0]
     lam, boxes = np.broadcast_to(lam, count), np.broadcast_to(boxes, (count, 4))
@@ -159,7 +163,7 @@ def mix_on_cpu(images, lam, boxes):
     return images
 
 
-def build_weights(lam, boxes, height, width):
+def build_weights(lam: np.ndarray, boxes: np.ndarray, height: int, width: int) -> paddle.Tensor:
     """Return the share of each pixel's own image, float32 [n, 1, H, W] or [n, 1, 1, 1].
 
     Inside a box it is 0 and outside 1; without boxes it is lam everywhere.
@@ -177,7 +181,7 @@ def build_weights(lam, boxes, height, width):
     return blend * (1 - inside)
 
 
-def check_minmax(minmax):
+def check_minmax(minmax: Sequence[float]) -> None:
     """Raise UserError unless `minmax` is two shares, the smaller first."""
     numbers = [value for value in minmax
                if isinstance(value, (int, float)) and not isinstance(value, bool)]

@@ -5,33 +5,41 @@ continues in the middle of an epoch, uses build_dataset, TrainBatches and
 build_loader itself.
 """
 
+from yacs.config import CfgNode
+
 from common.machine.environment import tune_cpu
 
 tune_cpu()      # the loader imports Paddle
 
-from common.data.datasets import build_dataset
-from common.data.loader import build_loader
+from common.data.datasets import Dataset, build_dataset
+from common.data.loader import Loader, build_loader
 from common.data.sampler import EvalBatches, TrainBatches
-from common.data.transforms import build_eval_transform, build_train_transform
+from common.data.transforms import (
+    Compose,
+    ResizeCentreCrop,
+    build_eval_transform,
+    build_train_transform,
+)
 
 
-def get_train_transforms(config):
+def get_train_transforms(config: CfgNode) -> Compose:
     """Return the training transform: (PIL image, numpy Generator) -> PIL image."""
     return build_train_transform(config)
 
 
-def get_val_transforms(config):
+def get_val_transforms(config: CfgNode) -> ResizeCentreCrop:
     """Return the evaluation transform: (PIL image, numpy Generator) -> PIL image."""
     return build_eval_transform(config)
 
 
-def get_dataset(config, is_train=True):
+def get_dataset(config: CfgNode, is_train: bool = True) -> Dataset:
     """Return the training or the validation part of config.DATA.DATASET with its transform."""
     transform = get_train_transforms(config) if is_train else get_val_transforms(config)
     return build_dataset(config, is_train, transform)
 
 
-def get_dataloader(config, dataset, is_train=True, use_dist_sampler=False, epoch=0):
+def get_dataloader(config: CfgNode, dataset: Dataset, is_train: bool = True,
+                   use_dist_sampler: bool = False, epoch: int = 0) -> Loader:
     """Return a loader over one epoch: (uint8 [B, S, S, 3], labels [B], indices [B]) a batch.
 
     use_dist_sampler: load this process's share only. epoch: chooses the order and

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from yacs.config import CfgNode
 
 from common.data.normalize import Preprocess
 from common.data.pixels import to_array
@@ -61,7 +62,7 @@ class Preprocessing:
         return record | {'channels': self.channels}
 
 
-def read_preprocessing(config, class_names: list[str] | None = None) -> Preprocessing:
+def read_preprocessing(config: CfgNode, class_names: list[str] | None = None) -> Preprocessing:
     """Return the Preprocessing that a config tree describes."""
     data = config.DATA
     return Preprocessing(data.IMAGE_SIZE, data.CROP_PCT, data.INTERPOLATION,

@@ -7,7 +7,9 @@ process it is made. Pixel values stay uint8: they are normalised on the device.
 
 import math
 
+import numpy as np
 from PIL import Image
+from yacs.config import CfgNode
 
 from common.data import pixels
 from common.data.augment import build_augment
@@ -21,7 +23,7 @@ FILTERS = {
 }
 
 
-def build_train_transform(config):
+def build_train_transform(config: CfgNode) -> 'Compose':
     """Return the training transform: crop, flip, affine, then the augmentation policy."""
     pixels.load_kernels()       # before the workers start: each would load its own
     size, train = config.DATA.IMAGE_SIZE, config.TRAIN
@@ -41,7 +43,7 @@ def build_train_transform(config):
     return Compose(steps)
 
 
-def build_eval_transform(config):
+def build_eval_transform(config: CfgNode) -> 'ResizeCentreCrop':
     """Return the evaluation transform: resize the shorter side, crop the centre."""
     pixels.load_kernels()
     data = config.DATA
@@ -116,7 +118,8 @@ class RandomResizedCrop:
         filter = _choose_filter(self.interpolation, rng)
         return pixels.resize(image, (self.size, self.size), filter, box)
 
-    def choose_box(self, size, rng):
+    def choose_box(self, size: tuple[int, int],
+                   rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Return (left, top, right, bottom) inside an image of `size` (width, height)."""
         width, height = size
         for _ in range(10):
@@ -165,7 +168,7 @@ class RandomAffine:
         self.shear = shear
 
     @property
-    def is_identity(self):
+    def is_identity(self) -> bool:
         return not (self.degrees or self.translate or self.shear or list(self.scale) != [1, 1])
 
     def __call__(self, image, rng):

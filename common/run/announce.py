@@ -5,17 +5,20 @@ import platform
 
 import numpy as np
 import paddle
+from yacs.config import CfgNode
 
 from common.config import dump_config, list_unused, read_dump
 from common.machine.device import describe_device
 from common.machine.distributed import get_world_size
 from common.machine.environment import describe_cpu
 from common.option import show
+from common.project import Project
+from common.training.schedule import Plan, Schedule
 
 logger = logging.getLogger(__name__)
 
 
-def log_start(project, config, device, folder):
+def log_start(project: Project, config: CfgNode, device: str, folder: str) -> None:
     """Log what the run is and what it runs on."""
     logger.info('%s %s: %s', 'Evaluating' if config.EVAL else 'Training', config.MODEL.NAME, folder)
     logger.info('%s', describe_device(config.DEVICE, device))
@@ -27,7 +30,7 @@ def log_start(project, config, device, folder):
         logger.info('Not used: %s', line)
 
 
-def log_changes(saved_config, config):
+def log_changes(saved_config: str | None, config: CfgNode) -> None:
     """Warn of every option that is not as in the run that is continued.
 
     saved_config: yaml text, or None (PaddleViT's checkpoints have none). Where the output
@@ -45,7 +48,7 @@ def log_changes(saved_config, config):
                         show(saved.get(key)), show(now.get(key)))
 
 
-def log_skipped(skipped):
+def log_skipped(skipped: dict[str, int]) -> None:
     """Log which unreadable images DATA.SKIP_CORRUPT replaced. skipped: {path: times}."""
     if skipped:
         logger.warning('%d unreadable images were skipped, %d times in all: %s%s', len(skipped),
@@ -53,7 +56,7 @@ def log_skipped(skipped):
                        ', ...' if len(skipped) > 5 else '')
 
 
-def log_plan(config, plan, schedule, effective_batch):
+def log_plan(config: CfgNode, plan: Plan, schedule: Schedule, effective_batch: int) -> None:
     """Log the lengths and rates that the run will have."""
     logger.info('Effective batch %d = %d images x %d processes x %d accumulated; %d updates an '
                 'epoch, %d in all; warmup %d updates; peak learning rate %.1e, weight decay %g',
@@ -63,7 +66,7 @@ def log_plan(config, plan, schedule, effective_batch):
     warn_of_other_batch(config, schedule, effective_batch)
 
 
-def warn_of_other_batch(config, schedule, effective_batch):
+def warn_of_other_batch(config: CfgNode, schedule: Schedule, effective_batch: int) -> None:
     """Warn where an update takes another number of images than in the recipe."""
     train = config.TRAIN
     recipe_batch = train.RECIPE_BATCH or train.LINEAR_SCALED_LR

@@ -1,7 +1,9 @@
 """Exponential moving average of the weights (Polyak averaging)."""
 
 import contextlib
+from collections.abc import Iterator
 
+import numpy as np
 import paddle
 
 from common.checkpoints.optimizer_state import assign_array
@@ -34,7 +36,7 @@ class ModelEma:
                          for name, parameter in self.parameters.items()}
 
     @paddle.no_grad()
-    def update(self):
+    def update(self) -> None:
         """Take in the weights as they are now."""
         self.updates += 1
         decay = self.decay
@@ -46,12 +48,12 @@ class ModelEma:
             exact = masters.get(parameter.name, parameter)
             self.averages[name].lerp_(_cast(exact, paddle.float32), weight)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, paddle.Tensor]:
         """Return {name: tensor} with every key of the model's state dict; live tensors."""
         return {**self.model.state_dict(), **self.averages}
 
     @paddle.no_grad()
-    def set_state_dict(self, state, updates):
+    def set_state_dict(self, state: dict[str, np.ndarray], updates: int) -> None:
         """Set the averages from {name: ndarray}, and the number of updates made.
 
         Entries that are not averaged are ignored. Raises UserError if one is missing or has
@@ -69,7 +71,7 @@ class ModelEma:
         self.updates = updates
 
     @contextlib.contextmanager
-    def averaged_weights(self):
+    def averaged_weights(self) -> Iterator[paddle.nn.Layer]:
         """Within the block the model has the averaged weights; after it, its own again, exactly."""
         with paddle.no_grad():
             trained = {name: parameter.clone() for name, parameter in self.parameters.items()}

@@ -20,7 +20,7 @@ class EvalResult:
     images: int
     seconds: float
 
-    def as_metrics(self):
+    def as_metrics(self) -> dict[str, float]:
         return {'loss': self.loss, 'acc1': self.acc1, 'acc5': self.acc5,
                 'images': self.images, 'seconds': self.seconds}
 
@@ -61,7 +61,7 @@ def evaluate(model, batches, preprocess, precision, on_batch=None, predictions=N
         seconds=time.perf_counter() - started)
 
 
-def find_hits(logits, labels):
+def find_hits(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
     """Return bool [B, 2]: is the label the top prediction, and among the top min(5, classes).
 
     Of equal logits the lower class comes first, on every device, so that the figure does

@@ -4,11 +4,12 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import paddle
 from paddle.distributed.parallel import sync_params_buffers
+from yacs.config import CfgNode
 
 from common.errors import Interrupted, RunError
 from common.machine.distributed import get_rank, get_world_size
@@ -58,7 +59,7 @@ class LoopOptions:
     fast: bool = True                       # gradients averaged by GradientMean's fast way
 
 
-def read_loop_options(config) -> LoopOptions:
+def read_loop_options(config: CfgNode) -> LoopOptions:
     """Return the LoopOptions of a config tree."""
     return LoopOptions(
         config.SEED, config.TRAIN.GRAD_CLIP, config.REPORT_FREQ, config.VALIDATE_FREQ,
@@ -162,7 +163,8 @@ def train(setup: TrainSetup, state: TrainState) -> None:
     setup.run_log.close_bar()
 
 
-def add_gradients(setup, network, images, targets, micro_batches):
+def add_gradients(setup: TrainSetup, network: paddle.nn.Layer, images: paddle.Tensor,
+                  targets: paddle.Tensor, micro_batches: int) -> paddle.Tensor:
     """Forward and backward pass of one micro-batch; return its share of the loss, detached.
 
     The graph ends here: one that outlives the update takes a tenth more memory at the next
@@ -174,7 +176,8 @@ def add_gradients(setup, network, images, targets, micro_batches):
     return loss.detach()
 
 
-def finish_epoch(setup, state, learning_rate, save_due):
+def finish_epoch(setup: TrainSetup, state: TrainState, learning_rate: float,
+                 save_due: bool) -> bool:
     """After the last update of an epoch: its summary, validation, checkpoint.
 
     Returns whether TRAIN.EARLY_STOP_EPOCHS validations have passed without a new best.
@@ -205,7 +208,7 @@ def finish_epoch(setup, state, learning_rate, save_due):
     return stops_early
 
 
-def report(setup, state, learning_rate):
+def report(setup: TrainSetup, state: TrainState, learning_rate: float) -> None:
     """Log the updates since the last report."""
     plan, meter = setup.plan, state.meter
     speed = meter.images_per_second
@@ -223,7 +226,7 @@ def report(setup, state, learning_rate):
     meter.start_clock()
 
 
-def stop_for_bad_loss(setup, update, batches):
+def stop_for_bad_loss(setup: TrainSetup, update: int, batches) -> NoReturn:
     """Raise RunError for a loss or gradient norm that is not finite."""
     saved = ''
     if batches and setup.folder:
@@ -238,7 +241,7 @@ def stop_for_bad_loss(setup, update, batches):
         f'{saved}\nA lower TRAIN.BASE_LR, a longer warmup or TRAIN.GRAD_CLIP 1.0 usually helps.')
 
 
-def seed_update(seed, update):
+def seed_update(seed: int, update: int) -> None:
     """Seed Paddle's generators for one update of this rank (dropout, stochastic depth).
 
     Derived from (seed, rank, update), so that a resumed run needs no stored generator.
@@ -247,7 +250,7 @@ def seed_update(seed, update):
     paddle.seed(int(words[0]))
 
 
-def wrap_data_parallel(model):
+def wrap_data_parallel(model: paddle.nn.Layer) -> paddle.nn.Layer:
     """Return the model, on several GPUs as one that averages gradients during backward.
 
     On CPUs GradientMean does it, after backward.
@@ -260,7 +263,7 @@ def wrap_data_parallel(model):
     return paddle.DataParallel(model)
 
 
-def sync_gradients(network, is_last):
+def sync_gradients(network: paddle.nn.Layer, is_last: bool) -> contextlib.AbstractContextManager:
     """Average gradients over ranks on the last micro-batch of an update only."""
     if is_last or not isinstance(network, paddle.DataParallel):
         return contextlib.nullcontext()

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import paddle
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from common.errors import UserError
 
 
-def build_criterion(config, class_counts: Sequence[int] | None = None,
+def build_criterion(config: CfgNode, class_counts: Sequence[int] | None = None,
                     soft_targets: bool = False) -> 'CrossEntropy | SoftTargetCrossEntropy':
     """Return the training loss, a function (logits [B, C], targets) -> scalar.
 
@@ -116,21 +117,21 @@ class SoftTargetCrossEntropy:
             return -(targets * log_probs).sum(axis=-1).mean()
 
 
-def per_sample_cross_entropy(logits, labels):
+def per_sample_cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
     """Return -log p of each label, float32 [B]. logits: [B, C]. labels: int64 [B]."""
     with paddle.amp.auto_cast(enable=False):
         log_probs = compute_log_softmax(logits)
         return -(encode_labels(labels, log_probs.shape[-1]) * log_probs).sum(axis=-1)
 
 
-def compute_log_softmax(logits):
+def compute_log_softmax(logits: paddle.Tensor) -> paddle.Tensor:
     """Return log p over the last axis in float32, however far apart the logits are."""
     logits = logits.astype('float32')
     shifted = logits - logits.max(axis=-1, keepdim=True).detach()
     return shifted - paddle.logsumexp(shifted, axis=-1, keepdim=True)
 
 
-def encode_labels(labels, num_classes):
+def encode_labels(labels: paddle.Tensor, num_classes: int) -> paddle.Tensor:
     """Return labels [B] as float32 [B, C], 1 at the label.
 
     One-hot rather than take_along_axis, which on the CPU reads -1 as the last class

@@ -29,18 +29,18 @@ class Meter:
         self.last_loss = math.nan               # mean of the updates in the last read
         self.start_clock()
 
-    def start_clock(self):
+    def start_clock(self) -> None:
         """Begin to measure throughput from here."""
         self.clock = time.perf_counter()
         self.images = self.updates = 0
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Time since the clock was started."""
         return max(time.perf_counter() - self.clock, 1e-9)
 
     @property
-    def images_per_second(self):
+    def images_per_second(self) -> float:
         """Throughput of all ranks since the clock was started."""
         return self.images / self.seconds
 
@@ -90,12 +90,12 @@ class Meter:
                 too_many[number] = self.skipped >= MAX_SKIPPED
         return too_many
 
-    def mean(self, name):
+    def mean(self, name: str) -> float:
         """Return the mean loss of the "report" or "epoch" so far; NaN before its first update."""
         total, count = self.sums[name]
         return total / count if count else math.nan
 
-    def take_mean(self, name):
+    def take_mean(self, name: str) -> float:
         """Return the mean loss of the "report" or "epoch" and begin the next one."""
         mean = self.mean(name)
         self.sums[name] = [0.0, 0]

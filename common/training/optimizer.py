@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import paddle
 from paddle.nn.clip import _squared_l2_norm
+from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.training.finetune import scale_learning_rates
@@ -23,7 +24,7 @@ class OptimizerOptions:
     nesterov: bool = False
 
 
-def build_optimizer(config, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
+def build_optimizer(config: CfgNode, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
     """Return the optimizer of TRAIN.OPTIMIZER over the model's trainable parameters.
 
     Parameters form groups by learning-rate factor and weight decay. Gradients are clipped

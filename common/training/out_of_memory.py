@@ -2,13 +2,15 @@
 
 import re
 
+from yacs.config import CfgNode
+
 # Paddle's allocators, CUDA with cuBLAS and cuDNN 8 and 9, XPUs, the C++ runtime, NumPy, Linux.
 SIGNS = re.compile(r'out of memory|ResourceExhausted|bad_alloc|unable to allocate|'
                    r'cannot allocate memory|_ALLOC_FAILED|_ALLOCATION_FAILED|XPUERR_NOMEM|'
                    r'no enough memory|not enough memory', re.IGNORECASE)
 
 
-def is_out_of_memory(error):
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an exception says that memory, of the GPU or the machine, ran out.
 
     Our own errors, which may speak of memory too, have types of their own.
@@ -18,7 +20,7 @@ def is_out_of_memory(error):
     return type(error) in (RuntimeError, SystemError, OSError) and bool(SIGNS.search(str(error)))
 
 
-def advise(config, device):
+def advise(config: CfgNode, device: str) -> str:
     """Return the message for a run that ran out of memory: what else to try, and its effect."""
     where = 'memory' if device == 'cpu' else f'memory of {device}'
     data = config.DATA

@@ -1,8 +1,10 @@
 """Mixed precision: autocast, loss scaling, and weights in half precision (O2)."""
 
+import contextlib
 import logging
 
 import paddle
+from yacs.config import CfgNode
 
 from common.errors import UserError
 from common.machine.distributed import get_world_size
@@ -10,7 +12,7 @@ from common.machine.distributed import get_world_size
 logger = logging.getLogger(__name__)
 
 
-def build_precision(config, device: str) -> 'Precision':
+def build_precision(config: CfgNode, device: str) -> 'Precision':
     """Return the Precision of AMP, AMP_LEVEL and AMP_DTYPE on a device.
 
     Paddle's CPU kernels ignore autocast, so a CPU computes in float32 and the log says so.
@@ -62,11 +64,12 @@ class Precision:
         """Whether an overflow of the gradients is expected now and then, and skipped."""
         return self.enabled and self.dtype == 'float16'
 
-    def autocast(self):
+    def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context manager of the forward pass."""
         return paddle.amp.auto_cast(enable=self.enabled, level=self.level, dtype=self.dtype)
 
-    def decorate(self, model, optimizer):
+    def decorate(self, model: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer
+                 ) -> tuple[paddle.nn.Layer, paddle.optimizer.Optimizer]:
         """Under O2 keep the model in half precision and float32 master weights beside it."""
         if not (self.enabled and self.level == 'O2'):
             return model, optimizer

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from yacs.config import CfgNode
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +48,7 @@ class Plan:
         return (update + 1) % self.updates_per_epoch == 0 or update + 1 == self.total_updates
 
 
-def build_plan(config, batches_per_epoch: int) -> Plan:
+def build_plan(config: CfgNode, batches_per_epoch: int) -> Plan:
     """Return the Plan for TRAIN.NUM_EPOCHS or NUM_STEPS of the config."""
     train = config.TRAIN
     updates_per_epoch = math.ceil(batches_per_epoch / train.ACCUM_ITER)
@@ -64,7 +66,7 @@ def build_plan(config, batches_per_epoch: int) -> Plan:
                 warmup_updates=warmup, decay_updates=decay)
 
 
-def build_schedule(config, plan: Plan, effective_batch: int) -> 'Schedule':
+def build_schedule(config: CfgNode, plan: Plan, effective_batch: int) -> 'Schedule':
     """Return the Schedule of TRAIN.LR_SCHEDULER for updates of `effective_batch` images.
 
     Linear scaling with the effective batch (Goyal et al. 2017, Sec. 2.1) where
