@@ -38,6 +38,9 @@ PROGRESS = {
     'learning_rate': None,  # of the last update
     'meter': None,          # running sums of the losses, see meter.Meter
     'best': None,           # {'value': metric, 'epoch': epoch} of the best validation
+    'awaits_validation': False,     # the epoch's has not ended yet
+    'has_ended': False,     # the run, by its plan or early
+    'metrics_size': None,   # bytes of metrics.jsonl that were on record
     'model_name': None,     # MODEL.NAME
     'seed': None,
     'world_size': None,     # processes

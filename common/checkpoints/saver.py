@@ -1,68 +1,94 @@
 """When and where a run's checkpoints are written, and what they say of the run."""
 
 import logging
-import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from common.checkpoints.store import CheckpointStore
-from common.config import dump_config
-from common.data.preprocessing import read_preprocessing
-from common.machine.distributed import get_rank, get_world_size
+from common.training.schedule import Plan
 from common.weights import describe_numerics
+
+if TYPE_CHECKING:               # the loop saves by this module
+    from common.training.loop import TrainState
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class SaveOptions:
+    """How many checkpoints are kept, and when they are due apart from ends of epochs."""
+
+    keep: int = 2                   # beside the newest and the best
+    steps: int | None = None        # updates between two of them
+    minutes: float | None = None
+
+
+def read_save_options(config) -> SaveOptions:
+    """Return the SaveOptions of a config tree."""
+    return SaveOptions(config.KEEP, config.SAVE_STEPS, config.SAVE_MINUTES)
+
+
+@dataclass
 class Saver:
-    """When and where checkpoints are written; rank 0 writes, the others only agree."""
+    """Writes checkpoints where there is a store, on rank 0; the others only agree.
 
-    def __init__(self, job, plan):
-        self.job = job
-        self.plan = plan
-        self.store = None
-        self.saved_at = time.monotonic()
-        if get_rank() == 0:
-            self.store = CheckpointStore(job.folder, job.config.KEEP)
-            if job.resume_path is not None and not job.continues:
-                self.store.adopt_best(os.path.dirname(os.path.abspath(job.resume_path)))
+    record: what every checkpoint says of its run (keys of content.PROGRESS).
+    measure_metrics: returns the size of the metrics file, to which a resumed run cuts it.
+    """
 
-    def steps_due(self, update):
+    store: CheckpointStore | None
+    options: SaveOptions
+    plan: Plan
+    record: dict
+    measure_metrics: Callable[[], int | None] = lambda: None
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def steps_due(self, update: int) -> bool:
         """Whether SAVE_STEPS asks for a checkpoint after so many updates."""
-        every = self.job.config.SAVE_STEPS
-        return every is not None and update % every == 0
+        return self.options.steps is not None and update % self.options.steps == 0
 
-    def minutes_due(self):
+    def minutes_due(self) -> bool:
         """Whether SAVE_MINUTES have passed since the last save."""
-        minutes = self.job.config.SAVE_MINUTES
+        minutes = self.options.minutes
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
-    def save(self, state, loss, is_best=False):
-        """Start writing a checkpoint; training goes on meanwhile."""
+    def save(self, state: 'TrainState', loss: float, is_best: bool = False,
+             metrics_size: int | None = None) -> None:
+        """Start writing a checkpoint; training goes on meanwhile.
+
+        metrics_size: bytes of the metrics file that belong to this state; None: all of them.
+        """
         self.saved_at = time.monotonic()
         if self.store is None:
             return
-        config, plan = self.job.config, self.plan
-        epoch, position = divmod(state.update, plan.updates_per_epoch)
+        epoch, position = divmod(state.update, self.plan.updates_per_epoch)
         path = self.store.save(state, {
-            'epoch': epoch, 'update': state.update, 'updates_per_epoch': plan.updates_per_epoch,
-            'micro_batch': position * plan.accum_steps, 'loss': loss,
+            **self.record, 'epoch': epoch, 'update': state.update,
+            'updates_per_epoch': self.plan.updates_per_epoch,
+            'micro_batch': position * self.plan.accum_steps, 'loss': loss,
             'learning_rate': state.optimizer.get_lr(), 'best': state.best,
-            'meter': state.meter.state_dict(), 'model_name': config.MODEL.NAME,
-            'seed': config.SEED, 'world_size': get_world_size(), 'config': dump_config(config),
-            'class_names': self.job.dataset_train.class_names,
+            'awaits_validation': state.awaits_validation, 'has_ended': state.has_ended,
+            'metrics_size': self.measure_metrics() if metrics_size is None else metrics_size,
+            'meter': state.meter.state_dict(),
             'numerics': describe_numerics(state.model),
-            'preprocessing': read_preprocessing(config).as_record(),
         }, is_best)
         logger.info('Saving %s%s', path, ' (best so far)' if is_best else '')
 
-    def last_good(self):
+    def last_good(self) -> str:
         """Return the path of the newest checkpoint known to be good, or "none yet"."""
         if self.store is None:
             return 'in the run folder'
         self.store.join()
         return self.store.last_good or 'none yet'
 
-    def finish(self):
+    def join(self) -> None:
+        """Wait for the last save, whether it succeeds or not; the log says if it failed."""
+        if self.store is not None:
+            self.store.join()
+
+    def finish(self) -> None:
         """Wait for the last save. Raises RunError if it failed."""
         if self.store is not None:
             self.store.wait()

@@ -47,6 +47,7 @@ class CheckpointStore:
         self._newest_time = max((entry.time for entry in list_checkpoints(folder)), default=0.0)
         try:
             self._repair_links()
+            self._prune()
         except OSError as error:
             self.logger.warning('%s could not be put in order: %s.', folder, describe(error))
 
@@ -128,9 +129,14 @@ class CheckpointStore:
         link_checkpoint(path, os.path.join(self.folder, name))
 
     def _prune(self):
-        """Delete all but the newest, the best, and the `keep` newest of the others."""
+        """Delete all but the newest good one, the best, and the `keep` newest of the others.
+
+        What is newer than the newest good one is damaged, and neither counted nor deleted.
+        """
         entries = [entry for entry in list_checkpoints(self.folder)
                    if entry.summary and not entry.is_link]
+        while entries and not _is_same(entries[0].path, self.last_good):
+            entries.pop(0)
         best = next((entry for entry in entries if entry.summary['is_best']), None)
         others = [entry for entry in entries[1:] if entry is not best]
         for entry in others[self.keep:]:
@@ -239,6 +245,10 @@ def _newest_good(folders, model_name, logger):
             return entry.path
         logger.warning('Passed over %s: %s.', entry.path, problem)
     return None
+
+
+def _is_same(path, other):
+    return os.path.basename(path) == os.path.basename(other or '')
 
 
 def _yield_to_training():

@@ -51,11 +51,6 @@ def gather_over_ranks(values):
     return np.stack([item.numpy().view('float64') for item in gathered])
 
 
-def sum_over_ranks(values):
-    """Return the sums over ranks of a list of numbers, as float64 NumPy values."""
-    return gather_over_ranks(values).sum(axis=0)
-
-
 def broadcast_texts(texts):
     """Return rank 0's list of texts on every rank."""
     if get_world_size() == 1:

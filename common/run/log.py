@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -129,11 +130,10 @@ def discard_run_folder(folder):
 class RunLog:
     """The record of one run. On ranks above 0 every method does nothing.
 
-    folder: the run folder, or None. continue_from: the update a run goes on from in
-    its old folder; metrics of later updates, which will be made again, are dropped.
+    folder: the run folder, or None.
     """
 
-    def __init__(self, folder, config, continue_from=None):
+    def __init__(self, folder, config):
         self.folder = folder
         self.bar = None
         self.scalars = None
@@ -143,16 +143,38 @@ class RunLog:
         if config.VISUALDL:
             self.scalars = _open_visualdl(os.path.join(folder, 'visualdl'))
         self.metrics_path = os.path.join(folder, 'metrics.jsonl')
-        if continue_from is not None:
-            self._drop_metrics_after(continue_from)
         with go_on('config.yaml'), \
                 open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
             file.write(dump_config(config))
+
+    def measure_metrics(self):
+        """Return the size of metrics.jsonl in bytes, 0 where there is none; None on other ranks."""
+        if self.folder is None:
+            return None
+        return os.path.getsize(self.metrics_path) if os.path.exists(self.metrics_path) else 0
+
+    def cut_metrics(self, size, update):
+        """Drop the lines of metrics.jsonl that a run which continues will write again.
+
+        size: bytes that were on record at its checkpoint; None, in a checkpoint that does not
+        say so: the lines of later updates than `update` are dropped.
+        """
+        if self.folder is None or not os.path.exists(self.metrics_path):
+            return
+        with go_on('metrics.jsonl', self.failed):
+            if size is None:
+                self._drop_metrics_after(update)
+                return
+            with open(self.metrics_path, 'r+b') as file:
+                whole_lines = file.read(size).rfind(b'\n') + 1
+                file.truncate(whole_lines)
 
     def write_metrics(self, event, **values):
         """Append one JSON object to metrics.jsonl; numbers go to VisualDL as well."""
         if self.folder is None:
             return
+        values = {key: value if not isinstance(value, float) or math.isfinite(value) else None
+                  for key, value in values.items()}     # JSON knows no NaN
         line = json.dumps({'event': event, **values}) + '\n'
         with go_on('metrics.jsonl', self.failed), \
                 open(self.metrics_path, 'ab', buffering=0) as file:
@@ -204,8 +226,6 @@ class RunLog:
                 self.scalars.close()
 
     def _drop_metrics_after(self, update):
-        if not os.path.exists(self.metrics_path):
-            return
         kept = []
         with open(self.metrics_path, encoding='utf-8') as file:
             for line in file:

@@ -165,7 +165,10 @@ def _list_mistakes(samples, names, dataset):
 
 
 def _write_csv(folder, name, header, rows):
-    with open(os.path.join(folder, name), 'w', newline='', encoding='utf-8') as file:
+    path = os.path.join(folder, name)
+    # Names that are not UTF-8 in the file system keep their own bytes.
+    with open(f'{path}.tmp', 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+    os.replace(f'{path}.tmp', path)     # a run that is killed here writes it again

@@ -1,12 +1,14 @@
 """Evaluation: every sample exactly once, sums in float64."""
 
+import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import paddle
 
-from common.machine.distributed import sum_over_ranks
+from common.errors import Interrupted
+from common.machine.distributed import gather_over_ranks
 from common.training.losses import per_sample_cross_entropy
 
 
@@ -26,18 +28,21 @@ class EvalResult:
 
 
 @paddle.no_grad()
-def evaluate(model, batches, preprocess, precision, on_batch=None, predictions=None):
+def evaluate(model, batches, preprocess, precision, on_batch=None, predictions=None,
+             get_signal=lambda: 0):
     """Return the EvalResult of a model over the batches of all processes.
 
     batches: this process's share, uint8 images [B, H, W, 3] and int64 labels [B].
     acc5 counts the top min(5, classes). on_batch: called after every batch. predictions:
-    confusion.Predictions that takes in every sample, or None. The model is left in the mode
-    (train or eval) it came in.
+    confusion.Predictions that takes in every sample, or None. get_signal: returns the number of
+    a signal that ends the evaluation after a batch, or 0. The model is left in the mode (train
+    or eval) it came in. Raises Interrupted on every rank where a signal ended it on any.
     """
     was_training = model.training
     model.eval()
     started = time.perf_counter()
     losses, hits = [], []
+    signal_number = 0
     for images, labels, indices in batches:
         with precision.autocast():
             logits = model(preprocess(images))
@@ -48,17 +53,34 @@ def evaluate(model, batches, preprocess, precision, on_batch=None, predictions=N
             predictions.add(logits, labels, indices)
         if on_batch is not None:
             on_batch()
+        signal_number = get_signal()
+        if signal_number:
+            break
     if was_training:
         model.train()
     # Device values are read once, at the end: no waiting for the device between batches.
-    loss_sum = sum(loss.numpy().astype('float64').sum() for loss in losses)
+    losses = np.concatenate([loss.numpy().astype('float64') for loss in losses] or [np.zeros(0)])
     hit_sums = sum((hit.numpy().astype('int64').sum(axis=0) for hit in hits), np.zeros(2, 'int64'))
-    count = sum(len(loss) for loss in losses)
-    loss_sum, hits1, hits5, images = sum_over_ranks([loss_sum, *hit_sums, count])
+    ranks = gather_over_ranks([*sum_exactly(losses), *hit_sums, len(losses), signal_number])
+    if ranks[:, 5].any():
+        raise Interrupted(int(ranks[:, 5].max()))
+    hits1, hits5, images = ranks[:, 2:5].sum(axis=0)
+    mean = sum_exactly(ranks[:, :2].ravel())[0] / images if images else math.nan
     return EvalResult(
-        loss=float(loss_sum / images), acc1=float(100 * hits1 / images),
-        acc5=float(100 * hits5 / images), images=int(images),
+        loss=float(mean), acc1=float(100 * hits1 / images) if images else math.nan,
+        acc5=float(100 * hits5 / images) if images else math.nan, images=int(images),
         seconds=time.perf_counter() - started)
+
+
+def sum_exactly(numbers: np.ndarray) -> tuple[float, float]:
+    """Return the float64 sum of numbers, rounded once, and what the rounding took away.
+
+    The order of the numbers, and how they are shared among ranks, then makes no difference.
+    """
+    if not np.isfinite(numbers).all():
+        return float(numbers.sum()), 0.0
+    total = math.fsum(numbers)
+    return total, math.fsum([*numbers, -total])
 
 
 def find_hits(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
@@ -42,6 +43,9 @@ class TrainState:
     ema: ModelEma | None = None
     update: int = 0                 # optimizer updates done
     best: dict | None = None        # {'value': acc1 in percent, 'epoch': epoch}
+    epoch_loss: float = math.nan    # training loss of the last whole epoch
+    awaits_validation: bool = False     # the last epoch's has not ended yet
+    has_ended: bool = False         # by its plan, or early
     meter: Meter = field(default_factory=Meter)
 
 
@@ -77,7 +81,7 @@ class TrainSetup:
     compute_loss: ComputeLoss       # network, images, targets -> scalar
     prepare: Callable[[tuple, int], tuple]  # loader's batch, its number -> images, targets
     batches: 'Loader'               # from the state's position to the end of the run
-    validate: Callable[[TrainState], float]     # -> acc1 in percent, logged
+    validate: Callable[[TrainState], float | None]  # -> acc1 in percent, logged; None: no images
     saver: 'Saver'                  # when and where checkpoints are written
     run_log: 'RunLog'
     check_every: int                # updates between two looks at the losses
@@ -104,7 +108,10 @@ def train(setup: TrainSetup, state: TrainState) -> None:
     figures = {}                        # on the bar: as the losses were last looked at
 
     with setup.watchdog as watchdog:
-        while state.update < plan.total_updates:
+        if state.awaits_validation:
+            watchdog.feed('validating')
+            validate_epoch(setup, state, is_saved=True)
+        while state.update < plan.total_updates and not state.has_ended:
             update = state.update
             watchdog.feed(f'training update {update + 1}', setup.batches.describe_workers)
             seed_update(options.seed, update)
@@ -151,14 +158,12 @@ def train(setup: TrainSetup, state: TrainState) -> None:
                 save_due = save_due or minutes_due or signal_number
                 if ends_epoch:
                     watchdog.feed('ending an epoch')
-                    stops_early = finish_epoch(setup, state, learning_rate, save_due)
+                    finish_epoch(setup, state, learning_rate, save_due, signal_number)
                     setup.run_log.start_bar(plan.total_updates, update)     # validation had its own
                 elif save_due:
                     setup.saver.save(state, loss=meter.mean('epoch'), is_best=False)
                 if signal_number:
                     raise Interrupted(signal_number)
-                if ends_epoch and stops_early:
-                    break
             setup.run_log.advance_bar(lr=f'{learning_rate:.1e}', **figures)
     setup.run_log.close_bar()
 
@@ -176,36 +181,67 @@ def add_gradients(setup: TrainSetup, network: paddle.nn.Layer, images: paddle.Te
     return loss.detach()
 
 
-def finish_epoch(setup: TrainSetup, state: TrainState, learning_rate: float,
-                 save_due: bool) -> bool:
-    """After the last update of an epoch: its summary, validation, checkpoint.
+def finish_epoch(setup: TrainSetup, state: TrainState, learning_rate: float, save_due: bool,
+                 signal_number: int) -> None:
+    """After the last update of an epoch: its summary, checkpoint, and validation.
 
-    Returns whether TRAIN.EARLY_STOP_EPOCHS validations have passed without a new best.
+    The checkpoint comes first, so that nothing that happens while validating loses the epoch.
+    After a signal there is no validation: the run that continues begins with it.
     """
     options, plan = setup.options, setup.plan
-    epoch = (state.update - 1) // plan.updates_per_epoch + 1        # epochs done, from 1
+    epoch = plan.count_epochs(state.update)
     is_over = state.update == plan.total_updates
-    loss = state.meter.take_mean('epoch')
+    state.epoch_loss = state.meter.take_mean('epoch')
     logger.info('Epoch %d/%d: train loss %.4f, lr %.1e, update %d/%d', epoch, plan.total_epochs,
-                loss, learning_rate, state.update, plan.total_updates)
-    setup.run_log.write_metrics('train_epoch', epoch=epoch, update=state.update, loss=loss,
-                                lr=learning_rate)
-    is_best = stops_early = False
-    if epoch % options.validate_every == 0 or is_over:
+                state.epoch_loss, learning_rate, state.update, plan.total_updates)
+    setup.run_log.write_metrics('train_epoch', epoch=epoch, update=state.update,
+                                loss=state.epoch_loss, lr=learning_rate)
+    state.awaits_validation = is_over or epoch % options.validate_every == 0
+    is_saved = bool(epoch % options.save_every == 0 or is_over or save_due)
+    if is_saved:
+        setup.saver.save(state, loss=state.epoch_loss)
+    if state.awaits_validation and not signal_number:
+        validate_epoch(setup, state, is_saved)
+    state.meter.start_clock()           # validation and saving are not training time
+
+
+def validate_epoch(setup: TrainSetup, state: TrainState, is_saved: bool) -> None:
+    """Validate the epoch that has ended, see whether it is the best and the last, and save.
+
+    is_saved: whether there is a checkpoint of its weights, which then gets the outcome, too.
+    Raises Interrupted where a signal has stopped the validation.
+    """
+    plan = setup.plan
+    epoch = plan.count_epochs(state.update)
+    metrics_size = setup.run_log.measure_metrics()      # without this validation's, made again
+    try:
         acc1 = setup.validate(state)
-        is_best = state.best is None or acc1 > state.best['value']
-        if is_best:
-            state.best = {'value': acc1, 'epoch': epoch}
-        validations = (epoch - state.best['epoch']) // options.validate_every
-        stops_early = (not is_over and options.patience is not None
-                       and validations >= options.patience)
+    except Exception:                   # a signal, an image that cannot be read, a full memory
+        if not is_saved:
+            setup.saver.save(state, state.epoch_loss, metrics_size=metrics_size)
+        raise
+    is_best = acc1 is not None and math.isfinite(acc1) \
+        and (state.best is None or acc1 > state.best['value'])
+    if is_best:
+        state.best = {'value': acc1, 'epoch': epoch}
+    state.awaits_validation = False
+    is_over = state.update == plan.total_updates
+    stops_early = not is_over and is_without_progress(state, plan, setup.options)
     if stops_early:
         logger.info('Stopping early: no better than epoch %d (acc1 %.2f) in %d validations.',
-                    state.best['epoch'], state.best['value'], validations)
-    if epoch % options.save_every == 0 or is_over or is_best or save_due or stops_early:
-        setup.saver.save(state, loss=loss, is_best=is_best)
-    state.meter.start_clock()           # validation and saving are not training time
-    return stops_early
+                    state.best['epoch'], state.best['value'],
+                    (epoch - state.best['epoch']) // setup.options.validate_every)
+    state.has_ended = is_over or stops_early
+    if is_saved or is_best or stops_early:
+        setup.saver.save(state, loss=state.epoch_loss, is_best=is_best)
+
+
+def is_without_progress(state: TrainState, plan: Plan, options: LoopOptions) -> bool:
+    """Whether TRAIN.EARLY_STOP_EPOCHS validations have passed without a new best."""
+    if options.patience is None or state.best is None:
+        return False
+    epochs = plan.count_epochs(state.update) - state.best['epoch']
+    return epochs // options.validate_every >= options.patience
 
 
 def report(setup: TrainSetup, state: TrainState, learning_rate: float) -> None:
@@ -214,7 +250,7 @@ def report(setup: TrainSetup, state: TrainState, learning_rate: float) -> None:
     speed = meter.images_per_second
     left = (plan.total_updates - state.update) * meter.seconds / max(1, meter.updates)
     loss = meter.take_mean('report')
-    epoch = (state.update - 1) // plan.updates_per_epoch + 1
+    epoch = plan.count_epochs(state.update)
     logger.info('Epoch %d/%d, update %d/%d: loss %.4f, lr %.1e, gradient norm %.3g, '
                 '%.1f images/s, %s left', epoch, plan.total_epochs, state.update,
                 plan.total_updates, loss, learning_rate, meter.grad_norm, speed,

@@ -43,6 +43,10 @@ class Plan:
         epoch, position = divmod(update, self.updates_per_epoch)
         return epoch * self.batches_per_epoch + position * self.accum_steps
 
+    def count_epochs(self, updates: int) -> int:
+        """Return the number of the epoch, from 1, in which so many updates end."""
+        return (updates - 1) // self.updates_per_epoch + 1
+
     def ends_epoch(self, update: int) -> bool:
         """Whether `update` (from 0) is the last of its epoch or of the run."""
         return (update + 1) % self.updates_per_epoch == 0 or update + 1 == self.total_updates

@@ -61,16 +61,18 @@ class Watchdog:
         self.describe = None                # returns details for the message
         self.last = time.monotonic()
         self.doing = 'starting'
-        self.closed = threading.Event()
+        self.closed = None                  # an Event while there is a thread that watches
 
     def __enter__(self):
         self.feed(self.doing)
         if self.limit:
-            threading.Thread(target=self._watch, daemon=True).start()
+            self.closed = threading.Event()
+            threading.Thread(target=self._watch, args=(self.closed,), daemon=True).start()
         return self
 
     def __exit__(self, *exception):
-        self.closed.set()
+        if self.closed is not None:
+            self.closed.set()
 
     def feed(self, doing, describe=None):
         """Say that work goes on, and what is done next. describe: () -> details of it."""
@@ -78,8 +80,8 @@ class Watchdog:
         self.doing = doing
         self.describe = describe
 
-    def _watch(self):
-        while not self.closed.wait(min(1.0, self.limit / 4)):
+    def _watch(self, closed):
+        while not closed.wait(min(1.0, self.limit / 4)):
             idle = time.monotonic() - self.last
             if idle > self.limit:
                 print(f'error: no progress for {idle:.0f} s while {self.doing}; giving up. '

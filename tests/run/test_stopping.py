@@ -1,6 +1,7 @@
 """Signals save and end a run; a loss that is not finite ends it with what is needed to go on."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -9,13 +10,21 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 
+from common.checkpoints import file as checkpoint_file
+from common.checkpoints.content import read_checkpoint
+from common.data.images import ImageError
 from common.run.launch import run_single
+from common.training.stopping import Watchdog
+from common.weights.trailer import read_summary
+from tests.support.digits_job import read_metrics
+from tests.support.faulty_os import FaultyOs
 from ViT.project import PROJECT
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -24,7 +33,7 @@ TINY = ['MODEL.DEPTH', '1', 'MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2',
 
 
 class Acting:
-    """Training images that call `act` when so many have been read."""
+    """Images that call `act` when so many have been read."""
 
     def __init__(self, dataset, count, act):
         self.dataset, self.left, self.act = dataset, count, act
@@ -42,11 +51,14 @@ class Acting:
         return self.dataset[key]
 
 
-def train(output, *opts, flags=(), act=None, images=72):
-    """Train in this process, 16 images an update; return (exit code, stderr)."""
+def train(output, *opts, flags=(), act=None, images=72, while_training=True):
+    """Train in this process, 16 images an update; return (exit code, stderr).
+
+    act: called when so many training images, or validation images, have been read.
+    """
     def get_dataset(config, is_train):
         dataset = PROJECT.get_dataset(config, is_train)
-        return Acting(dataset, images, act) if is_train and act else dataset
+        return Acting(dataset, images, act) if act and is_train == while_training else dataset
 
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
@@ -144,3 +156,163 @@ def test_no_bad_batch_unless_asked(tmp_path):
                          'TRAIN.GRAD_CLIP', 'None')
     assert code == 1 and 'none yet' in errors
     assert not any(name.startswith('bad-batch') for name in read_run(tmp_path).names)
+
+
+class BadImage:
+    def __call__(self):
+        raise ImageError('of no kind that we know')
+
+
+def read_end(output):
+    """Return what the run in a folder has come to: newest checkpoint, best's epoch, metrics."""
+    folder = read_run(output).folder
+    newest, best = (read_checkpoint(os.path.join(folder, f'{name}.pdparams'))
+                    for name in ('last', 'best'))
+    return SimpleNamespace(
+        weights=newest['model'], update=newest['update'], best=(newest['best'], best['update']),
+        awaits_validation=newest['awaits_validation'], metrics=read_metrics(folder))
+
+
+def assert_same_end(found, expected):
+    assert (found.update, found.best) == (expected.update, expected.best)
+    assert found.metrics == expected.metrics
+    for name, array in expected.weights.items():
+        np.testing.assert_array_equal(found.weights[name], array)
+
+
+VALIDATED = ('TRAIN.NUM_STEPS', '168', 'VALIDATE_FREQ', '1', 'REPORT_FREQ', '40',
+             'TRAIN.MODEL_EMA', 'True', 'DATA.BATCH_SIZE_EVAL', '50')        # two epochs
+
+
+@pytest.fixture(scope='module')
+def validated(tmp_path_factory):
+    """The end of two epochs with validation, which nothing has interrupted."""
+    folder = tmp_path_factory.mktemp('validated')
+    assert train(folder, *VALIDATED)[0] == 0
+    return read_end(folder)
+
+
+@pytest.mark.parametrize('images, save_freq', [     # first epoch, its average, second epoch
+    (60, '1'), (60, '1000'), (510, '1000'), (960, '1')])
+def test_a_signal_while_validating_ends_it_at_the_next_batch(
+        tmp_path, validated, images, save_freq):
+    options = (*VALIDATED, 'SAVE_FREQ', save_freq)
+    code, errors = train(tmp_path, *options, while_training=False, images=images,
+                         act=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert code == 128 + signal.SIGTERM, errors
+    found = read_end_of_stopped(tmp_path)
+    assert found['awaits_validation'] and found['update'] == (84 if images < 900 else 168)
+    evaluations = [line for line in read_metrics(read_run(tmp_path).folder)
+                   if line['event'] == 'eval']
+    assert len(evaluations) == images // 450
+    code, errors = train(tmp_path, *options, flags=['-resume=auto'])
+    assert code == 0, errors
+    assert_same_end(read_end(tmp_path), validated)
+    assert not read_end(tmp_path).awaits_validation
+
+
+def read_end_of_stopped(output):
+    return read_checkpoint(os.path.join(read_run(output).folder, 'last.pdparams'))
+
+
+def test_an_error_while_validating_does_not_lose_the_epoch(tmp_path, validated):
+    options = (*VALIDATED, 'SAVE_FREQ', '1000')
+    code, errors = train(tmp_path, *options, while_training=False, images=60, act=BadImage())
+    assert code == 2 and 'of no kind that we know' in errors
+    assert read_end_of_stopped(tmp_path)['update'] == 84
+    assert train(tmp_path, *options, flags=['-resume=auto'])[0] == 0
+    assert_same_end(read_end(tmp_path), validated)
+
+
+def test_a_run_that_stopped_early_has_ended(tmp_path):
+    """A rate of zero: nothing improves after the first epoch."""
+    options = ('TRAIN.NUM_STEPS', '840', 'VALIDATE_FREQ', '1', 'TRAIN.BASE_LR', '1e-30',
+               'TRAIN.EARLY_STOP_EPOCHS', '2')
+    code, _ = train(tmp_path, *options)
+    run = read_run(tmp_path)
+    assert code == 0 and 'Stopping early: no better than epoch 1' in run.log
+    assert 'Done: 252 updates' in run.log
+    before = read_metrics(run.folder)
+    code, _ = train(tmp_path, *options, flags=['-resume=auto'])
+    run = read_run(tmp_path)
+    assert code == 0 and 'Nothing to do: the run was stopped early at update 252' in run.log
+    assert read_metrics(run.folder) == before
+    more = (*options[:-1], '3')                     # more patience: it goes on
+    assert train(tmp_path, *more, flags=['-resume=auto'])[0] == 0
+    assert 'Done: 336 updates' in read_run(tmp_path).log
+
+
+def test_what_a_kill_after_the_last_save_has_left_is_put_in_order(tmp_path):
+    """Links that are behind, files that were to go, reports that are missing."""
+    options = ('TRAIN.NUM_STEPS', '168', 'VALIDATE_FREQ', '1', 'SAVE_STEPS', '30', 'KEEP', '1')
+    assert train(tmp_path, *options)[0] == 0
+    run = read_run(tmp_path)
+    expected = {name: Path(run.folder, name).read_bytes() for name in run.names
+                if name not in ('log.txt', 'confusion.png')}
+    old = min((name for name in run.names if name.startswith('Epoch-')),
+              key=lambda name: read_summary(os.path.join(run.folder, name))['update'])
+    for name in ('best.pdparams', 'last.pdparams'):
+        os.remove(os.path.join(run.folder, name))
+        os.link(os.path.join(run.folder, old), os.path.join(run.folder, name))
+    for name in ('per_class.csv', 'mistakes.csv'):
+        os.remove(os.path.join(run.folder, name))
+    code, _ = train(tmp_path, *options, flags=['-resume=auto'])
+    run = read_run(tmp_path)
+    assert code == 0 and 'Nothing to do' in run.log
+    assert {name: Path(run.folder, name).read_bytes() for name in run.names
+            if name not in ('log.txt', 'confusion.png')} == expected
+
+
+def test_a_failed_save_does_not_hide_the_error_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_file, 'os', FaultyOs('write', 0, errno.ENOSPC))
+    code, errors = train(tmp_path, 'TRAIN.NUM_STEPS', '20', 'TRAIN.BASE_LR', '0.5e31',
+                         'TRAIN.WARMUP_START_LR', '1e-4', 'TRAIN.WARMUP_STEPS', '10',
+                         'TRAIN.GRAD_CLIP', 'None', 'SAVE_STEPS', '1')
+    assert code == 1 and 'not finite' in errors and 'Could not save' not in errors
+    assert 'No space left on device' in read_run(tmp_path).log
+
+
+def test_the_watchdog_watches_a_second_time():
+    watchdog = Watchdog(60)
+    with watchdog:
+        first = watchdog.closed
+    assert first.is_set()
+    with watchdog:
+        assert not watchdog.closed.is_set()
+
+
+def test_metrics_of_a_run_that_goes_on_with_another_batch(tmp_path):
+    """Updates are counted anew; what is on record of the epochs before stays."""
+    options = ['TRAIN.NUM_EPOCHS', '3', 'VALIDATE_FREQ', '1']
+    assert train(tmp_path, *options)[0] == 0
+    before = read_metrics(read_run(tmp_path).folder)
+    options[1] = '5'
+    assert train(tmp_path, *options, 'DATA.BATCH_SIZE', '64', flags=['-resume=auto'])[0] == 0
+    after = read_metrics(read_run(tmp_path).folder)
+    assert after[:len(before)] == before
+    epochs = [line['epoch'] for line in after if line['event'] == 'train_epoch']
+    assert epochs == [1, 2, 3, 4, 5]
+
+
+class Empty:
+    """Validation data without images."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __len__(self):
+        return 0
+
+
+def test_no_validation_images_are_no_best_and_no_nan(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), 'Acting', lambda dataset, *_: Empty(dataset))
+    options = ('TRAIN.NUM_EPOCHS', '2', 'VALIDATE_FREQ', '1', 'TRAIN.EARLY_STOP_EPOCHS', '1')
+    code, errors = train(tmp_path, *options, while_training=False, act=print)
+    assert code == 0, errors
+    run = read_run(tmp_path)
+    assert 'There are no validation images' in run.log and 'best' not in run.log
+    assert 'best.pdparams' not in run.names and 'last.pdparams' in run.names
+    assert {line['event'] for line in read_metrics(run.folder)} == {'train_epoch', 'train_step'}

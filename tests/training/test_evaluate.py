@@ -1,10 +1,12 @@
 """Evaluation: means over every sample once, against NumPy."""
 
+import math
+
 import numpy as np
 import paddle
 import pytest
 
-from common.training.evaluate import evaluate, find_hits
+from common.training.evaluate import evaluate, find_hits, sum_exactly
 from common.training.precision import Precision
 
 
@@ -56,3 +58,14 @@ def test_ties_go_to_the_lower_class_and_nan_hits_nothing():
     logits[2, 3] = np.nan
     hits = find_hits(paddle.to_tensor(logits), paddle.to_tensor(np.array([0, 5, 0])))
     assert hits.numpy().tolist() == [[True, True], [False, False], [False, False]]
+
+
+def test_sums_do_not_depend_on_order_or_sharing():
+    numbers = np.random.default_rng(0).lognormal(0, 9, 1000)
+    total, rest = sum_exactly(numbers)
+    assert total == math.fsum(numbers) and abs(rest) <= abs(total) * 2 ** -53
+    for split in (1, 3, 500):
+        parts = [sum_exactly(part) for part in np.array_split(numbers[::-1], split)]
+        assert sum_exactly(np.ravel(parts))[0] == total
+    assert math.isnan(sum_exactly(np.array([1.0, np.nan]))[0])
+    assert sum_exactly(np.array([1.0, np.inf]))[0] == math.inf
