@@ -26,6 +26,8 @@ MOMENTS = ('TRAIN.OPTIMIZER.NAME=AdamW,Adam,Lamb',)
 DECAYS = 'TRAIN.LR_SCHEDULER.NAME=cosine,linear,polynomial'
 WARMUP = 'TRAIN.WARMUP_EPOCHS|TRAIN.WARMUP_STEPS'
 CUTMIX = 'TRAIN.CUTMIX_ALPHA|TRAIN.CUTMIX_MINMAX'
+IN_TABLES = 'DATA.DATASET=csv'
+IN_COLUMNS = 'DATA.DATASET=csv'
 IN_MEMORY = '!DATA.DATASET=digits,cifar10,cifar100'
 
 
@@ -36,9 +38,19 @@ class Options:
 
     class DATA:
         DATASET = Option('digits', flag='dataset',
-                         help='imagenet2012, imagefolder, cifar10, cifar100 or digits')
-        DATA_PATH = Option('', flag='data_path',
-                           help='root of the data set, or its train/ or val/ folder')
+                         help='imagenet2012, imagefolder, csv, cifar10, cifar100 or digits')
+        DATA_PATH = Option('', flag='data_path', help='root of the data set, its train/ or val/ '
+                           'folder, or the file that holds it')
+        VAL_PATH = Option('', needs=(IN_TABLES,),
+                          help='validation data, where it is not found at DATA_PATH')
+        TABLE = Option('', needs=('DATA.DATASET=csv',),
+                       help='the table, with paths relative to DATA_PATH; "": DATA_PATH is it')
+        IMAGE_COLUMN = Option('', needs=(IN_COLUMNS,),
+                              help='column with the path, or the picture; "": the usual names')
+        LABEL_COLUMN = Option('', needs=(IN_COLUMNS,),
+                              help='column with the label; "": the usual names')
+        SPLIT_COLUMN = Option('', needs=('DATA.DATASET=csv',),
+                              help='column that says train or val; "": the usual names')
         BATCH_SIZE = Option(128, above=0, flag='batch_size',
                             help='images a process and micro-batch')
         BATCH_SIZE_EVAL = Option(None, kind=int, above=0, flag='batch_size_eval',

@@ -10,6 +10,8 @@ DATASETS.
 
 import logging
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,7 @@ from PIL import Image
 from common.data.digits import load_digits_rgb
 from common.data.images import ImageError
 from common.data.lists import LIST_NAMES
+from common.data.parts import Labelled, join_parts
 from common.data.pixels import to_array
 from common.data.readers import Reader
 from common.data.table import SampleTable, choose_part
@@ -178,7 +181,11 @@ def build_files(config, is_train: bool) -> StoredDataset:
     part, other = ('train', 'val') if is_train else ('val', 'train')
     if tree.has_list(part):
         reader = tree.read_list(part, config.MODEL.NUM_CLASSES)
+        if is_train and config.DATA.VAL_FRACTION > 0 and not tree.has_list(other):
+            return _split(config, is_train, reader)
         return StoredDataset(config, is_train, reader)
+    if tree.has_list(other) and not is_train and config.DATA.VAL_FRACTION > 0:
+        return _split(config, is_train, tree.read_list(other, config.MODEL.NUM_CLASSES))
     if tree.has_list(other):        # its labels need not be the order of the folders
         raise UserError(f'There is no {tree.describe(LIST_NAMES[is_train])}, although there is '
                         f'{tree.describe(LIST_NAMES[not is_train])}.')
@@ -188,7 +195,6 @@ def build_files(config, is_train: bool) -> StoredDataset:
 def build_folders(config, is_train: bool, tree: Tree) -> StoredDataset:
     """One folder a class, in train/ and val/, or in one folder that VAL_FRACTION splits."""
     has_train, has_val = tree.has_folder('train'), tree.has_folder('val')
-    fraction = config.DATA.VAL_FRACTION
     if has_train and has_val:
         class_names = _match_classes(tree)
         reader = tree.scan('train' if is_train else 'val', class_names)
@@ -198,15 +204,31 @@ def build_folders(config, is_train: bool, tree: Tree) -> StoredDataset:
             raise UserError(f'{tree.describe()} has no train folder to train on, only val.')
         return StoredDataset(config, is_train, *_scan_part(tree, 'val'))
     reader, class_names = _scan_part(tree, 'train' if has_train else '')
-    if fraction > 0:
-        reader = reader.select(choose_part(reader.table, fraction, is_train))
-    elif not is_train:
+    if config.DATA.VAL_FRACTION > 0:
+        return _split(config, is_train, reader, class_names)
+    if not is_train:
         raise UserError(
             f'{tree.describe()} has no val folder. Add one, or split a share off the images for '
             f'validation: -opts DATA.VAL_FRACTION 0.1')
     dataset = StoredDataset(config, is_train, reader, class_names)
     dataset.is_split = True
     return dataset
+
+
+def build_labelled(load: Callable[[Any], dict[str, Labelled]], config,
+                   is_train: bool) -> StoredDataset:
+    """Pictures with their labels beside them: a table, shards, parquet. load: of both parts."""
+    labelled, is_split = join_parts(load(config), config, is_train, config.DATA.DATA_PATH)
+    dataset = StoredDataset(config, is_train, labelled.reader, labelled.class_names)
+    dataset.is_split = is_split
+    return dataset
+
+
+def build_csv(config, is_train: bool) -> StoredDataset:
+    """Image files that a table names."""
+    from common.data.csv_table import load_csv
+
+    return build_labelled(load_csv, config, is_train)
 
 
 def build_digits(config, is_train):
@@ -237,10 +259,19 @@ def build_cifar(config, is_train):
 DATASETS = {
     'imagenet2012': build_files,
     'imagefolder': build_files,
+    'csv': build_csv,
     'cifar10': build_cifar,
     'cifar100': build_cifar,
     'digits': build_digits,
 }
+
+
+def _split(config, is_train, reader, class_names=None):
+    """Return the part of the images that VAL_FRACTION chooses."""
+    chosen = choose_part(reader.table, config.DATA.VAL_FRACTION, is_train)
+    dataset = StoredDataset(config, is_train, reader.select(chosen), class_names)
+    dataset.is_split = True
+    return dataset
 
 
 def _scan_part(tree, part):
