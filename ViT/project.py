@@ -20,6 +20,7 @@ from common.weights.rules import Tensor
 from ViT.datasets import get_dataset
 from ViT.distillation import build_loss
 from ViT.formats import FORMATS, paddlevit, timm
+from ViT.from_weights import read_options
 from ViT.released import list_released
 from ViT.vit import build_vit
 
@@ -70,8 +71,8 @@ PROJECT = Project(
     before_head=('pre_logits.',),
     optional_layers=('attention_pool.',),
     positions=('position_embedding',),
-    tokens_without_rows=('register_tokens',),
     fit_weights=fit_weights,
+    read_options=read_options,
     describe_shape=describe_shape,
     build_loss=build_loss,
 )

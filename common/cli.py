@@ -13,7 +13,7 @@ from common.config import Options, list_unset
 from common.errors import UserError, suggest
 from common.option import Option, list_options, shorten, show
 from common.project import Project
-from common.weights import find_preprocessing
+from common.weights import find_preprocessing, open_weights
 
 EXAMPLES = """examples:
   python {script} -cfg=configs/{digits_config}.yaml
@@ -70,25 +70,33 @@ def parse_command_line(project: Project, argv: list[str], script: str) -> CfgNod
 
 def build_config(project: Project, path: str | None, flags: dict[str, Any],
                  opts: list[str]) -> CfgNode:
-    """Return project.get_config(...), with the preprocessing that MODEL.PRETRAINED's files state.
+    """Return project.get_config(...), with what the weights of MODEL.PRETRAINED tell.
 
-    It holds for options that neither the yaml file nor flags nor -opts set. Weights that cannot
-    be read are refused where they are loaded; a run that is continued does not load them.
-    Raises UserError for an unknown key or value, RunError for a download that fails.
+    That is their preprocessing, and without a yaml file or an option of the model's own the
+    model. It holds for options that neither the yaml file nor flags nor -opts set. Weights that
+    cannot be read are refused where they are loaded; a run that is continued does not load them.
+    Raises UserError for an unknown key or value, and for weights that do not tell their model;
+    RunError for a download that fails.
     """
     config = project.get_config(path, flags=flags, opts=opts)
     if not config.MODEL.PRETRAINED:
         return config
+    own_options = set(list_options(project.options)) - set(list_options(Options))
+    wants_model = path is None and project.read_options and not own_options & {*flags, *opts}
     try:
-        stated = find_preprocessing(config.MODEL.PRETRAINED, project)
+        weights = open_weights(config.MODEL.PRETRAINED, project) if wants_model else None
+        stated = weights.preprocessing_options if wants_model else find_preprocessing(
+            config.MODEL.PRETRAINED, project)
     except UserError:
         return config
-    channels = config.DATA.IMAGE_CHANNELS       # mean and std have a number for each
-    unset = [key for key in list_unset(project.options, path, stated)
-             if key not in flags and key not in opts
-             and (not isinstance(stated[key], list) or len(stated[key]) == channels)]
+    told = project.read_options(weights) if wants_model else {}
+    channels = told.get('DATA.IMAGE_CHANNELS', config.DATA.IMAGE_CHANNELS)
+    told |= {key: value for key, value in stated.items()        # a number for each channel
+             if not isinstance(value, list) or len(value) == channels}
+    unset = [key for key in list_unset(project.options, path, told)
+             if key not in flags and key not in opts]
     return project.get_config(
-        path, flags={**{key: stated[key] for key in unset}, **flags}, opts=opts)
+        path, flags={**{key: told[key] for key in unset}, **flags}, opts=opts)
 
 
 def find_config(path: str, folder: str) -> str:

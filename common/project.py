@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from yacs.config import CfgNode
 
     from common.deploy.attention import TokenModule
+    from common.weights.read import Weights
     from common.weights.registry import Released
     from common.weights.rules import Format, Tensor
 
@@ -104,10 +105,10 @@ class Project:
     heads: beginnings of the names of the classifier's parameters, which another number of
     classes replaces. before_head: of layers between features and head that a file may lack.
     optional_layers: of layers that a model may do without where a file has them.
-    positions: names of the position table, the first that the model has. tokens_without_rows:
-    names of the tokens before the patches that have no row there; rows of theirs in a file are
-    added to them. count_heads: (model) -> attention heads, for comparison with what files say.
-    fit_weights: ({our name: Tensor}, {name: shape}) changes a file's tensors to fit a model.
+    positions: names of the position table, the first that the model has. count_heads: (model)
+    -> attention heads, for comparison with what files say. fit_weights: ({our name: Tensor},
+    {name: shape}) changes a file's tensors to fit a model. read_options: (Weights) -> {key:
+    value} of the model that a file is of, for commands without a yaml file; None: they need one.
     describe_shape: ({name: shape}) -> "vit_base_patch16 (embed_dim 768, depth 12)", for messages.
 
     build_loss: (config, criterion) -> compute_loss(model, images, targets), which returns a
@@ -132,9 +133,9 @@ class Project:
     before_head: tuple[str, ...] = ()
     optional_layers: tuple[str, ...] = ()
     positions: tuple[str, ...] = ('pos_embed', 'position_embedding')
-    tokens_without_rows: tuple[str, ...] = ()
     count_heads: Callable[[Model], int | None] = count_heads
     fit_weights: Callable[[dict[str, Tensor], dict[str, list]], None] = fit_nothing
+    read_options: Callable[[Weights], dict[str, Any]] | None = None
     describe_shape: Callable[[dict[str, list]], str] | None = None
 
     build_loss: Callable[[CfgNode, Callable], ComputeLoss] = build_default_loss

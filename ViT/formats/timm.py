@@ -53,7 +53,7 @@ def read_record(config: dict, tensors: dict) -> dict:
         arguments = config.get('model_args')
         if isinstance(arguments, dict) and 'num_heads' in arguments:
             record['num_heads'] = arguments['num_heads']
-        if 'head.weight' in tensors and config.get('global_pool') in ('token', 'avg', 'map'):
+        if config.get('global_pool') in ('token', 'avg', 'map'):
             record['pool'] = config['global_pool']
     elif 'cls_token' in tensors and 'norm_pre.weight' not in tensors:
         record['gelu'] = 'erf'          # of CLIP and SigLIP there are several, which look alike

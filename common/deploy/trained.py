@@ -100,6 +100,8 @@ def _choose_config(project, arguments, recorded):
     if arguments.cfg:
         return find_config(arguments.cfg, project.folder), {}
     if 'config' not in recorded:
+        if project.read_options is not None:            # the weights themselves tell
+            return None, {}
         raise UserError(f'{arguments.pretrained} does not say which model it is of; name its yaml '
                         f'file, such as -cfg=configs/{project.example_configs[1]}.yaml.')
     source = arguments.pretrained

@@ -6,7 +6,8 @@ from common.weights.load import (
     find_preprocessing,
     load_from_config,
     load_pretrained,
+    open_weights,
 )
 
 __all__ = ['LoadReport', 'describe_numerics', 'find_preprocessing', 'load_from_config',
-           'load_pretrained']
+           'load_pretrained', 'open_weights']

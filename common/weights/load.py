@@ -1,7 +1,6 @@
 """Puts the weights of any checkpoint into a model, and reports what was done."""
 
 import logging
-import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ from common.errors import UserError, suggest
 from common.machine.environment import count_cores
 from common.machine.host_memory import share
 from common.project import Model, Project, find_project
-from common.weights.preprocessing import CONFIG_KEYS, read_beside
+from common.weights.positions import plan_positions
+from common.weights.preprocessing import name_options, read_beside
 from common.weights.read import Weights, list_first, read_weights
 from common.weights.registry import resolve
-from common.weights.resize import resize_positions
 from common.weights.rules import copy_array
 
 logger = logging.getLogger(__name__)
@@ -124,7 +123,8 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     project.fit_weights(tensors, shapes)
     _drop_layers(tensors, shapes, report, project)
     new_values = _plan_head(tensors, shapes, report, options, project)
-    new_values |= _plan_positions(model, weights, tensors, report, options, project)
+    new_values |= plan_positions(
+        model, weights, tensors, report.resized, options.position_resize, project)
     _check_fit(weights, tensors, shapes, report, new_values, options.allow_missing, project)
 
     report.numerics = weights.numerics
@@ -166,9 +166,12 @@ def find_preprocessing(source: str | os.PathLike, project: Project) -> dict[str,
     path = resolve(source, project)
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     stated = read_beside(folder)
-    if not stated:
-        stated = read_weights(path, project=project).preprocessing
-    return {CONFIG_KEYS[name]: value for name, value in stated.items()}
+    return name_options(stated) if stated else open_weights(path, project).preprocessing_options
+
+
+def open_weights(source: str | os.PathLike, project: Project) -> Weights:
+    """Return the Weights of a file, a folder or a released name. Raises UserError."""
+    return read_weights(resolve(source, project), project=project)
 
 
 def compare_preprocessing(report: LoadReport, data: Any) -> list[str]:
@@ -178,7 +181,7 @@ def compare_preprocessing(report: LoadReport, data: Any) -> list[str]:
     """
     if data is None or not report.preprocessing:
         return []
-    stated = {CONFIG_KEYS[name]: value for name, value in report.preprocessing.items()}
+    stated = name_options(report.preprocessing)
     ours = {key: data[key.removeprefix('DATA.')] for key in stated}
     texts = [f'{key} {value}' for key, value in stated.items() if ours[key] == value]
     source = report.preprocessing_source
@@ -279,87 +282,6 @@ def _make_head(shape, head_init, generator):
     while (outside := np.abs(values) > 2).any():
         values[outside] = generator.standard_normal(outside.sum())
     return (0.02 * values).astype(np.float32)
-
-
-def _plan_positions(model, weights, tensors, report, options, project):
-    """Return {name: ndarray} for a position embedding whose rows are not the model's.
-
-    Another grid of patches is resampled. Tokens before the patches without a row in the file,
-    the last of them, get zeros; those without a row in the model have theirs added to themselves.
-    """
-    parameters = model.state_dict()
-    name = next((name for name in project.positions if name in parameters), None)
-    if name is None or name not in tensors:
-        return {}
-    shape = tensors[name].shape
-    if len(shape) != 3 or shape[0] != 1 or shape[2] != parameters[name].shape[2]:
-        return {}                               # another model; _check_fit says so
-    rows = model.num_prefix_positions
-    new_grid = tuple(model.grid_size)
-    found = _split_rows(shape[1], (rows, model.num_prefix_tokens, *reversed(range(rows))),
-                        weights.grid_size)
-    if found is None and shape == list(parameters[name].shape):
-        found = rows, new_grid                  # a grid that is no square, but the model's
-    if found is None:
-        if {*tensors} - {*parameters}:
-            return {}                           # another model; _check_fit says so
-        raise UserError(
-            f'{weights.path}: {name} has {shape[1]} rows. Without the {rows} of the tokens '
-            f'before the patches they are no square grid, and not the model\'s {new_grid[0]} x '
-            f'{new_grid[1]}.')
-    file_rows, old_grid = found
-    if (file_rows, old_grid) == (rows, new_grid):
-        return {}
-    values = tensors[name].get()
-    new_values = {}
-    if file_rows > rows:
-        new_values = _add_rows(values[:, rows:file_rows], tensors, report, project)
-        if not new_values:
-            return {}                           # of tokens that the model has not
-        values = np.delete(values, np.s_[rows:file_rows], axis=1)
-    elif file_rows < rows:
-        zeros = np.zeros([1, rows - file_rows, values.shape[2]], values.dtype)
-        values = np.concatenate([values[:, :file_rows], zeros, values[:, file_rows:]], axis=1)
-        report.resized[name] = 'by rows of zeros for tokens that have no position in the file'
-    if old_grid != new_grid:
-        method = options.position_resize
-        if method == 'source':
-            method = weights.position_resize
-        report.resized[name] = (f'from {old_grid[0]} x {old_grid[1]} to {new_grid[0]} x '
-                                f'{new_grid[1]} patches, method {method}')
-        values = resize_positions(values, rows, old_grid, new_grid, method)
-    return {**new_values, name: values}
-
-
-def _split_rows(count, candidates, grid):
-    """Return (rows before the patches, grid) of a table of `count` rows, None if none fits.
-
-    candidates: numbers of rows before the patches, the likeliest first. grid: what the file
-    records, or None.
-    """
-    for rows in candidates:
-        patches = grid or find_grid(count - rows)
-        if patches is not None and rows + patches[0] * patches[1] == count:
-            return rows, patches
-    return None
-
-
-def _add_rows(rows, tensors, report, project):
-    """Return {name: ndarray} of the tokens that `rows` [1, R, D] of the positions belong to."""
-    for name in project.tokens_without_rows:
-        if name in tensors and tensors[name].shape == list(rows.shape):
-            report.resized[name] = 'by adding its positions, which the model has no rows for'
-            return {name: tensors[name].get().astype(np.float32) + rows}
-    return {}
-
-
-def find_grid(num_patches: int) -> tuple[int, int] | None:
-    """Return (side, side) of so many patches, None if they are no square.
-
-    Every published checkpoint has a square grid; those written here record theirs.
-    """
-    side = math.isqrt(max(num_patches, 0))
-    return (side, side) if side > 0 and side * side == num_patches else None
 
 
 def _check_fit(weights, tensors, shapes, report, new_values, allow_missing, project):

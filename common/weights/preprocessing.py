@@ -25,6 +25,11 @@ def read_beside(folder: str) -> dict[str, Any]:
     return stated if set(stated) == set(CONFIG_KEYS) else {}
 
 
+def name_options(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    """Return {config key: value} of a preprocessing."""
+    return {CONFIG_KEYS[name]: value for name, value in preprocessing.items()}
+
+
 def read_stated(config: dict, processor: dict) -> dict[str, Any]:
     """Return those of mean, std, crop_pct and interpolation that the files state.
 

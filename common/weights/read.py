@@ -13,7 +13,7 @@ import numpy as np
 from common.errors import UserError
 from common.project import Project, list_projects
 from common.weights.containers import open_container
-from common.weights.preprocessing import check_preprocessing, read_stated
+from common.weights.preprocessing import check_preprocessing, name_options, read_stated
 from common.weights.rules import Format, Tensor
 
 # Where training checkpoints keep their weights, the preferred entry first.
@@ -56,6 +56,11 @@ class Weights:
     pool: str | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     preprocessing_source: str = ''
+
+    @property
+    def preprocessing_options(self) -> dict[str, Any]:
+        """The preprocessing as {config key: value}."""
+        return name_options(self.preprocessing)
 
 
 def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project | None = None,

@@ -71,6 +71,16 @@ def path_of(name):
     return str(FOLDER / name / CASES[name]['path'])
 
 
+def find_error(model, report, expected, seed, size):
+    """Return the greatest error relative to the greatest number, of logits if a head was loaded."""
+    has_head = f'logits_{size}' in expected and 'classifier.weight' in report.loaded
+    wanted = expected[f'logits_{size}' if has_head else f'features_{size}']
+    with paddle.no_grad():
+        tokens = model.forward_features(make_images(seed, size))
+        found = model.forward_head(tokens, pre_logits=not has_head).numpy()
+    return np.abs(found - wanted).max() / np.abs(wanted).max()
+
+
 @pytest.mark.parametrize('name', EQUAL)
 def test_numbers_are_the_sources(name):
     """Logits, or what a head would read, at two image sizes, plain and with the CPU's kernels."""
@@ -79,14 +89,9 @@ def test_numbers_are_the_sources(name):
     for size in case['image_sizes']:
         model = build(name, size)
         report = load_pretrained(model, path_of(name))
-        has_head = f'logits_{size}' in expected and 'classifier.weight' in report.loaded
-        wanted = expected[f'logits_{size}' if has_head else f'features_{size}']
         for kernels in ('plain', 'cpu'):
             install(model, kernels)
-            with paddle.no_grad():
-                tokens = model.forward_features(make_images(case['seed'], size))
-                found = model.forward_head(tokens, pre_logits=not has_head).numpy()
-            assert np.abs(found - wanted).max() <= 5e-6 * np.abs(wanted).max()
+            assert find_error(model, report, expected, case['seed'], size) <= 5e-6
 
 
 def test_the_number_of_heads_is_compared(tmp_path):
@@ -324,3 +329,39 @@ def test_the_log_says_whose_preprocessing_it_is():
 def test_the_familys_preprocessing_where_no_file_states_it(name, mean):
     weights = read_weights(path_of(name), project=PROJECT)
     assert weights.preprocessing.get('mean', [None])[0] == mean
+
+
+# The model that weights are of
+
+@pytest.mark.parametrize('name', EQUAL)
+def test_weights_tell_their_model(name):
+    """Without a yaml file the right model is built, and the weights give its source's numbers."""
+    case = CASES[name]
+    size = case['image_sizes'][0]
+    # Width 32 is nobody's: where no file tells the number of heads, it cannot be known.
+    weights = read_weights(path_of(name), project=PROJECT)
+    if weights.num_heads is None:
+        weights.num_heads = 4
+    options = PROJECT.read_options(weights)
+    assert options['DATA.IMAGE_SIZE'] == (224 if case['architecture']['rope'] else size)
+    model = PROJECT.build_model(PROJECT.get_config(flags={**options, 'DATA.IMAGE_SIZE': size}))
+    model.eval()
+    report = load_pretrained(model, path_of(name))
+    assert not set(report.missing) - {'classifier.weight', 'classifier.bias'}
+    expected = np.load(FOLDER / name / 'expected.npz')
+    assert find_error(model, report, expected, case['seed'], size) <= 5e-6
+
+
+def test_a_command_without_a_yaml_file_builds_the_model_of_the_weights(tmp_path):
+    config = get_config(path_of('timm_flexivit'))
+    assert (config.MODEL.EMBED_DIM, config.MODEL.DEPTH, config.MODEL.NUM_HEADS) == (32, 2, 4)
+    assert (config.DATA.IMAGE_SIZE, config.MODEL.NUM_CLASSES) == (32, 5)
+    config = get_config(path_of('timm_flexivit'), **{'DATA.IMAGE_SIZE': 48, 'MODEL.NUM_CLASSES': 9})
+    assert (config.DATA.IMAGE_SIZE, config.MODEL.NUM_CLASSES) == (48, 9)
+    # Who describes a model gets that one.
+    assert get_config(path_of('timm_flexivit'), 'MODEL.DEPTH', 3).MODEL.EMBED_DIM == 768
+    (tmp_path / 'a.yaml').write_text('MODEL:\n  DEPTH: 3\n')
+    assert get_config(path_of('timm_flexivit'), cfg=str(tmp_path / 'a.yaml')).MODEL.DEPTH == 3
+    with pytest.raises(UserError, match='does not say which model it is of, nor how many '
+                                        'attention heads its width 32 has'):
+        get_config(path_of('hub_mae'))
