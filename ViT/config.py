@@ -11,13 +11,12 @@ if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) not in sys.path:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from common import config as shared
-from common.errors import UserError
 from common.machine.environment import tune_cpu
 from common.option import Option
 
 tune_cpu()      # before anything else imports Paddle, which reads these settings only once
 
-MAX_STAGES = 8          # of a hybrid's ResNet, each of which halves the image
+from ViT.vit import check_sizes, get_model_arguments
 
 
 class Options(shared.Options):
@@ -73,45 +72,15 @@ class Options(shared.Options):
             'TRAIN.TEACHER', 'TRAIN.DISTILLATION=soft'), help='of soft distillation')
 
 
-def check_model(config: CfgNode):
+def check_model(config: CfgNode) -> None:
     """Raise UserError, naming the keys, if the model's options do not fit together."""
-    model, image_size = config.MODEL, config.DATA.IMAGE_SIZE
-    if image_size % model.PATCH_SIZE:
-        larger = (image_size // model.PATCH_SIZE + 1) * model.PATCH_SIZE
-        smaller = max(larger - model.PATCH_SIZE, model.PATCH_SIZE)
-        sizes = ' or '.join(str(size) for size in sorted({smaller, larger}))
-        raise UserError(f'DATA.IMAGE_SIZE {image_size} is not a multiple of MODEL.PATCH_SIZE '
-                        f'{model.PATCH_SIZE}. Use {sizes}.')
-    if model.ATTN_HEAD_SIZE is None and model.EMBED_DIM % model.NUM_HEADS:
-        raise UserError(f'MODEL.EMBED_DIM {model.EMBED_DIM} is not a multiple of MODEL.NUM_HEADS '
-                        f'{model.NUM_HEADS}. Change one, or set MODEL.ATTN_HEAD_SIZE.')
-    if model.POOL == 'token' and not model.CLASS_TOKEN:
-        raise UserError('MODEL.POOL token needs MODEL.CLASS_TOKEN True. Use MODEL.POOL avg.')
-    if model.POSITION_EMBEDDING == 'sincos2d' and model.EMBED_DIM % 4:
-        raise UserError('MODEL.POSITION_EMBEDDING sincos2d needs a MODEL.EMBED_DIM that is a '
-                        f'multiple of 4, not {model.EMBED_DIM}.')
-    head_size = model.ATTN_HEAD_SIZE or model.EMBED_DIM // model.NUM_HEADS
-    if model.POSITION_EMBEDDING == 'rope' and head_size % 4:
-        raise UserError('MODEL.POSITION_EMBEDDING rope needs heads whose width is a multiple of 4, '
-                        f'not {head_size}. Change MODEL.NUM_HEADS.')
-    if model.DISTILLED and (model.POOL != 'token' or model.REPRESENTATION_SIZE
-                            or model.NORM_AFTER_POOLING):
-        raise UserError('MODEL.DISTILLED True has a head on each of two tokens: it needs '
-                        'MODEL.POOL token, and neither MODEL.REPRESENTATION_SIZE nor '
-                        'MODEL.NORM_AFTER_POOLING.')
-    if int(model.EMBED_DIM * model.MLP_RATIO) < 1:
-        raise UserError(f'MODEL.MLP_RATIO {model.MLP_RATIO:g} leaves the MLP no width.')
-    if len(model.HYBRID) > MAX_STAGES:
-        raise UserError(f'MODEL.HYBRID has {len(model.HYBRID)} stages; more than {MAX_STAGES} '
-                        'leave nothing of an image.')
-    stem_stride = 4 * 2 ** (len(model.HYBRID) - 1)
-    if model.HYBRID and model.PATCH_SIZE % stem_stride:
-        raise UserError(f'MODEL.HYBRID {model.HYBRID} reduces images by {stem_stride}; '
-                        f'MODEL.PATCH_SIZE {model.PATCH_SIZE} must be a multiple of that.')
+    shared.check_arguments(check_sizes, get_model_arguments(config), {
+        'image_size': 'DATA.IMAGE_SIZE', 'resnet_layers': 'MODEL.HYBRID',
+        'resnet_width': 'MODEL.HYBRID_WIDTH'})
     shared.check_memory(count_weights(config))
 
 
-def count_weights(config: CfgNode):
+def count_weights(config: CfgNode) -> int:
     """Return about how many weights the model has, without a hybrid's ResNet and the classes."""
     model, width = config.MODEL, config.MODEL.EMBED_DIM
     attention = 4 * width * model.NUM_HEADS * (model.ATTN_HEAD_SIZE or width // model.NUM_HEADS)

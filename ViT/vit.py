@@ -273,18 +273,9 @@ class VisionTransformer(nn.Layer):
                  distilled=False, pre_norm=False, norm_after_pooling=False):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        check_choice('pool', pool, ('token', 'avg', 'map'))
-        check_choice('position_embedding', position_embedding, ('learned', 'sincos2d', 'rope'))
-        if not class_token and pool == 'token':
-            raise ValueError('pool="token" needs class_token=True; without a class token use '
-                             'pool="avg"')
-        if distilled and (pool != 'token' or representation_size or norm_after_pooling):
-            raise ValueError('distilled=True has a head on each of two tokens: it needs '
-                             'pool="token", no representation_size and no norm_after_pooling')
-        if attn_head_size is None and embed_dim % num_heads:
-            raise ValueError(f'embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; '
-                             'set attn_head_size, or change one of them')
-        check_patches((height, width), patch_size, resnet_layers)
+        check_sizes(image_size, patch_size, embed_dim, num_heads, attn_head_size, mlp_ratio, pool,
+                    class_token, position_embedding, resnet_layers, resnet_width, distilled,
+                    representation_size, norm_after_pooling)
         self.input_shape = [in_channels, height, width]
         self.grid_size = (height // patch_size, width // patch_size)
         self.num_prefix_tokens = int(class_token) + int(distilled) + register_tokens
@@ -429,11 +420,8 @@ def build_sincos_table(grid_size, embed_dim, num_prefix_positions, temperature=1
 
     Quarters of D: sine and cosine of the column, then of the row, at frequencies from 1 to
     1 / temperature, as big_vision spaces them (MoCo v3 stops one step earlier). Prefix tokens
-    get zeros. Raises ValueError if D is not a multiple of 4.
+    get zeros. D is a multiple of 4.
     """
-    if embed_dim % 4:
-        raise ValueError(f'position_embedding="sincos2d" needs an embed_dim that is a multiple '
-                         f'of 4, not {embed_dim}')
     frequencies = temperature ** -np.linspace(0, 1, embed_dim // 4)
     rows, cols = np.mgrid[:grid_size[0], :grid_size[1]]
     row_angles = rows.reshape(-1, 1) * frequencies
@@ -482,15 +470,42 @@ def initialize_weights(model, zero_head):
             zeros(head.weight)
 
 
-def check_patches(image_size, patch_size, resnet_layers):
-    """Raise ValueError, naming the values, if patches or a hybrid's stem do not fit the image."""
-    if any(size < patch_size or size % patch_size for size in image_size):
-        raise ValueError(f'image size {image_size[0]} x {image_size[1]} is not a multiple of the '
-                         f'patch size {patch_size}')
-    if resnet_layers and patch_size % (4 * 2 ** (len(resnet_layers) - 1)):
-        raise ValueError(f'a ResNet of {len(resnet_layers)} stages reduces images by '
-                         f'{4 * 2 ** (len(resnet_layers) - 1)}, of which the patch size '
-                         f'{patch_size} must be a multiple')
+def check_sizes(image_size, patch_size, embed_dim, num_heads, attn_head_size, mlp_ratio, pool,
+                class_token, position_embedding, resnet_layers, resnet_width, distilled,
+                representation_size, norm_after_pooling):
+    """Raise ValueError, naming the arguments, if VisionTransformer cannot be built with these."""
+    check_choice('pool', pool, ('token', 'avg', 'map'))
+    check_choice('position_embedding', position_embedding, ('learned', 'sincos2d', 'rope'))
+    for side in (image_size, image_size) if isinstance(image_size, int) else image_size:
+        if side < patch_size or side % patch_size:
+            sizes = sorted({max(side // patch_size, 1), side // patch_size + 1})
+            raise ValueError(f'image_size {side} is not a multiple of patch_size {patch_size}; use '
+                             f'{" or ".join(str(size * patch_size) for size in sizes)}')
+    if not class_token and pool == 'token':
+        raise ValueError('pool token needs class_token True; without a class token use pool avg')
+    if distilled and (pool != 'token' or representation_size or norm_after_pooling):
+        raise ValueError('distilled True has a head on each of two tokens: it needs pool token, '
+                         'and neither representation_size nor norm_after_pooling')
+    if position_embedding == 'sincos2d' and embed_dim % 4:
+        raise ValueError('position_embedding sincos2d needs an embed_dim that is a multiple of 4, '
+                         f'not {embed_dim}')
+    if attn_head_size is None and embed_dim % num_heads:
+        raise ValueError(f'embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; '
+                         'set attn_head_size, or change one of them')
+    if int(embed_dim * mlp_ratio) < 1:
+        raise ValueError(f'mlp_ratio {mlp_ratio} leaves the MLP no width')
+    head_size = attn_head_size or embed_dim // num_heads
+    if position_embedding == 'rope' and head_size % 4:
+        raise ValueError('position_embedding rope needs heads whose width is a multiple of 4, not '
+                         f'{head_size}; change num_heads')
+    if resnet_layers:
+        stride = 4 * 2 ** (min(len(resnet_layers), 20) - 1)
+        if patch_size % stride:
+            raise ValueError(f'resnet_layers of {len(resnet_layers)} stages reduce images by '
+                             f'{stride}, of which patch_size {patch_size} must be a multiple')
+        if resnet_width % GROUPS:
+            raise ValueError(f'resnet_width {resnet_width} is not a multiple of {GROUPS}, the '
+                             'number of groups in its norms')
 
 
 def check_choice(name, value, choices):
@@ -524,14 +539,11 @@ class RotaryEmbedding(nn.Layer):
 
     Rows and columns go from -1 to 1. Channels i and i + d / 2 of a head are turned by 2 pi *
     place / 100 ** (4 j / d), for the row and then the column, j from 0 to d / 4. The prefix
-    tokens have no place. Raises ValueError if d is no multiple of 4.
+    tokens have no place. d is a multiple of 4.
     """
 
     def __init__(self, grid_size, head_size, num_prefix_tokens):
         super().__init__()
-        if head_size % 4:
-            raise ValueError(f'position_embedding="rope" needs a head size that is a multiple of '
-                             f'4, not {head_size}')
         frequencies = 2 * math.pi / 100 ** (np.arange(head_size // 4) * 4 / head_size)
         rows, cols = ((2 * np.arange(0.5, size) / size - 1) for size in grid_size)
         places = np.stack(np.meshgrid(rows, cols, indexing='ij'), axis=-1).reshape(-1, 2, 1)
@@ -592,6 +604,9 @@ class StandardizedConv2D(nn.Conv2D):
         return F.conv2d(images, centered / (deviation + 1e-5), stride=self.strides, padding='SAME')
 
 
+GROUPS = 32                     # in the norms of the hybrid's ResNet
+
+
 class GroupNorm(nn.Layer):
     """Group normalisation in 32 groups, epsilon 1e-6 (Wu and He, 2018).
 
@@ -605,7 +620,7 @@ class GroupNorm(nn.Layer):
 
     def forward(self, features):                                # [B, channels, h, w]
         channels, height, width = features.shape[1:]
-        groups = features.reshape([-1, 32, channels // 32 * height * width])
+        groups = features.reshape([-1, GROUPS, channels // GROUPS * height * width])
         groups = F.layer_norm(groups, groups.shape[2:], epsilon=1e-6)
         normalized = groups.reshape([-1, channels, height, width])
         return normalized * self.weight.reshape([-1, 1, 1]) + self.bias.reshape([-1, 1, 1])

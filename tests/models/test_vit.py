@@ -480,16 +480,20 @@ def test_recomputation_changes_no_gradient(frozen):
 # Errors
 
 @pytest.mark.parametrize('arguments, text', [
-    ({'image_size': 36}, 'image size 36 x 36 is not a multiple of the patch size 8'),
-    ({'image_size': (32, 4)}, 'image size 32 x 4 is not'),
+    ({'image_size': 36}, 'image_size 36 is not a multiple of patch_size 8; use 32 or 40'),
+    ({'image_size': (32, 4)}, 'image_size 4 is not'),
     ({'num_heads': 5}, 'embed_dim 32 is not a multiple of num_heads 5'),
     ({'gelu': 'relu'}, "gelu must be one of erf, tanh, quick, not 'relu'"),
     ({'pool': 'max'}, "pool must be one of token, avg, map, not 'max'"),
-    ({'class_token': False}, 'pool="token" needs class_token=True'),
+    ({'class_token': False}, 'pool token needs class_token True'),
     ({'position_embedding': 'none'}, 'position_embedding must be one of'),
     ({'pre_logits_activation': 'gelu'}, 'pre_logits_activation must be one of tanh, relu'),
     ({'position_embedding': 'sincos2d', 'embed_dim': 30}, 'multiple of 4, not 30'),
-    ({'resnet_layers': (1, 1, 1)}, 'reduces images by 16, of which the patch size 8'),
+    ({'resnet_layers': (1, 1, 1)}, 'reduce images by 16, of which patch_size 8'),
+    ({'resnet_layers': (1,), 'resnet_width': 40}, 'resnet_width 40 is not a multiple of 32'),
+    ({'mlp_ratio': 0.01}, 'mlp_ratio 0.01 leaves the MLP no width'),
+    ({'distilled': True, 'pool': 'avg'}, 'distilled True has a head'),
+    ({'position_embedding': 'rope', 'attn_head_size': 6}, 'multiple of 4, not 6'),
 ])
 def test_arguments_that_do_not_fit_are_refused(arguments, text):
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -502,13 +506,13 @@ def test_images_of_another_size_are_refused():
 
 
 @pytest.mark.parametrize('opts, text', [
-    (['DATA.IMAGE_SIZE', '225'], 'IMAGE_SIZE 225 is not a multiple .* 16. Use 224 or 240'),
-    (['DATA.IMAGE_SIZE', '8'], 'Use 16'),
+    (['DATA.IMAGE_SIZE', '225'], 'IMAGE_SIZE 225 is not a multiple .* 16; use 224 or 240'),
+    (['DATA.IMAGE_SIZE', '8'], 'use 16'),
     (['MODEL.NUM_HEADS', '7'], 'MODEL.EMBED_DIM 768 is not a multiple of MODEL.NUM_HEADS 7'),
     (['MODEL.POOL', 'avgg'], 'MODEL.POOL: unknown value .* Did you mean avg'),
     (['MODEL.GELU', 'exact'], 'MODEL.GELU: unknown value'),
-    (['MODEL.CLASS_TOKEN', 'False'], 'Use MODEL.POOL avg'),
-    (['MODEL.HYBRID', '[3,4,6,3]'], 'reduces images by 32'),
+    (['MODEL.CLASS_TOKEN', 'False'], 'MODEL.POOL token needs MODEL.CLASS_TOKEN True'),
+    (['MODEL.HYBRID', '[3,4,6,3]'], 'reduce images by 32, of which MODEL.PATCH_SIZE 16'),
     (['MODEL.HYBRID', '[3,0]'], 'must be from 1 to 1000'),
     (['MODEL.DEPTH', '0'], 'MODEL.DEPTH must be above 0'),
     (['MODEL.REPRESENTATION_SIZE', 'wide'], 'MODEL.REPRESENTATION_SIZE must be an integer'),
