@@ -1,6 +1,8 @@
 """For every test: CPU settings before anything imports Paddle, and a log as at the start."""
 
 import logging
+import os
+import sys
 
 import pytest
 
@@ -10,6 +12,32 @@ tune_cpu()
 
 from common.data import pixels  # noqa: E402
 from common.kernels import compiled, row_kernels  # noqa: E402
+
+PROGRAMS = ('python', 'sh', 'bash')     # a compiler is none of them
+started_programs = []
+
+
+def note_program(event, arguments):
+    if event == 'subprocess.Popen':
+        name = os.path.basename(os.fsdecode(arguments[0]))
+        if name.rstrip('0123456789.') in PROGRAMS:
+            started_programs.append(name)
+
+
+sys.addaudithook(note_program)
+
+
+@pytest.fixture(autouse=True)
+def only_marked_tests_start_programs(request):
+    """Fail a test that starts a program and has no mark `runs`: the inner loop leaves those out.
+
+    What a fixture of wider scope starts counts for the first test that uses it.
+    """
+    yield
+    started = started_programs.copy()
+    started_programs.clear()
+    if started and request.node.get_closest_marker('runs') is None:
+        pytest.fail(f'starts {started[0]}; mark it with @pytest.mark.runs')
 
 
 @pytest.fixture

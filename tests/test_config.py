@@ -12,10 +12,10 @@ from common.errors import UserError
 from common.option import Option, list_options, parse, show
 from T2T_ViT.config import Options as T2TOptions
 from T2T_ViT.config import get_config as get_t2t_config
+from tests.support.paths import ROOT
 from ViT.config import Options as ViTOptions
 from ViT.config import get_config
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOTH = pytest.mark.parametrize('options, load', [
     (ViTOptions, get_config), (T2TOptions, get_t2t_config)], ids=['ViT', 'T2T-ViT'])
 

@@ -1,5 +1,6 @@
-"""What the layout of the code promises: common/ knows no model family by name."""
+"""What the layout promises: common/ knows no model family by name; tests share by tests/support."""
 
+import ast
 import glob
 import io
 import os
@@ -8,7 +9,8 @@ import tokenize
 
 import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from tests.support.paths import ROOT
+
 SOURCES = sorted(glob.glob(os.path.join(ROOT, 'common', '**', '*.py'), recursive=True))
 FAMILIES = re.compile(
     r'(?<![a-z])(vit|t2t|deit|dino(v[23])?|siglip|beit|swin|moco|mae|eva02|openclip)(?![a-z])',
@@ -60,3 +62,41 @@ def test_families_are_found_where_they_are_named():
     for text in ('"""Of ViT."""\n', 'x = 1  # ViT', 'path = "vit-paddle"', 'x["VIT_CACHE"]',
                  'activity = "gravity"', 'def f():\n    """DINO."""\n    return 1'):
         assert not find_families(text), text
+
+
+TESTS = sorted(glob.glob(os.path.join(ROOT, 'tests', '**', '*.py'), recursive=True))
+
+
+def find_imported_tests(text):
+    """Return the modules under tests/, beside tests/support/, that a source file imports."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f'{node.module or ""}.{alias.name}' for alias in node.names]
+        else:
+            continue
+        found += [name for name in names
+                  if name.startswith('tests.') and not name.startswith('tests.support.')
+                  or any(part.startswith('test_') for part in name.split('.'))]
+    return found
+
+
+@pytest.mark.parametrize('path', TESTS, ids=lambda path: os.path.relpath(path, ROOT))
+def test_no_test_module_is_imported(path):
+    with open(path, encoding='utf-8') as file:
+        text = file.read()
+    assert not find_imported_tests(text)
+    if os.path.basename(path).startswith('test_'):
+        chain = re.search(r'parents\[\d|dirname\(os\.path\.dirname\(', text)
+        assert chain is None or path == __file__, 'paths are in tests/support/paths.py'
+
+
+def test_imported_tests_are_found():
+    for text in ('import tests.data.test_x', 'from tests.data.test_x import y',
+                 'from tests.data import test_x', 'from test_x import y', 'from tests import data'):
+        assert find_imported_tests(text), text
+    for text in ('from tests.support.paths import ROOT', 'from tests.support import recipe',
+                 'import pytest'):
+        assert not find_imported_tests(text), text

@@ -21,6 +21,7 @@ tune_cpu()      # before Paddle is imported
 
 import paddle
 import paddle.distributed as dist
+from paddle.distributed.spawn import _get_subprocess_env_list
 
 from common.cli import parse_command_line
 from common.errors import FIRST_ERROR_FILE, UserError, report_errors
@@ -39,7 +40,10 @@ def run_single(project: Project, argv: list[str] | None = None) -> int:
 
     argv: arguments without the script's name; None: those of the command line.
     """
-    return report_errors(_run_single, project, sys.argv[1:] if argv is None else argv)
+    code = report_errors(_run_single, project, sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _ignore_signals()
+    return code
 
 
 def run_multi(project: Project, argv: list[str] | None = None) -> int:
@@ -51,6 +55,8 @@ def run_multi(project: Project, argv: list[str] | None = None) -> int:
     code = report_errors(_run_multi, project, sys.argv[1:] if argv is None else argv)
     if is_launched():
         _leave(code)
+    if argv is None:
+        _ignore_signals()
     return code
 
 
@@ -107,25 +113,85 @@ def _spawn(project, argv, processes, backend):
     share_cores(processes)                  # read by Paddle in the processes started below
     os.environ.setdefault('GLOG_minloglevel', '1')      # how they found each other is no news
     tidy_device_lists()
+    ranks, received = [], []
+
+    def forward(number, frame):
+        received.append(number)
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank.pid, number)
+
+    previous = {number: signal.signal(number, forward) for number in _signal_numbers()}
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FIRST_ERROR_FILE] = os.path.join(folder, 'first_error')
-        received = []
-
-        def forward(number, frame):
-            received.append(number)
-            for process in context.processes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='.*CPUONLY mode')
-            context = dist.spawn(_work, args=(project, argv), nprocs=processes, join=False,
-                                 backend=backend)
-        for name in SIGNALS:
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), forward)
-        code = _wait(context.processes)
+        try:
+            _start_ranks(ranks, project, argv, _make_environments(processes, backend))
+            code = _wait(ranks)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            del os.environ[FIRST_ERROR_FILE]
     return 128 + received[0] if received and code else code
+
+
+def _make_environments(processes, backend):
+    """Return the variables by which each process finds its rank, the others and its device."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*CPUONLY mode')
+        return _get_subprocess_env_list(processes, {'backend': backend})
+
+
+def _start_ranks(ranks, project, argv, environments):
+    """Start a process for each environment, and append it to `ranks`.
+
+    Unlike paddle.distributed.spawn, which makes two queues for each process, this makes no
+    semaphore. Their clean-up prints tracebacks at exit where something else removed them.
+    Signals wait until all are started, and in each of them until it can handle them.
+    """
+    context = multiprocessing.get_context('spawn')
+    _mask_signals(block=True)
+    if os.name == 'posix':
+        from multiprocessing import resource_tracker
+        # Starting the tracker unblocks SIGINT and SIGTERM again (up to Python 3.11).
+        resource_tracker.ensure_running()
+        _mask_signals(block=True)
+    try:
+        for environment in environments:
+            rank = context.Process(target=_work, args=(project, argv))
+            with _environment(environment):
+                rank.start()
+            ranks.append(rank)
+    finally:
+        _mask_signals(block=False)
+
+
+@contextlib.contextmanager
+def _environment(variables):
+    """Have these environment variables, for a process that starts meanwhile.
+
+    Proxies are left out: with them the processes would not find each other.
+    """
+    before = dict(os.environ)
+    os.environ.update(variables)
+    for name in ('http_proxy', 'https_proxy'):
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _signal_numbers():
+    """Return the numbers of the signals that end a run after a checkpoint; Windows lacks some."""
+    return [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+
+
+def _mask_signals(block):
+    """Keep those signals waiting, or let them in."""
+    if hasattr(signal, 'pthread_sigmask'):
+        how = signal.SIG_BLOCK if block else signal.SIG_UNBLOCK
+        signal.pthread_sigmask(how, _signal_numbers())
 
 
 def tidy_device_lists() -> None:
@@ -171,6 +237,9 @@ def _work(project, argv):
     """Be one of the spawned processes."""
     with contextlib.suppress(AttributeError, OSError):
         os.setpgid(0, 0)        # Ctrl-C reaches the parent only, which passes it on once
+    for number in _signal_numbers():        # until the run has handlers of its own
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
+    _mask_signals(block=False)
     # A spawned process would spawn its loader workers too, each importing Paddle for seconds.
     multiprocessing.set_start_method(_DEFAULT_START_METHOD, force=True)
     _end_with_parent()
@@ -192,6 +261,12 @@ def _leave(code):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
+
+
+def _ignore_signals():
+    """Ignore signals: the program ends, and one more Ctrl-C would print where Python tidies up."""
+    for number in _signal_numbers():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_with_parent():

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,13 +15,13 @@ from common.checkpoints.content import capture, read_checkpoint, restore
 from common.checkpoints.optimizer_state import MASTER_WEIGHT, group_by_parameter
 from common.checkpoints.store import CheckpointStore
 from common.errors import UserError
+from tests.support.paths import ROOT
 from tests.support.saving import assert_same, make_progress, save
 from tests.support.tiny_run import TinyModel, build_run, collect, train
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.mark.parametrize('optimizer', ['AdamW', 'Momentum'])
+@pytest.mark.runs
 def test_a_fresh_process_continues_bit_for_bit(tmp_path, optimizer):
     TinyModel()                                 # shifts the generated names of the saved run
     run = build_run(optimizer)

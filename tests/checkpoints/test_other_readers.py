@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +10,9 @@ import pytest
 
 from common.checkpoints.content import read_checkpoint, restore
 from common.errors import UserError
+from tests.support.paths import FIXTURES
 from tests.support.saving import list_files, save
 from tests.support.tiny_run import TinyModel, build_run, collect, train
-
-FIXTURES = Path(__file__).resolve().parents[1] / 'fixtures'
 
 
 def test_paddlevits_scripts_read_it(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from common.config import build_default_config
 from common.data import augment
 from common.data.augment import ColorJitter, build_augment, parse_spec
 from common.errors import UserError
+from tests.support.paths import FIXTURES
 
-FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'augment' / 'policies.npz'
+FIXTURE = FIXTURES / 'augment' / 'policies.npz'
 FILL = (124, 116, 104)
 SPECS = ['rand-m9-mstd0.5-inc1', 'rand-m10-n2', 'rand-m5-n3-p0.9-mstd101-mmax15-inc1',
          'original', 'v0', 'original-mstd0.5']

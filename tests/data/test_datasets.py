@@ -17,6 +17,7 @@ from common.data.pixels import to_array
 from common.data.transforms import build_eval_transform, build_train_transform
 from common.errors import UserError
 from tests.support.data_folders import make_config, make_folders, make_image, make_lists
+from tests.support.paths import ROOT
 
 
 def build(config, is_train):
@@ -48,7 +49,7 @@ def test_digits_are_the_published_ones():
 
 
 def test_digits_file_is_small_and_credited():
-    folder = os.path.join(os.path.dirname(__file__), '..', '..', 'common', 'data', 'assets')
+    folder = os.path.join(ROOT, 'common', 'data', 'assets')
     assert os.path.getsize(os.path.join(folder, 'digits.npz')) < 100_000
     with open(os.path.join(folder, 'README.md'), encoding='utf-8') as file:
         text = file.read()

@@ -1,6 +1,5 @@
 """Random erasing against timm on the same random numbers, and its laws."""
 
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -9,8 +8,9 @@ import pytest
 from common.config import Options, build_default_config, load_config
 from common.data import erasing
 from common.errors import UserError
+from tests.support.paths import FIXTURES
 
-FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'augment' / 'erasing.npz'
+FIXTURE = FIXTURES / 'augment' / 'erasing.npz'
 
 
 def build_erasing(**options):

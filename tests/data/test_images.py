@@ -16,15 +16,16 @@ from common.data import images
 from common.data.images import ImageError, is_image_name, read_image, show_path
 from common.data.pixels import to_array
 from tests.support.data_folders import make_image
+from tests.support.paths import FIXTURES
 
-FIXTURES = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'fixtures', 'preprocess')
-with open(os.path.join(FIXTURES, 'index.json'), encoding='utf-8') as file:
+PREPROCESS = FIXTURES / 'preprocess'
+with open(os.path.join(PREPROCESS, 'index.json'), encoding='utf-8') as file:
     INDEX = json.load(file)['images']
 
 
 @pytest.mark.parametrize('name', INDEX)
 def test_decodes_as_the_reference(name):
-    image = read_image(os.path.join(FIXTURES, name))
+    image = read_image(os.path.join(PREPROCESS, name))
     assert image.mode == 'RGB' and list(image.size) == INDEX[name]['size_wh']
     assert hashlib.sha256(to_array(image).tobytes()).hexdigest() == INDEX[name]['rgb_sha256']
 
@@ -127,7 +128,7 @@ def test_decompression_bomb(tmp_path, side):
 def test_damaged_bytes_never_raise_anything_else(tmp_path):
     rng = np.random.default_rng(0)
     for name in ('landscape_500x375.jpg', 'rgba.png', 'palette_transparent.png'):
-        with open(os.path.join(FIXTURES, name), 'rb') as file:
+        with open(os.path.join(PREPROCESS, name), 'rb') as file:
             content = np.frombuffer(file.read(), np.uint8)
         for _ in range(40):
             damaged = content[:rng.integers(1, len(content))].copy()

@@ -19,8 +19,7 @@ from common.data.pipeline import get_dataloader, get_dataset
 from common.data.sampler import EvalBatches, TrainBatches
 from common.data.transforms import build_train_transform
 from tests.support.data_folders import make_config, make_folders, make_image
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests.support.paths import ROOT
 
 
 def collect(batches):
@@ -224,6 +223,7 @@ def test_paddlevits_functions_give_one_epoch():
 
 
 @pytest.mark.parametrize('ending', ['sys.exit(3)', 'raise KeyboardInterrupt', 'os._exit(4)'])
+@pytest.mark.runs
 def test_a_process_that_ends_leaves_no_worker(ending):
     """Workers ignore SIGTERM while training goes on, but must not outlive it."""
     script = (

@@ -1,6 +1,5 @@
 """Mixup and CutMix against timm, against the formula pixel by pixel, and their laws."""
 
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -9,8 +8,9 @@ import pytest
 from common.config import build_default_config
 from common.data import mixup
 from common.errors import UserError
+from tests.support.paths import FIXTURES
 
-FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'augment' / 'mixup.npz'
+FIXTURE = FIXTURES / 'augment' / 'mixup.npz'
 CLASSES = 5
 MODES = ('batch', 'pair', 'elem')
 

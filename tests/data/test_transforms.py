@@ -19,9 +19,10 @@ from common.data.transforms import (
     build_train_transform,
 )
 from tests.support.data_folders import make_config
+from tests.support.paths import FIXTURES
 
-FIXTURES = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'fixtures', 'preprocess')
-with open(os.path.join(FIXTURES, 'index.json'), encoding='utf-8') as file:
+PREPROCESS = FIXTURES / 'preprocess'
+with open(os.path.join(PREPROCESS, 'index.json'), encoding='utf-8') as file:
     INDEX = json.load(file)['images']
 
 
@@ -39,7 +40,7 @@ def gradient(width, height):
 
 @pytest.mark.parametrize('name', INDEX)
 def test_evaluation_equals_the_reference(name):
-    image = read_image(os.path.join(FIXTURES, name))
+    image = read_image(os.path.join(PREPROCESS, name))
     assert len(INDEX[name]['out']) == 6
     for key, expected in INDEX[name]['out'].items():
         size, crop_pct = key.split('_')
@@ -48,7 +49,7 @@ def test_evaluation_equals_the_reference(name):
         assert array.shape == (int(size), int(size), 3) and array.dtype == np.uint8
         assert hashlib.sha256(array.tobytes()).hexdigest() == expected['uint8_sha256'], key
         if 'png' in expected:
-            with Image.open(os.path.join(FIXTURES, expected['png'])) as png:
+            with Image.open(os.path.join(PREPROCESS, expected['png'])) as png:
                 assert np.array_equal(array, np.asarray(png))
 
 

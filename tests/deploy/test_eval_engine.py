@@ -33,6 +33,7 @@ def run(model, config):
 
 
 @pytest.mark.parametrize('name', ['plain', 'onednn'])
+@pytest.mark.runs
 def test_engine_evaluates_as_the_model(name):
     config, model = build(EVAL_ENGINE=name)
     expected = run(model, config)

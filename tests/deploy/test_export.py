@@ -20,9 +20,9 @@ from common.deploy.preprocessing import read_folder
 from common.deploy.trained import load_trained
 from common.errors import RunError
 from common.machine.environment import read_cpu
+from tests.support.paths import ROOT
 from tests.support.trained_digits import fixture_path, load_fixture
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IS_PADDLE_2 = paddle.__version__.startswith('2.')
 HAS_ONNX = all(map(engines.is_installed, ('paddle2onnx', 'onnxruntime')))
 needs_onnx = pytest.mark.skipif(
@@ -67,6 +67,7 @@ def largest_difference(actual, expected):
     'plain', 'onednn', pytest.param('openvino', marks=needs_openvino),
     pytest.param('onnxruntime', marks=needs_onnx)])
 @pytest.mark.parametrize('name', NAMES)
+@pytest.mark.runs
 def test_engines_equal_the_dynamic_model_at_any_batch_size(exported, name, engine):
     folder, _, trained = exported[name]
     run = engines.OPENERS[engine](folder, 'float32')
@@ -78,6 +79,7 @@ def test_engines_equal_the_dynamic_model_at_any_batch_size(exported, name, engin
         assert largest_difference(actual, expected[:size]) <= 1e-4
 
 
+@pytest.mark.runs
 def test_load_engine_tries_it_and_gives_a_callable(exported):
     folder, _, trained = exported['t2t']
     run = load_engine(folder, 'onednn')
@@ -127,6 +129,7 @@ def test_auto_takes_the_fastest_that_is_right(exported, monkeypatch, tmp_path):
         engines.choose_engine(folder, 'float32')
 
 
+@pytest.mark.runs
 def test_auto_measures_here(exported, tmp_path):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
     run = load_engine(folder, 'auto')
@@ -135,6 +138,7 @@ def test_auto_measures_here(exported, tmp_path):
     assert list(choices.values()) == [run.name]
 
 
+@pytest.mark.runs
 def test_an_engine_with_other_logits_is_refused(exported, tmp_path):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
     logits, size = engines.read_check(folder)
@@ -143,6 +147,7 @@ def test_an_engine_with_other_logits_is_refused(exported, tmp_path):
         load_engine(folder, 'onednn')
 
 
+@pytest.mark.runs
 def test_a_crash_of_an_engine_is_reported(exported, tmp_path):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
     script = tmp_path / 'sitecustomize.py'
@@ -157,6 +162,7 @@ def test_a_crash_of_an_engine_is_reported(exported, tmp_path):
     assert 'it crashed (signal 11)' in ended.stdout, ended.stderr
 
 
+@pytest.mark.runs
 def test_damaged_program_is_reported(exported, tmp_path):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
     weights = tmp_path / 'copy' / 'model.pdiparams'
@@ -263,6 +269,7 @@ def test_exporting_again_replaces_what_was_there(exported, tmp_path):
 
 
 @needs_onnx
+@pytest.mark.runs
 def test_a_wrong_conversion_is_refused(tmp_path, capsys, monkeypatch):
     convert = export.convert_to_onnx
 
@@ -285,6 +292,7 @@ def test_a_wrong_conversion_is_refused(tmp_path, capsys, monkeypatch):
     assert os.listdir(tmp_path) == ['other']
 
 
+@pytest.mark.runs
 def test_export_with_onednn_switched_on_in_the_environment(tmp_path):
     command = [sys.executable, 'export_model.py', f'-pretrained={fixture_path("t2t")}',
                f'-output={tmp_path / "exported"}']

@@ -23,12 +23,12 @@ from common.deploy.pictures import OutputNames, Picture, find_pictures
 from common.deploy.preprocessing import read_folder, read_labels, write_folder
 from common.deploy.ranking import rank_classes
 from common.errors import RunError, UserError
+from tests.support.paths import FIXTURES, ROOT
 from tests.support.trained_digits import fixture_path, load_fixture
 from ViT.config import get_config
 from ViT.datasets import get_val_transforms
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PREPROCESS_FIXTURES = os.path.join(ROOT, 'tests', 'fixtures', 'preprocess')
+PREPROCESS_FIXTURES = os.path.join(FIXTURES, 'preprocess')
 
 
 @pytest.fixture
@@ -254,6 +254,7 @@ def test_reading_ahead_is_bounded():
     assert len(list(readings)) == 990
 
 
+@pytest.mark.runs
 def test_script_from_its_folder_with_a_pipe_that_closes(folder):
     paths = ''.join(f'{folder[0]}/{i % 7}.png\n' for i in range(400))
     command = f'{sys.executable} predict.py - -format=jsonl -batch_size=8 ' \
@@ -291,7 +292,7 @@ def test_memory_does_not_grow_with_10000_pictures(tmp_path):
             os.link(tmp_path / 'one.jpg', folder / f'{i:05}.jpg')
         os.unlink(folder / '00123.jpg')
         (folder / '00123.jpg').write_bytes((tmp_path / 'one.jpg').read_bytes()[:2000])
-        code = (f"import resource, sys; sys.path.insert(0, {ROOT!r})\n"
+        code = (f"import resource, sys; sys.path.insert(0, {str(ROOT)!r})\n"
                 f"from ViT.project import PROJECT\n"
                 f"from common.deploy.predict import main\n"
                 f"code = main(PROJECT, ['{folder}', '-pretrained={fixture_path('vit')}', "

@@ -1,22 +1,20 @@
 """The CPU's kernels give the numbers of the plain functions."""
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 from paddle import nn
 
-import tests.training.test_training_parity as parity
 from common.kernels import compiled, install, row_kernels
 from common.training.optimizer import clip_gradients
 from T2T_ViT.t2t_vit import T2TViT
+from tests.support import reference_training as reference
+from tests.support.paths import ROOT
 from ViT.vit import LayerNorm, Linear, Mlp, VisionTransformer, build_vit
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5        # of the largest value of each tensor
 
 CASES = {
@@ -235,20 +233,18 @@ def test_layer_norm_s_gradient_keeps_its_digits():
     assert_close(layer.bias.grad.numpy(), grad.sum(axis=0))
 
 
-@pytest.mark.parametrize('name', ['adamw', 'sgd_accum'])
-def test_training_follows_the_reference(name, monkeypatch):
+@pytest.mark.parametrize('name', list(reference.RUNS))
+def test_training_follows_the_reference(name):
     """As tests/training/test_training_parity.py, with the kernels on."""
     def build_with_kernels(config):
         model = build_vit(config)
         install(model, 'cpu')
         return model
 
-    monkeypatch.setattr(parity, 'build_vit', build_with_kernels)
-    expected = json.loads((parity.FIXTURES / f'{name}.json').read_text())
-    runs = expected, parity.run_reference({'adamw': parity.ADAMW, 'sgd_accum': parity.SGD}[name])
-    parity.test_losses(runs)
-    parity.test_gradient_norms(runs)
-    parity.test_final_weights_and_logits(runs)
+    runs = reference.train_as_reference(name, build_with_kernels)
+    reference.check_losses(*runs)
+    reference.check_gradient_norms(*runs)
+    reference.check_final_weights_and_logits(*runs)
 
 
 def test_norm_of_a_large_gradient_keeps_its_digits():
@@ -260,6 +256,7 @@ def test_norm_of_a_large_gradient_keeps_its_digits():
     np.testing.assert_allclose(parameter.grad.numpy(), 5 / 2000, rtol=1e-5)
 
 
+@pytest.mark.runs
 def test_two_processes(tmp_path):
     path = tmp_path / 'gradients.npz'
     program = ROOT / 'tests' / 'support' / 'fast_parallel.py'
@@ -271,6 +268,7 @@ def test_two_processes(tmp_path):
         assert_close(result[f'fast.{name}'], result[f'plain.{name}'], name)
 
 
+@pytest.mark.runs
 def test_freed_memory_is_kept():
     code = ('import resource, numpy as np\n'
             'from common.machine.host_memory import keep_freed_memory\n'

@@ -9,13 +9,13 @@ import pytest
 
 from tests.support.accelerator import (
     IS_PADDLE_3,
-    ROOT,
     TYPE,
     build,
     make_environment,
     read_metrics,
     run_jobs,
 )
+from tests.support.paths import ROOT
 
 SHORT = ['-num_workers=0', '-opts', 'TRAIN.NUM_STEPS', '6', 'TRAIN.WARMUP_EPOCHS', '0',
          'REPORT_FREQ', '1', 'VALIDATE_FREQ', '1']

@@ -60,11 +60,13 @@ def run_python(code, **environment):
                           capture_output=True, text=True)
 
 
+@pytest.mark.runs
 def test_common_imports_no_paddle():
     run_python('import common, common.machine.environment, common.config, sys; '
                'assert "paddle" not in sys.modules')
 
 
+@pytest.mark.runs
 def test_config_tunes_before_paddle_and_without_noise():
     done = run_python('import ViT.config, os, paddle; print(os.environ["OMP_NUM_THREADS"]); '
                       'from common.machine.environment import describe_cpu; print(describe_cpu())',
@@ -74,6 +76,7 @@ def test_config_tunes_before_paddle_and_without_noise():
     assert 'WISELY' not in done.stderr and 'ccache' not in done.stderr
 
 
+@pytest.mark.runs
 def test_started_processes_share_the_cores():
     code = ('from common.machine.environment import *; tune_cpu(); share_cores(1000); '
             'import os; print(os.environ["OMP_NUM_THREADS"])')

@@ -69,6 +69,7 @@ def test_share_is_the_tensor_s_memory():
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
+@pytest.mark.runs
 def test_freed_memory_is_kept_until_it_is_released():
     code = """
         from common.machine.environment import tune_cpu

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ from PIL import Image
 from common.data.datasets import build_dataset
 from common.data.digits import load_digits
 from tests.support.data_folders import make_config
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope='module')
@@ -24,6 +22,7 @@ def folders(tmp_path_factory):
     return root
 
 
+@pytest.mark.runs
 def test_every_digit_is_in_one_place_with_its_label(folders):
     images, labels = load_digits()
     found = {}
@@ -49,6 +48,7 @@ def test_both_halves_are_picture_folders_of_ten_classes(folders):
             assert set(dataset.labels) == set(range(10))
 
 
+@pytest.mark.runs
 def test_the_folder_must_be_named():
     for arguments in ([], ['-bad'], ['a', 'b'], [__file__]):
         done = subprocess.run([sys.executable, 'examples/digits_to_folders.py', *arguments],

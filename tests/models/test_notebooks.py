@@ -14,7 +14,10 @@ import paddle
 import pytest
 from nbformat.v4 import new_code_cell
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.runs
+
 NOTEBOOKS = sorted(os.path.relpath(path, ROOT) for path in glob(f'{ROOT}/*/notebooks/*.ipynb'))
 LINKED = ('common', 'examples', 'tests')
 TIMEOUT = 1200              # seconds a cell, on a machine that has other things to do

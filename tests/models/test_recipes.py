@@ -6,7 +6,6 @@ down here from those figures alone.
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +14,13 @@ import yaml
 from common.run.launch import run_single
 from common.training.schedule import build_plan, build_schedule
 from T2T_ViT.project import PROJECT as T2T_VIT
-from tests.data.test_cifar import make_contents, write_archive
+from tests.support.cifar_files import make_contents, write_archive
 from tests.support.data_folders import make_folders
+from tests.support.paths import FIXTURES, ROOT
 from ViT.project import PROJECT as VIT
 
-ROOT = Path(__file__).resolve().parents[2]
 VIT_CONFIGS, T2T_CONFIGS = ROOT / 'ViT' / 'configs', ROOT / 'T2T_ViT' / 'configs'
-with open(ROOT / 'tests' / 'fixtures' / 'recipes.yaml', encoding='utf-8') as fixture:
+with open(FIXTURES / 'recipes.yaml', encoding='utf-8') as fixture:
     FACTS = yaml.safe_load(fixture)
 IMAGES = {'cifar10': 50_000, 'cifar100': 50_000, 'imagenet2012': 1_281_167}
 

@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -24,11 +23,12 @@ from T2T_ViT.t2t_vit import (
     sinusoid,
     soft_split,
 )
+from tests.support.paths import FIXTURES, ROOT
 from tests.support.recipe_t2t import fill_t2t
 
-FIXTURES = Path(__file__).parents[1] / 'fixtures' / 't2t'
-MODELS = json.loads((FIXTURES / 'models.json').read_text())
-CONFIGS = Path(__file__).parents[2] / 'T2T_ViT' / 'configs'
+REFERENCE = FIXTURES / 't2t'
+MODELS = json.loads((REFERENCE / 'models.json').read_text())
+CONFIGS = ROOT / 'T2T_ViT' / 'configs'
 
 # PaddleViT's table: parameters (without class token, position embedding and projection) and FLOPs.
 PADDLEVIT_TABLE = {
@@ -71,7 +71,7 @@ def test_logits(name):
     images = generator.standard_normal((1, 3, size, size)).astype('float32')
     with paddle.no_grad():
         logits = model(paddle.to_tensor(images)).numpy()[0]
-    expected = np.load(FIXTURES / 'logits.npz')[name]
+    expected = np.load(REFERENCE / 'logits.npz')[name]
     assert np.abs(logits - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
@@ -97,7 +97,7 @@ def test_tiny_model(token_type):
     model.eval()
     images = np.random.Generator(np.random.PCG64(20261121)).standard_normal((3, 3, 64, 64))
     logits = model(paddle.to_tensor((np.round(8 * images) / 8).astype('float32'))).numpy()
-    expected = np.load(FIXTURES / 'logits.npz')[f'tiny_{token_type}']
+    expected = np.load(REFERENCE / 'logits.npz')[f'tiny_{token_type}']
     assert np.abs(logits - expected).max() <= 5e-6
 
 

@@ -25,8 +25,8 @@ from common.project import find_project
 from common.run.launch import run_single
 from common.tools import convert_weights
 from common.weights import load_pretrained
+from tests.support.paths import FIXTURES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ('main_single_gpu.py', 'predict.py', 'weights.py', 'model_info.py')
 CONFIG = '-cfg=configs/register_vit_digits.yaml'
 
@@ -36,7 +36,7 @@ def root(tmp_path_factory):
     """A folder with the model directory, and with common/ as it is in the repository."""
     root = tmp_path_factory.mktemp('third')
     folder = root / 'RegisterViT'
-    shutil.copytree(ROOT / 'tests' / 'fixtures' / 'third_model', folder)
+    shutil.copytree(FIXTURES / 'third_model', folder)
     (folder / '__init__.py').touch()
     for script in SCRIPTS:
         shutil.copy(ROOT / 'ViT' / script, folder / script)
@@ -154,7 +154,7 @@ def test_a_foreign_checkpoint_loads(root, trained, project):
 
 
 def test_other_families_files_are_named(project):
-    timm = ROOT / 'tests/fixtures/weights/vit/timm_safetensors/model.safetensors'
+    timm = FIXTURES / 'weights/vit/timm_safetensors/model.safetensors'
     with pytest.raises(UserError, match='this is a ViT .patch 16.*the config is a RegisterViT of'):
         load_pretrained(build(project), timm)
 

@@ -12,13 +12,13 @@ import paddle
 import pytest
 
 from common.errors import UserError
+from tests.support.paths import FIXTURES, ROOT
 from tests.support.recipe import draw, fill_by_recipe, recipe_images
 from ViT.config import get_config
 from ViT.vit import DropPath, VisionTransformer, build_sincos_table, build_vit
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FIXTURES = os.path.join(ROOT, 'tests', 'fixtures', 'vit_full')
-with open(os.path.join(FIXTURES, 'index.json'), encoding='utf-8') as index_file:
+VIT_FULL = os.path.join(FIXTURES, 'vit_full')
+with open(os.path.join(VIT_FULL, 'index.json'), encoding='utf-8') as index_file:
     INDEX = json.load(index_file)['configs']
 QUICK = ('vit_tiny_patch16_224', 'vit_tiny_patch16_384', 'vit_small_patch32_224',
          'vit_small_patch16_224', 'vit_base_patch32_224', 'vit_base_patch16_224')
@@ -73,7 +73,7 @@ def test_logits_equal_timms(name):
     model.eval()
     with paddle.no_grad():
         logits = model(paddle.to_tensor(recipe_images(1, config.DATA.IMAGE_SIZE))).numpy()
-    expected = np.load(os.path.join(FIXTURES, 'golden.npz'))[name]
+    expected = np.load(os.path.join(VIT_FULL, 'golden.npz'))[name]
     assert np.abs(logits - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
@@ -82,7 +82,7 @@ def test_hybrid_logits_equal_googles():
                               num_heads=4, gelu='tanh', resnet_layers=(2, 1), resnet_width=32)
     fill_by_recipe(model).eval()
     logits = model(paddle.to_tensor(recipe_images(3, 64))).numpy()
-    expected = np.load(os.path.join(FIXTURES, 'hybrid_logits.npz'))['logits']
+    expected = np.load(os.path.join(VIT_FULL, 'hybrid_logits.npz'))['logits']
     assert np.abs(logits - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
@@ -550,6 +550,7 @@ def test_config_reaches_every_argument():
     assert list(model.resnet.conv_root.weight.shape) == [64, 1, 7, 7]
 
 
+@pytest.mark.runs
 def test_the_documented_snippet_runs_in_the_model_directory(tmp_path):
     code = (
         "from config import get_config\n"

@@ -19,10 +19,10 @@ from common.cli import find_config, list_flags, parse_command_line
 from common.errors import UserError
 from common.machine.device import choose_device
 from common.run.launch import choose_processes
+from tests.support.paths import ROOT
 from ViT.config import get_config
 from ViT.project import PROJECT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 VIT = os.path.join(ROOT, 'ViT')
 SHORT = ['-cfg=configs/vit_digits.yaml', '-num_workers=0', '-opts', 'TRAIN.NUM_STEPS', '12',
          'TRAIN.WARMUP_EPOCHS', '0', 'REPORT_FREQ', '6', 'VALIDATE_FREQ', '1', 'MODEL.DEPTH', '1']
@@ -136,6 +136,7 @@ def test_devices_and_processes(monkeypatch):
     assert choose_device('auto') == 'cpu'
 
 
+@pytest.mark.runs
 def test_plain_lines_without_a_terminal(tmp_path):
     done = subprocess.run([sys.executable, 'main_single_gpu.py', f'-output={tmp_path}', *SHORT],
                           cwd=VIT, capture_output=True, text=True, check=True)

@@ -14,11 +14,13 @@ import pytest
 
 from common.run.launch import _wait, run_single
 from tests.support.images import VAL_IMAGES, make_imagenet
+from tests.support.paths import ROOT
 from ViT.config import get_config
 from ViT.project import PROJECT
 from ViT.vit import build_vit
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+pytestmark = pytest.mark.runs
+
 DIGITS = os.path.join(ROOT, 'ViT', 'configs', 'vit_digits.yaml')
 TINY = ['MODEL.DEPTH', '1', 'MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2']
 SECONDS = 30            # within which all processes end after one has failed

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -18,9 +17,11 @@ from PIL import Image
 from common.weights.trailer import verify_checkpoint
 from tests.support.data_folders import make_folders, make_image
 from tests.support.digits_job import Job, assert_same_result, kill
+from tests.support.paths import FIXTURES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-PREPROCESS = ROOT / 'tests' / 'fixtures' / 'preprocess'
+pytestmark = pytest.mark.runs
+
+PREPROCESS = FIXTURES / 'preprocess'
 SECONDS = 40            # within which every process ends; about 15 on a machine of its own
 
 

@@ -7,8 +7,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.runs
+
 VIT = os.path.join(ROOT, 'ViT')
 OPTIONS = ['-dataset=digits', '-data_path=', '-device=cpu', '-num_workers=0', '-opts',
            'TRAIN.NUM_STEPS', '8', 'TRAIN.WARMUP_STEPS', '2', 'REPORT_FREQ', '1',

@@ -1,4 +1,4 @@
-"""-pretrained on the command line: every fixture of test_weights, through the main scripts."""
+"""-pretrained on the command line: every foreign checkpoint, through the main scripts."""
 
 import os
 
@@ -10,7 +10,7 @@ import common.run.job
 from common.run.launch import run_single
 from T2T_ViT.project import PROJECT as T2T_PROJECT
 from tests.support.data_folders import make_folders
-from tests.weights.test_weights import CASES, FIXTURES, case_name
+from tests.support.foreign_weights import CASES, WEIGHTS, case_name
 from ViT.project import PROJECT as VIT_PROJECT
 
 VIT = ['MODEL.PATCH_SIZE', 16, 'MODEL.EMBED_DIM', 48, 'MODEL.DEPTH', 3, 'MODEL.NUM_HEADS', 4]
@@ -39,7 +39,7 @@ def pictures(tmp_path_factory):
 def test_evaluation_has_the_sources_logits(case, pictures, tmp_path, monkeypatch):
     folder, file, _, build, options, expected_file, array = case
     project, image_size, model_options = MODELS[build.__name__]
-    expected = np.load(os.path.join(FIXTURES, folder, f'{expected_file}.npz'))
+    expected = np.load(os.path.join(WEIGHTS, folder, f'{expected_file}.npz'))
     found = []
 
     def validate(job, run_log):
@@ -52,7 +52,7 @@ def test_evaluation_has_the_sources_logits(case, pictures, tmp_path, monkeypatch
     for name, value in options.items():
         model_options = [*model_options, OPTIONS[name], value]
     code = run_single(project, [
-        '-eval', f'-pretrained={os.path.join(FIXTURES, folder, file)}', '-device=cpu',
+        '-eval', f'-pretrained={os.path.join(WEIGHTS, folder, file)}', '-device=cpu',
         '-dataset=imagefolder', f'-data_path={pictures}', f'-image_size={image_size}',
         f'-num_classes={expected[array].shape[1]}', f'-output={tmp_path}',
         '-opts', *map(str, model_options)])
@@ -62,7 +62,7 @@ def test_evaluation_has_the_sources_logits(case, pictures, tmp_path, monkeypatch
 
 def test_evaluation_refuses_weights_that_do_not_fill_the_model(pictures, tmp_path, capsys):
     arguments = [
-        '-eval', f'-pretrained={FIXTURES}/vit/timm_pth/model.pth', '-device=cpu', '-num_workers=0',
+        '-eval', f'-pretrained={WEIGHTS}/vit/timm_pth/model.pth', '-device=cpu', '-num_workers=0',
         '-dataset=imagefolder', f'-data_path={pictures}', '-image_size=64', '-num_classes=3',
         f'-output={tmp_path}', '-opts', *map(str, VIT)]
     assert run_single(VIT_PROJECT, arguments) == 2

@@ -17,8 +17,10 @@ from common.checkpoints.content import read_checkpoint
 from common.weights.trailer import read_summary
 from tests.support.data_folders import make_folders
 from tests.support.digits_job import Job, assert_same_result, kill, read_metrics
+from tests.support.paths import FIXTURES
 
-FIXTURES = Path(__file__).resolve().parents[1] / 'fixtures'
+pytestmark = pytest.mark.runs
+
 UPDATES = {1: 22, 2: 12}        # of the job, by number of processes
 
 

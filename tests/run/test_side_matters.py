@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw
 from common.run import side_matter
 from common.training import confusion
 from tests.support.colours import list_arguments, make_colours
+from tests.support.paths import ROOT
 from tests.support.side_faults import SINKS, Fault, Stream, run, try_fault
 
 
@@ -85,7 +85,7 @@ def test_a_process_without_streams(data, right, tmp_path, monkeypatch):
     assert run(data, tmp_path)[0] == right
 
 
-MAIN = str(Path(__file__).resolve().parents[2] / 'ViT' / 'main_single_gpu.py')
+MAIN = str(ROOT / 'ViT' / 'main_single_gpu.py')
 
 
 @pytest.mark.runs

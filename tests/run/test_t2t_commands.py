@@ -7,10 +7,12 @@ import pytest
 
 from T2T_ViT.config import get_config
 from T2T_ViT.t2t_vit import build_t2t_vit
-from tests.run.test_commands import check_evaluation, check_training, run
+from tests.support.commands import check_evaluation, check_training, run
 from tests.support.images import make_imagenet
+from tests.support.paths import ROOT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+pytestmark = pytest.mark.runs
+
 T2T_VIT = os.path.join(ROOT, 'T2T_ViT')
 SHORT = ('-opts', 'TRAIN.NUM_EPOCHS', '1', 'TRAIN.WARMUP_EPOCHS', '0', 'TRAIN.COOLDOWN_EPOCHS',
          '1', 'MODEL.DEPTH', '1', 'REPORT_FREQ', '1', 'DATA.NUM_WORKERS', '1')

@@ -13,9 +13,9 @@ import pytest
 
 from common.run.launch import run_multi, run_single
 from tests.support.images import CLASSES, make_imagenet
+from tests.support.paths import ROOT
 from ViT.project import PROJECT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DIGITS = '-cfg=configs/vit_digits.yaml'
 TINY = ('MODEL.DEPTH', '1', 'MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2',
         'MODEL.PATCH_SIZE', '32', 'DATA.IMAGE_SIZE', '64')
@@ -238,6 +238,7 @@ def test_output_without_permission(tmp_path):
     check([DIGITS, f'-output={tmp_path / "runs"}'], tmp_path, 'Permission denied')
 
 
+@pytest.mark.runs
 def test_a_script_exits_with_2_and_says_it_once(tmp_path):
     done = subprocess.run(
         [sys.executable, 'main_multi_gpu.py', DIGITS, '-device=cpu', '-nprocs=2',

@@ -10,8 +10,9 @@ from pathlib import Path
 import paddle
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = Path(__file__).resolve().parent / 'fake_device'
+from tests.support.paths import ROOT
+
+SOURCES = ROOT / 'tests' / 'support' / 'fake_device'
 TYPE = 'metax_gpu'              # of the plug-ins' types, one that Paddle 3.3 allows bfloat16
 IS_PADDLE_3 = int(paddle.__version__.split('.')[0]) >= 3
 

@@ -16,8 +16,7 @@ import numpy as np
 
 from common.checkpoints.content import read_checkpoint
 from common.checkpoints.store import list_checkpoints
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
 
 OPTIONS = {
     'MODEL.EMBED_DIM': 16, 'MODEL.DEPTH': 2, 'MODEL.NUM_HEADS': 2, 'MODEL.DROPOUT': 0.1,

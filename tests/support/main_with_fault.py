@@ -9,13 +9,12 @@ further arguments and another working folder.
 import os
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, ROOT)
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from common.checkpoints import file as checkpoint_file  # noqa: E402
-from common.run.launch import run_multi, run_single  # noqa: E402
-from tests.support.faulty_os import parse_fault  # noqa: E402
-from ViT.project import PROJECT  # noqa: E402
+from common.checkpoints import file as checkpoint_file
+from common.run.launch import run_multi, run_single
+from tests.support.faulty_os import parse_fault
+from ViT.project import PROJECT
 
 if 'FAULT' in os.environ:
     checkpoint_file.os = parse_fault(os.environ['FAULT'])

@@ -12,8 +12,7 @@ from common.config import Options, load_config
 from common.data.datasets import build_dataset
 from common.tools.check_data import main
 from tests.support.data_folders import make_config, make_folders, make_image, make_lists
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests.support.paths import ROOT
 
 
 def get_config(path=None, flags=None, opts=None):
@@ -153,6 +152,7 @@ def test_lists_of_one_split_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('folder', ['ViT', 'T2T_ViT'])
+@pytest.mark.runs
 def test_scripts_of_the_model_directories(tmp_path, folder):
     path = make_folders(tmp_path)
     os.truncate(tmp_path / 'val' / 'cat' / '1.jpg', 300)

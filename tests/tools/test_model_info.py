@@ -7,13 +7,13 @@ import os
 import pytest
 
 from common.tools.model_info import main, measure_config, measure_model
+from tests.support.paths import FIXTURES, ROOT
 from ViT.config import get_config
 from ViT.project import PROJECT
 from ViT.vit import build_vit
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FOLDER = os.path.join(ROOT, 'ViT')
-with open(os.path.join(ROOT, 'tests/fixtures/vit_full/index.json'), encoding='utf-8') as file:
+with open(os.path.join(FIXTURES, 'vit_full/index.json'), encoding='utf-8') as file:
     INDEX = json.load(file)['configs']
 
 # PaddleViT's table: millions of parameters, GFLOPs (it counts a multiply-accumulate as one).

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +12,9 @@ from common.errors import UserError
 from common.run.launch import run_single
 from common.run.log import RunLog
 from common.tools import plot
+from tests.support.paths import ROOT
 from ViT.config import get_config
 from ViT.project import PROJECT as VIT
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_run(folder, epochs=3, scale=1.0, ema=False):
@@ -81,6 +79,7 @@ class TestPicture:
             assert plot.main([run, '-o', str(target)]) == 2
             assert f'Cannot write {target}' in capsys.readouterr().err
 
+    @pytest.mark.runs
     @pytest.mark.parametrize('folder', ['ViT', 'T2T_ViT'])
     def test_the_scripts_work_from_their_folder(self, tmp_path, folder):
         run = write_run(tmp_path / 'run')

@@ -14,17 +14,17 @@ from common.tools.convert_weights import convert, main
 from common.weights.containers import open_container
 from common.weights.read import read_weights
 from T2T_ViT.project import PROJECT as T2T_VIT
+from tests.support.paths import FIXTURES, ROOT
 from ViT.project import PROJECT as VIT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FIXTURES = os.path.join(ROOT, 'tests', 'fixtures', 'weights')
-SOURCES = [path for path in sorted(glob.glob(os.path.join(FIXTURES, '*', '*', '*')))
+WEIGHTS = os.path.join(FIXTURES, 'weights')
+SOURCES = [path for path in sorted(glob.glob(os.path.join(WEIGHTS, '*', '*', '*')))
            if not path.endswith(('.json', '.md')) and 'expected' not in path]
-PADDLEVIT = os.path.join(FIXTURES, 'vit/paddlevit_pdparams/vit_tiny_fixture.pdparams')
-TIMM = os.path.join(FIXTURES, 'vit/timm_safetensors/model.safetensors')
-T2T = os.path.join(FIXTURES, 't2t/performer_ema_zip/tiny_t2t_performer.pth.tar')
-GOOGLE = os.path.join(FIXTURES, 'vit/google_npz/ViT-tiny_fixture.npz')
-IN21K = os.path.join(FIXTURES, 'vit/google_npz_in21k/ViT-tiny_fixture_in21k.npz')
+PADDLEVIT = os.path.join(WEIGHTS, 'vit/paddlevit_pdparams/vit_tiny_fixture.pdparams')
+TIMM = os.path.join(WEIGHTS, 'vit/timm_safetensors/model.safetensors')
+T2T = os.path.join(WEIGHTS, 't2t/performer_ema_zip/tiny_t2t_performer.pth.tar')
+GOOGLE = os.path.join(WEIGHTS, 'vit/google_npz/ViT-tiny_fixture.npz')
+IN21K = os.path.join(WEIGHTS, 'vit/google_npz_in21k/ViT-tiny_fixture_in21k.npz')
 
 
 def same_tensors(first, second):
@@ -104,7 +104,7 @@ def test_the_safetensors_package_reads_it(tmp_path):
 
 
 def test_ema_or_raw(tmp_path):
-    source = os.path.join(FIXTURES, 't2t/performer_train_ckpt/model_best.pth.tar')
+    source = os.path.join(WEIGHTS, 't2t/performer_train_ckpt/model_best.pth.tar')
     ema = convert(T2T_VIT, source, tmp_path / 'ema.safetensors')
     raw = convert(T2T_VIT, source, tmp_path / 'raw.safetensors', use_ema=False)
     assert (ema['cls_token'] != raw['cls_token']).any()
@@ -164,6 +164,7 @@ def test_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('folder, source', [('ViT', TIMM), ('T2T_ViT', T2T)])
+@pytest.mark.runs
 def test_script(folder, source, tmp_path):
     done = subprocess.run(
         [sys.executable, 'convert_weights.py', source, '-o', str(tmp_path / 'a.pdparams')],

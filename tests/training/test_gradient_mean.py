@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from common.training.gradient_mean import split
+from tests.support.paths import ROOT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+pytestmark = pytest.mark.runs
+
 LEFT_BEHIND = '/dev/shm/vit-gradients-*'
 needs_shared_memory = pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='no /dev/shm')
 

@@ -17,12 +17,12 @@ from common.weights import describe_numerics, load_pretrained, safetensors_file
 from common.weights.read import has_same_names
 from T2T_ViT.project import PROJECT as T2T_VIT
 from T2T_ViT.t2t_vit import T2TViT
+from tests.support.paths import FIXTURES, ROOT
 from tests.support.recipe import fill_by_recipe
 from ViT.project import PROJECT as VIT
 from ViT.vit import VisionTransformer
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-TIMM = os.path.join(ROOT, 'tests', 'fixtures', 'weights', 'vit', 'timm_safetensors',
+TIMM = os.path.join(FIXTURES, 'weights', 'vit', 'timm_safetensors',
                     'model.safetensors')
 
 

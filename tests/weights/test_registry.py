@@ -14,9 +14,9 @@ from common.machine import cache
 from common.machine import download as download_module
 from common.machine.download import download
 from common.weights import registry
+from tests.support.paths import FIXTURES, ROOT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FIXTURES = os.path.join(ROOT, 'tests', 'fixtures', 'weights')
+WEIGHTS = os.path.join(FIXTURES, 'weights')
 CONTENT = bytes(range(256)) * 2000          # 512,000 bytes
 
 
@@ -131,11 +131,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.serve_good(count)
 
     def serve_checkpoint(self, count):
-        with open(os.path.join(FIXTURES, 'vit/timm_safetensors/model.safetensors'), 'rb') as file:
+        with open(os.path.join(WEIGHTS, 'vit/timm_safetensors/model.safetensors'), 'rb') as file:
             self.serve_good(count, content=file.read())
 
     def serve_repository(self, count):
-        with open(os.path.join(FIXTURES, 'vit/hf_vit', self.path.rsplit('/', 1)[-1]), 'rb') as file:
+        with open(os.path.join(WEIGHTS, 'vit/hf_vit', self.path.rsplit('/', 1)[-1]), 'rb') as file:
             self.serve_good(count, content=file.read())
 
 
@@ -310,6 +310,7 @@ def test_cache_folder(monkeypatch, system, variable, expected):
 
 
 @pytest.mark.parametrize('folder', ['ViT', 'T2T_ViT'])
+@pytest.mark.runs
 def test_weights_script(folder, tmp_path):
     def run(*arguments):
         return subprocess.run([sys.executable, os.path.join(ROOT, folder, 'weights.py'),

@@ -1,7 +1,6 @@
 """The restricted reader of pickles: right on real files, harmless on hostile ones."""
 
 import collections
-import os
 import pickle
 import struct
 
@@ -11,8 +10,9 @@ import pytest
 
 from common.errors import UserError
 from common.weights import safe_pickle
+from tests.support.paths import FIXTURES
 
-FIXTURES = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'fixtures', 'weights')
+WEIGHTS = FIXTURES / 'weights'
 
 
 def write(folder, data):

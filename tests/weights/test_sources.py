@@ -7,7 +7,6 @@ what the peer computes from it in float64.
 import json
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -21,10 +20,11 @@ from common.weights.containers import open_container
 from common.weights.load import compare_preprocessing
 from common.weights.preprocessing import read_stated
 from common.weights.read import read_weights
+from tests.support.paths import FIXTURES
 from ViT.project import PROJECT
 from ViT.vit import VisionTransformer
 
-FOLDER = Path(__file__).resolve().parents[1] / 'fixtures' / 'family'
+FOLDER = FIXTURES / 'family'
 with open(FOLDER / 'index.json', encoding='utf-8') as file:
     CASES = json.load(file)['cases']
 

@@ -22,8 +22,9 @@ import zipfile
 import numpy as np
 import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FIXTURES = os.path.join(ROOT, 'tests', 'fixtures', 'weights')
+from tests.support.paths import FIXTURES, ROOT
+
+WEIGHTS = os.path.join(FIXTURES, 'weights')
 FILES = {
     'google': 'vit/google_npz/ViT-tiny_fixture.npz',
     'google_in21k': 'vit/google_npz_in21k/ViT-tiny_fixture_in21k.npz',
@@ -114,7 +115,7 @@ def main(name, count):
     from common.errors import UserError
     from common.weights import load_pretrained
     from common.weights.read import read_weights
-    path = os.path.join(FIXTURES, FILES[name])
+    path = os.path.join(WEIGHTS, FILES[name])
     with open(path, 'rb') as file:
         intact = file.read()
     generator = random.Random(name)
