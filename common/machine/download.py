@@ -21,6 +21,8 @@ from common.machine.cache import locked
 CHUNK = 1 << 20                 # bytes
 TIMEOUT = 30                    # seconds without a byte
 TRIES = 5                       # for each address
+LEAST_RATE = 1000               # bytes a second over RATE_SECONDS; less is no connection
+RATE_SECONDS = 30
 PAUSE = 1.0                     # seconds before the second try; doubles with each
 
 logger = logging.getLogger(__name__)
@@ -123,9 +125,14 @@ def _save(response, part, start, total, url):
             desc=name, total=total, initial=start, unit='B', unit_scale=True, disable=None) as bar:
         file.truncate(start)
         file.seek(start)
+        since, before = time.monotonic(), start
         while True:
+            if (seconds := time.monotonic() - since) > RATE_SECONDS:
+                if file.tell() - before < LEAST_RATE * seconds:
+                    raise DownloadError(f'fewer than {LEAST_RATE:,} bytes a second arrive', True)
+                since, before = time.monotonic(), file.tell()
             try:
-                chunk = response.read(CHUNK)
+                chunk = response.read1(CHUNK)       # what is there; read() waits for all of it
             except http.client.IncompleteRead as error:
                 file.write(error.partial)
                 return file.tell()

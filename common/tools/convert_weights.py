@@ -64,6 +64,12 @@ def read_arrays(project: Project, source: str | os.PathLike, target: str = PADDL
     if weights.leftover:
         raise UserError(f'{weights.path} ({weights.format}) holds tensors that no model '
                         f'here has: {list_first(weights.leftover)}.')
+    for name, tensor in weights.tensors.items():
+        if not tensor.fits or any(array.dtype.kind != 'f' for array in tensor.arrays):
+            raise UserError(
+                f'{weights.path} ({weights.format}) is damaged: {name} cannot be made of '
+                + ', '.join(f'{origin} {list(array.shape)} {array.dtype}'
+                            for origin, array in zip(tensor.origins, tensor.arrays)) + '.')
     arrays = {name: to_float32(tensor.get()) for name, tensor in weights.tensors.items()}
     if target == PADDLE:
         return weights, arrays
@@ -75,6 +81,9 @@ def read_arrays(project: Project, source: str | os.PathLike, target: str = PADDL
     except KeyError as error:
         raise UserError(f'{weights.path} ({weights.format}) has {error.args[0]}, which '
                         f'{target} has no name for.') from None
+    except (ValueError, IndexError) as error:
+        raise UserError(f'{weights.path} ({weights.format}) is damaged: its shapes are not those '
+                        f'of {target} ({error}).') from None
     return weights, {name: np.ascontiguousarray(array) for name, array in converted.items()}
 
 

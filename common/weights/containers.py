@@ -1,5 +1,6 @@
 """Opens a checkpoint file of any kind, told by its first bytes, as a tree of NumPy arrays."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.errors import UserError
+from common.files import open_regular
 from common.weights import mindspore_file, safe_pickle, safetensors_file, torch_file
 from common.weights.safe_pickle import PickleError, check_shape
 from common.weights.trailer import CheckpointError, has_trailer, verify_checkpoint
@@ -43,7 +45,7 @@ def open_container(path):
     if path.endswith(INDEX_ENDING):
         return _open_shards(path)
     try:
-        with open(path, 'rb') as file:
+        with open_regular(path, io.DEFAULT_BUFFER_SIZE) as file:
             kind, read = _recognize(file)
             is_ours = kind == 'paddle' and has_trailer(path)
             if is_ours:

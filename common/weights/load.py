@@ -126,6 +126,7 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     new_values |= plan_positions(
         model, weights, tensors, report.resized, options.position_resize, project)
     _check_fit(weights, tensors, shapes, report, new_values, options.allow_missing, project)
+    _check_finite(weights.path, tensors)
 
     report.numerics = weights.numerics
     report.preprocessing = weights.preprocessing
@@ -300,6 +301,27 @@ def _check_fit(weights, tensors, shapes, report, new_values, allow_missing, proj
     if wrong or outside or absent != optional:
         raise UserError(_explain(weights, tensors, shapes, wrong, outside, absent, project))
     report.loaded = [name for name in shapes if name in tensors]
+
+
+def _check_finite(path, tensors):
+    """Raise UserError naming a tensor with a NaN or an infinity, several tensors at a time."""
+    def find(name):
+        return name if not all(map(_is_finite, tensors[name].arrays)) else None
+
+    with ThreadPoolExecutor(min(count_cores(), 8)) as pool:
+        bad = [name for name in pool.map(find, tensors) if name is not None]
+    if bad:
+        raise UserError(f'{path}: NaN or infinity in {list_first(bad)}: the training that wrote '
+                        'it diverged, or the file is damaged.')
+
+
+def _is_finite(array):
+    if array.dtype.kind != 'f':
+        return True
+    with np.errstate(over='ignore', invalid='ignore'):
+        total = array.sum(dtype=np.promote_types(array.dtype, np.float32))
+    # A sum is quicker than to look at every number, but may itself overflow.
+    return bool(np.isfinite(total) or np.isfinite(array).all())
 
 
 def _explain(weights: Weights, tensors, shapes, wrong, outside, absent, project: Project) -> str:

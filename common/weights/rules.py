@@ -233,9 +233,16 @@ class Tensor:
         first = self.arrays[0].shape
         if len(self.arrays) == 1:
             return list(first)
-        if not first or any(array.shape[:-1] != first[:-1] for array in self.arrays):
+        if not self.fits:
             return []
         return [*first[:-1], sum(array.shape[-1] for array in self.arrays)]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the parts, such as queries, keys and values, can be joined."""
+        first = self.arrays[0].shape
+        return len(self.arrays) == 1 or bool(first) and all(
+            array.shape == first for array in self.arrays)
 
     def get(self):
         """Return the ndarray."""

@@ -9,12 +9,14 @@ numbers, so the time and memory that a hostile file costs follow its size.
 """
 
 import collections
+import io
 import os
 import struct
 
 import numpy as np
 
 from common.errors import UserError
+from common.files import open_regular
 
 MAX_INSTRUCTIONS = 2_000_000    # CIFAR-100's training file has 200,000; a checkpoint fewer
 MAX_DEPTH = 200                 # open brackets; real files stay below 10
@@ -40,7 +42,7 @@ def load(path, keep_names=False):
     path = os.fspath(path)
     functions = NAMED_FUNCTIONS if keep_names else PADDLE_FUNCTIONS
     try:
-        with open(path, 'rb') as file:
+        with open_regular(path, io.DEFAULT_BUFFER_SIZE) as file:
             tree = Reader(file, os.fstat(file.fileno()).st_size, functions).read()
         tree = join_large_arrays(tree)
         return tree if keep_names else _drop_name_tables(tree)

@@ -30,36 +30,61 @@ def read(file):
     if header_size > min(MAX_HEADER, size - 8):
         raise PickleError('damaged or cut short: the header is longer than the file.')
     try:
-        header = json.loads(file.read(header_size))
-        metadata = header.pop('__metadata__', {})
-        places = {name: (entry['dtype'], entry['shape'], *entry['data_offsets'])
+        header = json.loads(file.read(header_size).decode('utf-8'), parse_constant=_refuse_constant,
+                            object_pairs_hook=_refuse_duplicates)
+        metadata = header.pop('__metadata__', None) or {}
+        places = {name: _check_place(name, entry['dtype'], entry['shape'], entry['data_offsets'])
                   for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PickleError(f'damaged: the header is not that of a .safetensors ({error}).') from None
-    content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    start = 8 + header_size
-    left = size - start
-    arrays = {}
-    for name, place in places.items():
-        dtype, shape, begin, end = _check_place(name, *place)
-        left -= end - begin
-        if start + end > size or left < 0:
-            raise PickleError(f'damaged or cut short: {name} lies outside the file.')
-        arrays[name] = decode(content[start + begin:start + end], dtype).reshape(shape)
-    return arrays, metadata if isinstance(metadata, dict) else {}
+        raise PickleError(f'damaged: the header is not that of a .safetensors '
+                          f'({str(error)[:100]}).') from None
+    if not isinstance(metadata, dict) or not all(
+            isinstance(value, str) for value in metadata.values()):
+        raise PickleError('damaged: its __metadata__ is not text by names.')
+    _check_order(places, size - 8 - header_size)
+    content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + header_size:]
+    return {name: decode(content[begin:end], dtype).reshape(shape)
+            for name, (dtype, shape, begin, end) in places.items()}, metadata
 
 
-def _check_place(name, dtype, shape, begin, end):
+def _refuse_constant(text):
+    raise ValueError(f'{text} is not JSON')
+
+
+def _refuse_duplicates(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError('a name stands there twice')
+    return entries
+
+
+def _check_place(name, dtype, shape, offsets):
+    """Return (NumPy's or our type, shape, first byte, end) of a tensor. Raises PickleError."""
+    name = name[:100]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise PickleError(f'{name} has the type {str(dtype)[:20]!r}, which is not supported.')
-    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
-    if len(numbers) > 10 or any(type(number) is not int or number < 0 for number in numbers):
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else []
+    if len(numbers) != len(shape) + 2 or len(shape) > 8 or any(
+            type(number) is not int or not 0 <= number < 1 << 63 for number in numbers):
         raise PickleError(f'damaged: {name} has no proper shape or place.')
+    begin, end = offsets
     itemsize = 2 if dtype == 'BF16' else np.dtype(DTYPES[dtype]).itemsize
     if end - begin != itemsize * math.prod(shape):
         raise PickleError(f'damaged: {name} of shape {shape} does not fill its {end - begin:,} '
                           'bytes.')
     return DTYPES[dtype], shape, begin, end
+
+
+def _check_order(places, size):
+    """Raise PickleError unless the tensors fill `size` bytes, each byte once, as in the format."""
+    last = 0
+    for name, (_, _, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
+        if begin != last:
+            raise PickleError(f'damaged or cut short: {name[:100]} starts at byte {begin:,} of the '
+                              f'numbers, the tensor before it ends at {last:,}.')
+        last = end
+    if last != size:
+        raise PickleError(f'damaged or cut short: the tensors end at byte {last:,} of {size:,}.')
 
 
 def write(path, arrays, metadata):

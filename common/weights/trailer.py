@@ -14,6 +14,7 @@ import struct
 import zlib
 
 from common.errors import RunError
+from common.files import open_regular
 
 MAGIC = b'\x00ViTckpt'
 FOOTER = struct.Struct('<8sQII')
@@ -35,7 +36,7 @@ def pack_trailer(summary: dict, pickle_size: int, pickle_crc: int) -> bytes:
 
 def has_trailer(path: str) -> bool:
     """Whether a file ends as ours do. Raises OSError."""
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 64))
         return MAGIC in file.read()
@@ -51,7 +52,7 @@ def verify_checkpoint(path: str) -> dict:
 
     Raises CheckpointError saying what is wrong, and OSError if it cannot be read.
     """
-    with open(path, 'rb', buffering=0) as file:
+    with open_regular(path) as file:
         forget_cached(file.fileno())
         summary, stored_crc, size = read_trailer(path)
         crc = 0
@@ -70,7 +71,7 @@ def verify_checkpoint(path: str) -> dict:
 
 def read_trailer(path: str) -> tuple[dict, int, int]:
     """Return (summary, CRC, file size). Raises CheckpointError if there is no whole trailer."""
-    with open(path, 'rb', buffering=0) as file:
+    with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         if size < FOOTER.size:
             raise CheckpointError(f'cut short: it has {size} bytes')

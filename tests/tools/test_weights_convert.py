@@ -3,6 +3,7 @@
 import glob
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 
 from common.errors import UserError
 from common.tools.convert_weights import convert, main
+from common.weights import safetensors_file
 from common.weights.containers import open_container
 from common.weights.read import read_weights
 from T2T_ViT.project import PROJECT as T2T_VIT
@@ -143,6 +145,24 @@ def test_a_bad_disk_is_noticed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='read back differs'):
         convert(VIT, TIMM, tmp_path / 'a.safetensors')
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('change', ['rows', 'dimensions', 'type', 'scalar'])
+@pytest.mark.parametrize('target', ['paddle', 'timm'])
+def test_tensors_that_do_not_fit_end_with_code_2(tmp_path, capsys, change, target):
+    source = os.path.join(FIXTURES, 'vit', 'hf_vit')
+    tensors = dict(open_container(source).tree)
+    for part in ('query.weight', 'key.bias'):
+        name = next(name for name in tensors if name.endswith(part))
+        array = tensors[name]
+        wrong = {'rows': array[:-1].T[..., :-1], 'dimensions': array[None], 'scalar': array.max(),
+                 'type': array.astype('int32')}[change]
+        changed = {**tensors, name: np.ascontiguousarray(wrong).reshape(np.shape(wrong))}
+        safetensors_file.write(tmp_path / 'model.safetensors', changed, {})
+        shutil.copy(os.path.join(source, 'config.json'), tmp_path)
+        code = main(VIT, [str(tmp_path), '-o', str(tmp_path / 'out.safetensors'), '-to', target])
+        message = capsys.readouterr().err
+        assert code == 2 and str(tmp_path) in message and 'Traceback' not in message, message
 
 
 def test_command_line(tmp_path, capsys):

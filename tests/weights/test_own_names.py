@@ -11,9 +11,12 @@ import paddle
 import pytest
 from paddle import nn
 
+from common.checkpoints.content import read_checkpoint
+from common.checkpoints.store import find_resume, list_checkpoints
 from common.errors import UserError
 from common.project import find_project, load_project
-from common.weights import describe_numerics, load_pretrained, safetensors_file
+from common.weights import describe_numerics, load_pretrained, safe_pickle, safetensors_file
+from common.weights.containers import open_container
 from common.weights.read import has_same_names
 from T2T_ViT.project import PROJECT as T2T_VIT
 from T2T_ViT.t2t_vit import T2TViT
@@ -115,6 +118,51 @@ def test_own_names_win_over_a_format_with_the_same_names(tmp_path, ending):
     assert load_pretrained(again, path).complete
     same_values(model, again)
     assert (model.blocks[0].mix.weight.numpy() != model.blocks[0].mix.weight.numpy().T).any()
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('ending', ['.pdparams', '.safetensors'])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, ending, value):
+    model, path = fill_by_recipe(Plain()), str(tmp_path / f'a{ending}')
+    weight = model.blocks[1].mix.weight.numpy()
+    weight[3, 4] = value
+    model.blocks[1].mix.weight.set_value(weight)
+    if ending == '.pdparams':
+        save(model, path)
+    else:
+        safetensors_file.write(path, {name: value.numpy() for name, value in
+                                      model.state_dict().items()}, {'format': 'pd'})
+    other = Plain()
+    before = other.head.weight.numpy()
+    with pytest.raises(UserError, match=r'NaN or infinity in blocks\.1\.mix\.weight: the train'):
+        load_pretrained(other, path)
+    np.testing.assert_array_equal(other.head.weight.numpy(), before)
+
+
+def test_large_weights_whose_sum_overflows_are_finite(tmp_path):
+    model, other = fill_by_recipe(Plain()), Plain()
+    model.head.weight.set_value(np.full([8, 3], 3e38, np.float32))
+    save(model, tmp_path / 'a.pdparams')
+    load_pretrained(other, tmp_path / 'a.pdparams')
+    same_values(model, other)
+
+
+@pytest.mark.parametrize('read', [open_container, safe_pickle.load, read_checkpoint])
+def test_what_is_no_regular_file_is_refused(tmp_path, read):
+    """A pipe without a writer would be waited for for ever."""
+    path = str(tmp_path / 'last.pdparams')
+    os.mkfifo(path)
+    for special in (path, '/dev/zero'):
+        with pytest.raises(UserError, match='not a regular file'):
+            read(special)
+
+
+def test_a_pipe_among_a_runs_checkpoints_is_passed_over(tmp_path):
+    run = tmp_path / 'run'
+    run.mkdir()
+    os.mkfifo(run / 'Epoch-9-Loss-1.pdparams')
+    assert 'not a regular file' in list_checkpoints(str(run))[0].problem
+    assert find_resume('auto', str(tmp_path)) is None
 
 
 def test_same_names():

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -51,6 +52,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send_body(self, content, count):
         self.wfile.write(content)
+
+    def serve_trickles(self, count):
+        """Send a part, then a byte now and then, for ever; the second time all of it."""
+        self.send_body = self.send_slowly if count == 1 else self.send_body
+        self.serve_good(count)
+
+    def send_slowly(self, content, count):
+        self.wfile.write(content[:100_000])
+        for number in range(100_000, len(content)):
+            time.sleep(0.05)
+            try:
+                self.wfile.write(content[number:number + 1])
+            except OSError:
+                break                               # the client has had enough
 
     def serve_breaks(self, count):
         """Break off after a part, twice."""
@@ -175,6 +190,17 @@ def test_arrives_whole(server, tmp_path, name, requests):
 def test_resumes_where_it_broke_off(server, tmp_path):
     get(server, 'breaks.bin', tmp_path / 'file.bin')
     assert [part for _, part in server.requests] == [None, 'bytes=200000-', 'bytes=400000-']
+
+
+def test_a_download_that_hardly_moves_is_begun_again_where_it_was(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download_module, 'RATE_SECONDS', 0.5)
+    monkeypatch.setattr(download_module, 'LEAST_RATE', 1 << 20)
+    started = time.monotonic()
+    get(server, 'trickles.bin', tmp_path / 'file.bin')
+    assert time.monotonic() - started < 10          # all of it would take 6 hours
+    (_, first), (_, second) = server.requests
+    assert first is None and 100_000 <= int(second[len('bytes='):-1]) < 100_100
+    assert (tmp_path / 'file.bin').read_bytes() == CONTENT
 
 
 def test_resumes_what_an_earlier_process_left(server, tmp_path, monkeypatch):
