@@ -341,9 +341,11 @@ def check_memory(weights: int) -> None:
 def list_unused(config: CfgNode, options: type[Options]) -> list[str]:
     """Return a line for each option that is not at its default and that this run does not read.
 
-    An evaluation reads nothing of TRAIN, and says nothing of it: its yaml file is the recipe.
+    An evaluation reads nothing of TRAIN, which its yaml file may well be full of: one line.
     """
     lines = []
+    if config.EVAL and config.TRAIN != build_default_config(options).TRAIN:
+        lines.append('TRAIN, all of it (EVAL is True)')
     for key, option in list_options(options).items():
         value = get_value(config, key)
         if value == option.default or config.EVAL and key.startswith('TRAIN.'):

@@ -277,6 +277,13 @@ def test_options_that_the_run_does_not_read_are_listed():
         'TRAIN.MIXUP_SWITCH_PROB 0.1 (TRAIN.CUTMIX_ALPHA is 0.0 and TRAIN.CUTMIX_MINMAX is None)']
 
 
+def test_an_evaluation_says_once_that_it_trains_nothing():
+    flags = {'EVAL': True, 'TRAIN.BASE_LR': 0.5, 'TRAIN.END_LR': 0.1, 'AMP_LEVEL': 'O2'}
+    assert shared.list_unused(get_config(flags=flags), ViTOptions) == [
+        'TRAIN, all of it (EVAL is True)', "AMP_LEVEL 'O2' (AMP is False)"]
+    assert shared.list_unused(get_config(flags={'EVAL': True}), ViTOptions) == []
+
+
 def test_readme_and_options_agree_on_the_names():
     """Every option that README and the guides name exists."""
     keys = set(list_options(ViTOptions)) | set(list_options(T2TOptions))

@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 from yacs.config import CfgNode
 
-from common.config import dump_config, list_unused, read_dump
+from common.config import dump_config, get_value, list_unused, read_dump
 from common.machine.device import describe_device
 from common.machine.distributed import get_world_size
 from common.machine.environment import describe_cpu
@@ -28,6 +28,14 @@ def log_start(project: Project, config: CfgNode, device: str, folder: str) -> No
                 'es' if get_world_size() > 1 else '', config.SEED)
     for line in list_unused(config, project.options):
         logger.info('Not used: %s', line)
+
+
+def log_superseded(config: CfgNode) -> None:
+    """Log the options that a run which goes on from a checkpoint does not read."""
+    for key in ('MODEL.PRETRAINED', 'TRAIN.LAST_EPOCH'):
+        if get_value(config, key):
+            logger.info('Not used: %s %s (the run goes on from a checkpoint)', key,
+                        show(get_value(config, key)))
 
 
 def log_changes(saved_config: str | None, config: CfgNode) -> None:

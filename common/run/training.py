@@ -18,7 +18,7 @@ from common.data.preprocessing import read_preprocessing
 from common.data.sampler import TrainBatches
 from common.errors import Interrupted
 from common.machine.distributed import gather_over_ranks, get_rank, get_world_size
-from common.run.announce import log_changes, log_plan, log_skipped
+from common.run.announce import log_changes, log_plan, log_skipped, log_superseded
 from common.run.log import RunLog, format_duration
 from common.run.validation import build_validator
 from common.training.ema import ModelEma
@@ -140,6 +140,7 @@ def resume(state: TrainState, checkpoint: dict, plan: Plan, config) -> None:
 
     checkpoint: see content.read_checkpoint.
     """
+    log_superseded(config)
     log_changes(checkpoint['config'], config)
     for line in restore(state, checkpoint, get_world_size()):
         logger.info('%s', line)

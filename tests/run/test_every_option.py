@@ -343,6 +343,13 @@ def test_another_value_shows(name, key, observed_of):
         assert not any(line.startswith(f'Not used: {key} ') for line in after.log)
 
 
+def test_what_a_checkpoint_supersedes_is_named(observed_of):
+    resumed = observed_of(VIT, {'MODEL.RESUME': '{weights}', 'MODEL.PRETRAINED': '{weights}', **EMA,
+                                'TRAIN.LAST_EPOCH': 1, 'TRAIN.NUM_EPOCHS': 4})
+    for key in ('MODEL.PRETRAINED', 'TRAIN.LAST_EPOCH'):
+        assert any(line.startswith(f'Not used: {key} ') for line in resumed.log), resumed.log
+
+
 @pytest.mark.parametrize('name', PROJECTS)
 def test_every_option_has_a_row(name):
     rows, options = EFFECTS['ViT'] | EFFECTS[name], list_options(PROJECTS[name].options)
