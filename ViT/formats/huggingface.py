@@ -7,6 +7,7 @@ import dataclasses
 from common.errors import UserError
 from common.weights.rules import LINEAR, PLAIN, TENSOR, Format, Rule
 from ViT.formats.colours import IMAGENET
+from ViT.formats.other_layers import refuse_other_layers
 
 GELUS = {'gelu': 'erf', 'gelu_python': 'erf', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh',
          'gelu_fast': 'tanh', 'quick_gelu': 'quick'}
@@ -14,6 +15,7 @@ GELUS = {'gelu': 'erf', 'gelu_python': 'erf', 'gelu_new': 'tanh', 'gelu_pytorch_
 
 def read_record(config: dict, tensors: dict) -> dict:
     """Return what config.json says; {} where there is none. Raises UserError."""
+    refuse_other_layers(tensors)
     record = {}
     if isinstance(config.get('vision_config'), dict):           # of a model of two towers
         config = {**config, **config['vision_config']}
@@ -92,7 +94,8 @@ FORMAT = Format(
     # The library's default; config.json has the last word.
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-12},
     position_resize='bicubic',
-    wrappers=('vit', 'deit', 'ijepa', 'vit_mae', 'vit_msn'),        # a bare model has none
+    # A bare model has none. BEiT's layers are told by their names.
+    wrappers=('vit', 'deit', 'ijepa', 'vit_mae', 'vit_msn', 'beit', 'data2vec_vision'),
     # The pooler is not used by the classifier; a decoder fills masked patches in.
     ignored=('pooler.dense.*', 'embeddings.mask_token', 'decoder.**'),
     read_record=read_record,
@@ -110,6 +113,8 @@ DINOV2 = dataclasses.replace(
         *scale_rules(BLOCK),
         Rule('layernorm.*', 'encoder.encoder_norm.*', PLAIN),
     ),
+    # The library's classifier reads the class token and the patches' mean side by side.
+    outer=(),
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6},
     preprocessing={**IMAGENET, 'crop_pct': 0.875, 'interpolation': 'bicubic'},
     wrappers=('dinov2', 'dinov2_with_registers'),

@@ -1,9 +1,16 @@
 """MMPretrain's and MMClassification's .pth, with the names from before mmcls 0.17 too."""
 
 from common.weights.rules import IN_PROJ, LINEAR, PLAIN, TENSOR, AddZeros, Format, Rule
+from ViT.formats.other_layers import refuse_other_layers
 
 BLOCK = 'layers.{i}'
 OLD_BLOCK = 'encoder.layers.{i}'
+
+def read_record(config: dict, tensors: dict) -> dict:
+    """Return {}; raises UserError for layers that no model here has."""
+    refuse_other_layers(tensors)
+    return {}
+
 
 FORMAT = Format(
     name='MMPretrain',
@@ -44,6 +51,7 @@ FORMAT = Format(
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6, 'pre_logits_activation': 'tanh'},
     position_resize='bicubic',
     ignored=('mask_token',),
+    read_record=read_record,
     # CLIP's patches have no bias.
     prepare=AddZeros('patch_embed.projection.weight', 'patch_embed.projection.bias',
                       where='pre_norm.weight'),

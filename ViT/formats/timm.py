@@ -10,6 +10,7 @@ import re
 from common.errors import UserError
 from common.weights.rules import LINEAR, PLAIN, TENSOR, AddZeros, Format, Rule
 from ViT.formats.colours import IMAGENET
+from ViT.formats.other_layers import refuse_other_layers
 
 # Architectures with these names but other arithmetic: (pattern, what is different).
 OTHER_ARITHMETIC = (
@@ -38,6 +39,7 @@ Q_AND_V_BIAS = (Rule('blocks.{i}.attn.q_bias', 'encoder.layers.{i}.attn.qkv.bias
 
 def read_record(config: dict, tensors: dict) -> dict:
     """Return what config.json and the tensors say. Raises UserError for other arithmetic."""
+    refuse_other_layers(tensors)
     record = {}
     architecture = config.get('architecture')
     if isinstance(architecture, str):

@@ -160,8 +160,10 @@ def _choose_format(container, names, project, own_names):
     known = [form.name for candidate in projects
              for form in (get_own_format(candidate), *candidate.formats)]
     whose = project.name if project else ' or '.join(other.name for other in projects)
-    raise UserError(f'{container.path}: no known format of {whose} weights. Names in the file: '
-                    f'{list_first(names)}. Known: {", ".join(known)}.')
+    stated = container.config.get('model_type') or container.config.get('architecture')
+    named = f' config.json calls it {str(stated)[:60]!r}.' if stated else ''
+    raise UserError(f'{container.path}: no known format of {whose} weights.{named} Names in the '
+                    f'file: {list_first(names)}. Known: {", ".join(known)}.')
 
 
 def has_same_names(names: Iterable[str], own_names: Iterable[str]) -> bool:

@@ -157,6 +157,25 @@ def test_equal_names_with_other_arithmetic_are_refused(tmp_path, architecture):
         load_pretrained(build('timm_plain_imagenet_norm'), folder / 'model.safetensors')
 
 
+@pytest.mark.parametrize('name, expected', [
+    ('blocks.0.mlp.w12.weight', 'SwiGLU'), ('blocks.0.mlp.fc1_g.weight', 'SwiGLU'),
+    ('blocks.0.attn.relative_position_bias_table', 'relative positions'),
+    ('blocks.0.attn.q_norm.weight', 'norms of queries and keys'),
+    ('blocks.0.attn.norm.weight', 'norms inside attention'),
+    ('patch_embed.backbone.stem.conv.weight', "a ResNet in front")])
+def test_layers_of_other_networks_are_named(tmp_path, plain, name, expected):
+    safetensors_file.write(tmp_path / 'a.safetensors', {**plain[0], name: np.ones(8, 'f4')}, {})
+    with pytest.raises(UserError, match=f'a.safetensors: {name} is of .*{expected}.*Take .* inst'):
+        load_pretrained(build('lightning'), tmp_path / 'a.safetensors')
+
+
+def test_the_architecture_that_a_file_states_is_in_the_message(tmp_path):
+    safetensors_file.write(tmp_path / 'model.safetensors', {'trunk.a': np.ones(3, 'f4')}, {})
+    (tmp_path / 'config.json').write_text('{"model_type": "aimv2"}')
+    with pytest.raises(UserError, match="no known format of ViT weights. config.json calls it 'ai"):
+        load_pretrained(build('lightning'), tmp_path)
+
+
 def test_positions_of_tokens(tmp_path):
     """The class token has a row of zeros where the source gives it no position."""
     model = build('timm_flexivit')
@@ -209,8 +228,8 @@ def test_what_is_beside_the_network_is_left_out_and_listed(tmp_path, plain):
     # Inside the network nothing is left out.
     safetensors_file.write(tmp_path / 'b.safetensors', {
         **{f'visual.trunk.{name}': array for name, array in plain[0].items()},
-        'visual.trunk.blocks.0.attn.q_norm.weight': np.ones(8, 'f4')}, {'format': 'pt'})
-    with pytest.raises(UserError, match='only in the file: visual.trunk.blocks.0.attn.q_norm'):
+        'visual.trunk.blocks.0.attn.my_norm.weight': np.ones(8, 'f4')}, {'format': 'pt'})
+    with pytest.raises(UserError, match='only in the file: visual.trunk.blocks.0.attn.my_norm'):
         load_pretrained(build('lightning'), tmp_path / 'b.safetensors')
 
 
