@@ -16,6 +16,7 @@ import yaml
 from yacs.config import CfgNode
 
 from common.errors import UserError, suggest
+from common.machine.environment import measure_memory
 from common.option import Option, copy_default, list_options, parse, shorten, show
 from common.yaml_text import parse_yaml, read_yaml
 
@@ -329,10 +330,8 @@ def check_memory(weights: int) -> None:
 
     The system would end a process that tries, without a word of why.
     """
-    if not hasattr(os, 'sysconf'):          # Windows
-        return
-    available = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    if 4 * weights > available:
+    available = measure_memory()
+    if available is not None and 4 * weights > available:
         raise UserError(f'The model would have {weights:.2g} weights, {4 * weights / 1e9:,.0f} GB; '
                         f'this machine has {available / 1e9:,.0f} GB. Check the sizes under MODEL '
                         'and DATA.IMAGE_SIZE.')

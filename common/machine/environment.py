@@ -14,6 +14,8 @@ import os
 import sys
 import warnings
 
+# Of a container, in bytes: cgroup v2 and v1.
+MEMORY_LIMITS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes')
 # Variables set here, for processes started from this one: they may set them anew.
 _MARKER = 'VIT_CPU_TUNED'
 # How many processes share the cores, for those that share_cores() was called for.
@@ -124,3 +126,15 @@ def count_cores():
     except (OSError, ValueError):
         pass                                # no quota, or not a cgroup v2 system
     return max(1, cores)
+
+
+def measure_memory() -> int | None:
+    """Return the bytes of memory of this machine, or of the container it runs in; None: unknown."""
+    if not hasattr(os, 'sysconf'):          # Windows
+        return None
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    for path in MEMORY_LIMITS:
+        # There may be no such cgroup, and "max" is no number.
+        with contextlib.suppress(OSError, ValueError), open(path, encoding='ascii') as file:
+            memory = min(memory, int(file.read()))
+    return memory

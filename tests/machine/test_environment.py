@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from common.machine import environment
 from common.machine.environment import choose_settings, read_cpu
 
 # Feature flags as /proc/cpuinfo shows them, shortened to what matters and some beside it.
@@ -82,3 +83,16 @@ def test_started_processes_share_the_cores():
             'import os; print(os.environ["OMP_NUM_THREADS"])')
     assert run_python(code).stdout.split()[-1] == '1'
     assert run_python(code, OMP_NUM_THREADS='3').stdout.split()[-1] == '3'
+
+
+@pytest.mark.parametrize('version', [0, 1])
+def test_memory_is_that_of_the_container(version, tmp_path, monkeypatch):
+    limits = [tmp_path / 'memory.max', tmp_path / 'limit_in_bytes']
+    monkeypatch.setattr(environment, 'MEMORY_LIMITS', limits)
+    machine = environment.measure_memory()
+    assert machine > 10 ** 8
+    limits[version].write_text('64000000\n')
+    assert environment.measure_memory() == 64_000_000
+    for content in ('max\n', str(2 ** 62), '', 'x'):
+        limits[version].write_text(content)
+        assert environment.measure_memory() == machine
