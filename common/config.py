@@ -71,7 +71,7 @@ class Options:
         USE_SHARED_MEMORY = Option(True, needs=('DATA.NUM_WORKERS',),
                                    help='False where /dev/shm is small (containers, notebooks)')
         SKIP_CORRUPT = Option(False, needs=(IN_MEMORY,),
-                              help='count unreadable training images and go on')
+                              help='count unreadable images and go on')
         VAL_FRACTION = Option(0.0, at_least=0, at_most=1,
                               help='share split off for validation where there is no val/')
         LABELS = Option(None, kind=str, help='file with one class name a line')

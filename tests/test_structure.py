@@ -17,7 +17,7 @@ FAMILIES = re.compile(
     re.IGNORECASE)
 # The package's own name in paths and in the User-Agent, its environment variables, and the
 # project whose layout of training checkpoints and flags this one keeps.
-ALLOWED = re.compile(r'vit-paddle|vit-gradients|VIT_[A-Z_]+|PaddleViT')
+ALLOWED = re.compile(r'vit-paddle|vit-loader|VIT_[A-Z_]+|PaddleViT')
 
 
 def find_families(text):

@@ -75,6 +75,7 @@ class Dataset:
         self.is_train = is_train
         self.seed = config.SEED
         self.skip_corrupt = is_train and config.DATA.SKIP_CORRUPT
+        self.leave_out_corrupt = not is_train and config.DATA.SKIP_CORRUPT
         self.labels = labels
         self.class_names = class_names
         self.is_split = False
@@ -87,7 +88,8 @@ class Dataset:
         """Return (uint8 [S, S, 3], label, index) of an (epoch, index). Raises ImageError.
 
         With SKIP_CORRUPT an unreadable training image is replaced by the next
-        readable one, whose index is returned.
+        readable one, whose index is returned; a validation image raises, and the loader
+        leaves it out.
         """
         epoch, index = key
         seed = np.random.SeedSequence([self.seed, epoch, index])

@@ -8,6 +8,7 @@ import atexit
 import json
 import logging
 import mmap
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -17,12 +18,17 @@ import traceback
 import numpy as np
 import paddle
 
+from common.data import shared_files
 from common.data.images import ImageError
 from common.errors import RunError
+from common.machine.distributed import get_world_size
 from common.machine.host_memory import keep_freed_memory
 
-SHARED_MEMORY = '/dev/shm'
 PREFETCH = 2                # batches under way for each worker
+
+USUAL_CAUSES = {
+    9: ', often out of memory',
+    7: f', often because {shared_files.FOLDER} is full: -opts DATA.USE_SHARED_MEMORY False'}
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +64,7 @@ class Loader:
         self.batches = batches
         self.num_workers = num_workers
         self.skipped = {}
-        self._reader = _SampleReader(dataset, num_workers)
+        self._reader = _SampleReader(dataset, num_workers, use_shared_memory)
         self._iterator = None
         self._loader = None
         if num_workers:
@@ -66,7 +72,6 @@ class Loader:
                 self._reader, batch_sampler=batches, collate_fn=_collate, return_list=True,
                 num_workers=num_workers, use_shared_memory=use_shared_memory,
                 prefetch_factor=PREFETCH, worker_init_fn=self._reader.start_worker)
-            atexit.register(self.close)
 
     def __len__(self):
         return len(self.batches)
@@ -75,7 +80,8 @@ class Loader:
         if not self.num_workers:
             for keys in self.batches:
                 arrays = self._unpack(_collate([self._reader[key] for key in keys]))
-                yield tuple(paddle.to_tensor(array) for array in arrays)
+                if arrays is not None:
+                    yield tuple(paddle.to_tensor(array) for array in arrays)
             return
         self._start_workers()
         try:
@@ -86,13 +92,16 @@ class Loader:
                     return
                 except SystemError as error:        # Paddle's queue was closed under us
                     raise LoaderError(self._describe_death()) from error
-                yield tuple(self._unpack(batch))
+                tensors = self._unpack(batch)
+                if tensors is not None:
+                    yield tuple(tensors)
         finally:
             self.close()
 
     def close(self):
         """End the workers."""
         iterator, self._iterator = self._iterator, None
+        atexit.unregister(self.close)
         if iterator is not None:
             self._reader.let_workers_end()
             iterator._try_shutdown_all(1)
@@ -109,12 +118,14 @@ class Loader:
         in_main_thread = threading.current_thread() is threading.main_thread()
         previous = signal.getsignal(signal.SIGCHLD)
         self._iterator = iter(self._loader)
+        atexit.register(self.close)         # which keeps the loader alive while workers run
         if in_main_thread:
             # Paddle's handler raises wherever the program happens to be; `__iter__` does in one
             # place, and knows the sample's path.
             signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
 
     def _unpack(self, batch):
+        """Return the batch's tensors, or None where no image of it could be read."""
         *tensors, report = batch
         report = json.loads(report)
         for path in report['skipped']:
@@ -124,7 +135,7 @@ class Loader:
                              '-opts DATA.SKIP_CORRUPT True. check_data.py lists them all.')
         if report['failure']:
             raise LoaderError(report['failure'])
-        return tensors
+        return None if report['is_empty'] else tensors
 
     def _describe_death(self):
         workers = self._iterator._workers if self._iterator is not None else []
@@ -134,7 +145,7 @@ class Loader:
                 code = worker.exitcode
                 how = f'exit code {code}'
                 if code is not None and code < 0:
-                    how = f'signal {-code}' + (', often out of memory' if code == -9 else '')
+                    how = f'signal {-code}' + USUAL_CAUSES.get(-code, '')
                 lines.append(
                     f'Loader worker {number} died ({how}) while reading '
                     f'{self._reader.describe_progress(number)}.')
@@ -144,10 +155,12 @@ class Loader:
 class _SampleReader(paddle.io.Dataset):
     """What the workers run: reads samples, reports errors as values, notes its progress."""
 
-    def __init__(self, dataset, num_workers):
+    def __init__(self, dataset, num_workers, use_shared_memory):
         super().__init__()
         self.dataset = dataset
+        self.use_shared_memory = use_shared_memory
         self.worker = 0
+        self.mark = None                    # of this process, see shared_files
         self.parent = os.getpid()
         # Shared with the workers: [closing, then epoch and index for each worker].
         memory = mmap.mmap(-1, 8 * (1 + 2 * max(1, num_workers)))
@@ -162,6 +175,8 @@ class _SampleReader(paddle.io.Dataset):
         try:
             image, label, index = self.dataset[key]
         except ImageError as error:
+            if self.dataset.leave_out_corrupt:
+                return {'left_out': self.dataset.describe_sample(key[1])}
             return {'error': str(error)}
         except Exception:           # a mistake of ours: the traceback must reach the log
             return {'failure': f'{self.dataset.describe_sample(key[1])} (epoch {key[0]}): '
@@ -175,6 +190,9 @@ class _SampleReader(paddle.io.Dataset):
     def start_worker(self, worker):
         """Prepare a worker process: signals meant for the training process do not end it."""
         self.worker = worker
+        self.mark = shared_files.mark_worker() if self.use_shared_memory else None
+        # Runs when Paddle lets the worker end by itself.
+        multiprocessing.util.Finalize(None, self._leave_nothing, exitpriority=0)
         keep_freed_memory()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -197,38 +215,63 @@ class _SampleReader(paddle.io.Dataset):
 
     def _end_if_closing(self, signum, frame):
         if self.shared[0]:
+            self._leave_nothing()
             os._exit(0)
 
     def _end_with_parent(self):
         while os.getppid() == self.parent:
             time.sleep(1)
+        self._leave_nothing()
         os._exit(1)
+
+    def _leave_nothing(self):
+        if self.use_shared_memory:
+            shared_files.remove_own_files(self.mark)
 
 
 def _collate(samples):
     """Return [images, labels, indices, report], report being text that Paddle passes through."""
-    report = {'error': None, 'failure': None, 'skipped': []}
+    report = {'error': None, 'failure': None, 'skipped': [], 'is_empty': False}
     for sample in samples:
         if isinstance(sample, dict):
-            blank = np.zeros(1, np.int64)
-            return [blank.astype(np.uint8), blank, blank, json.dumps({**report, **sample})]
-        report['skipped'] += sample[3]
+            if 'left_out' not in sample:
+                return _blank({**report, **sample})
+            report['skipped'].append(sample['left_out'])
+        else:
+            report['skipped'] += sample[3]
+    samples = [sample for sample in samples if not isinstance(sample, dict)]
+    if not samples:
+        return _blank({**report, 'is_empty': True})
     images, labels, indices, _ = zip(*samples)
     return [np.stack(images), np.array(labels, np.int64), np.array(indices, np.int64),
             json.dumps(report)]
 
 
+def _blank(report):
+    nothing = np.zeros(1, np.int64)
+    return [nothing.astype(np.uint8), nothing, nothing, json.dumps(report)]
+
+
 def _has_shared_memory(batch_size, num_workers, image_size):
-    """Tell whether /dev/shm has room for the batches under way; say so when it has not."""
-    if not os.path.isdir(SHARED_MEMORY):
+    """Tell whether /dev/shm has room for the batches under way; say so when it has not.
+
+    What killed runs of this user have left there is removed first. All processes of this
+    machine load at the same time; those of other machines are counted, too.
+    """
+    folder = shared_files.FOLDER
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         return False
-    stats = os.statvfs(SHARED_MEMORY)
+    removed = shared_files.remove_left_files()
+    if removed:
+        logger.info('Loader: removed %.1f MB that a killed run had left in %s.', removed / 1e6,
+                    folder)
+    stats = os.statvfs(folder)
     free = stats.f_bavail * stats.f_frsize
     batch_bytes = batch_size * image_size ** 2 * 3
-    needed = batch_bytes * (PREFETCH * num_workers + 2)
+    needed = batch_bytes * (PREFETCH * num_workers + 2) * get_world_size()
     if free >= needed:
         return True
     logger.warning(
         'Loader: %s has %d MB free and %d MB are needed; batches go through pipes instead, which '
-        'is slower.', SHARED_MEMORY, free >> 20, needed >> 20)
+        'is slower.', folder, free >> 20, needed >> 20)
     return False

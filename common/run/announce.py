@@ -57,7 +57,7 @@ def log_changes(saved_config: str | None, config: CfgNode) -> None:
 
 
 def log_skipped(skipped: dict[str, int]) -> None:
-    """Log which unreadable images DATA.SKIP_CORRUPT replaced. skipped: {path: times}."""
+    """Log which unreadable images SKIP_CORRUPT replaced or left out. skipped: {path: times}."""
     if skipped:
         logger.warning('%d unreadable images were skipped, %d times in all: %s%s', len(skipped),
                        sum(skipped.values()), ', '.join(sorted(skipped)[:5]),

@@ -97,6 +97,7 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
         saver.finish()                  # a failure to save matters more than the signal
         raise
     finally:
+        setup.batches.close()
         run_log.close()
         log_skipped(setup.batches.skipped)
         saver.join()                    # of another error it must not take the place

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import mmap
 import os
-import tempfile
+import stat
 
 import numpy as np
 import paddle
@@ -27,9 +27,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20             # numbers of a process at a time: 4 MB
 BLOCK = 1 << 17             # numbers added at a time, which stay in a core's own cache
-# A file system in memory. Anywhere else processes of several machines might open the same
-# file and not see each other's writing.
-MEMORY_FOLDER = '/dev/shm'
+TOKEN = 16                  # random bytes by which ranks know that they share the same memory
 
 
 class GradientMean:
@@ -73,41 +71,61 @@ def average_through_gloo(gradients):
         gradient.scale_(1 / get_world_size())
 
 
-def open_slots():
+def open_slots() -> np.ndarray | None:
     """Return float32 [2, ranks, CHUNK] in memory that all ranks share, or None without any.
 
-    There is none where the ranks run on several machines, in containers of their own, or
-    where /dev/shm is missing or full. Once all have opened the file it has no name any more,
-    so that nothing stays behind, however the processes end.
+    There is none where the ranks run on several machines or in containers of their own, or where
+    the system has no memory files. Rank 0's has no name, so that nothing stays behind however
+    the processes end, and none of /dev/shm is taken: the others open it by way of rank 0.
     """
     ranks = get_world_size()
-    size = 4 * 2 * ranks * CHUNK
-    path = create_file(size) if get_rank() == 0 else ''
-    path, = broadcast_texts([path])
-    memory = None
-    if path:
-        with contextlib.suppress(OSError, ValueError), open(path, 'r+b') as file:
-            memory = mmap.mmap(file.fileno(), size)
+    size = 4 * 2 * ranks * CHUNK + TOKEN
+    memory = descriptor = None
+    found = ['', '']
+    if get_rank() == 0:
+        token = os.urandom(TOKEN)
+        memory, descriptor = create_memory(size, token)
+        found = [f'/proc/{os.getpid()}/fd/{descriptor}' if memory else '', token.hex()]
+    path, token = broadcast_texts(found)
+    if path and memory is None:
+        memory = open_memory(path, size, bytes.fromhex(token))
     all_have_it = gather_over_ranks([memory is not None]).all()
-    if get_rank() == 0 and path:
-        os.unlink(path)
-    return np.frombuffer(memory, 'float32').reshape(2, ranks, CHUNK) if all_have_it else None
-
-
-def create_file(size):
-    """Return the path of a new file in memory, with all its pages, or ''."""
-    try:
-        descriptor, path = tempfile.mkstemp(prefix='vit-gradients-', dir=MEMORY_FOLDER)
-    except OSError:
-        return ''
-    try:
-        os.posix_fallocate(descriptor, 0, size)     # a page that is missing later is a SIGBUS
-        return path
-    except (OSError, AttributeError):               # full; not Linux
-        os.unlink(path)
-        return ''
-    finally:
+    if descriptor is not None:
         os.close(descriptor)
+    if not all_have_it:
+        return None
+    return np.frombuffer(memory, 'float32', 2 * ranks * CHUNK).reshape(2, ranks, CHUNK)
+
+
+def create_memory(size: int, token: bytes) -> tuple[mmap.mmap | None, int | None]:
+    """Return new shared memory that ends with the token, and its descriptor; or two None."""
+    descriptor = None
+    try:
+        descriptor = os.memfd_create('gradients')
+        os.posix_fallocate(descriptor, 0, size)         # a page missing later is a SIGBUS
+        memory = mmap.mmap(descriptor, size)
+    except (OSError, AttributeError, ValueError):       # no memory left; not Linux
+        if descriptor is not None:
+            os.close(descriptor)
+        return None, None
+    memory[-len(token):] = token
+    return memory, descriptor
+
+
+def open_memory(path: str, size: int, token: bytes) -> mmap.mmap | None:
+    """Return the shared memory that rank 0 has made, or None.
+
+    In another container the path may lead to anything: size and token are compared.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            return None
+        with open(path, 'r+b') as file:
+            memory = mmap.mmap(file.fileno(), size)
+            if memory[-len(token):] == token:
+                return memory
+    return None
 
 
 def average_in_slots(arrays, slots):

@@ -1,11 +1,14 @@
 """The loader: the same data for any number of workers, and what happens when one fails."""
 
+import gc
+import glob
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import paddle
@@ -133,6 +136,27 @@ def test_corrupt_images_are_skipped_and_counted(tmp_path, num_workers):
         str(tmp_path / 'train' / 'dog' / '1.jpg'): 2, str(tmp_path / 'train' / 'dog' / '2.jpg'): 4}
 
 
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_corrupt_validation_images_are_left_out_and_counted(tmp_path, num_workers):
+    config = make_config(DATA__DATA_PATH=make_folders(tmp_path), DATA__SKIP_CORRUPT=True)
+    dataset = build_dataset(config, False, build_train_transform(config))
+    expected = set(range(len(dataset)))
+    damaged = sorted((tmp_path / 'val').rglob('*.jpg'))[:3]     # the first batch, and one more
+    for path in damaged:
+        os.truncate(path, 200)
+    loader = build_loader(dataset, EvalBatches(len(dataset), 2), config, num_workers)
+    batches = collect(loader)
+    indices = np.concatenate([batch[2] for batch in batches]).tolist()
+    assert sorted(indices) == sorted(expected - {0, 1, 2})
+    assert [len(batch[2]) for batch in batches][0] == 1         # the first has none left
+    assert loader.skipped == {str(path): 1 for path in damaged}
+    config = make_config(DATA__DATA_PATH=str(tmp_path))
+    loader = build_loader(build_dataset(config, False, build_train_transform(config)),
+                          EvalBatches(len(dataset), 2), config, num_workers)
+    with pytest.raises(ImageError, match='SKIP_CORRUPT'):
+        list(loader)
+
+
 def test_vanished_folder_is_an_error_not_a_hang(tmp_path):
     dataset, config = build_train(make_folders(tmp_path))
     os.rename(tmp_path / 'train', tmp_path / 'gone')
@@ -206,6 +230,69 @@ def test_little_shared_memory_falls_back_to_pipes(digits, monkeypatch, caplog):
         loader = build_loader(dataset, batches, config, num_workers=1)
     assert '/dev/shm has 0 MB free' in caplog.text and not loader._loader.use_shared_memory
     assert len(list(loader)) == 3
+
+
+def test_loaders_are_let_go(digits):
+    """One is made for every validation."""
+    dataset, config = digits
+    loaders = []
+    for _ in range(3):
+        loader = build_loader(dataset, EvalBatches(20, 8), config, num_workers=1)
+        list(loader)
+        loaders.append(weakref.ref(loader))
+    left = build_loader(dataset, EvalBatches(99, 8), config, num_workers=1)
+    next(batches := iter(left))                     # not read to its end
+    loaders.append(weakref.ref(left))
+    del loader, left, batches
+    gc.collect()
+    assert [loader() for loader in loaders] == [None] * 4
+
+
+def list_shared(pids):
+    return [path for pid in pids for path in glob.glob(f'/dev/shm/*_{pid}_*')
+            + glob.glob(f'/dev/shm/*vit-loader-{pid}-*')]
+
+
+@pytest.mark.runs
+@pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='no /dev/shm')
+@pytest.mark.parametrize('killed', ['process', 'all'])
+def test_what_killed_processes_leave_in_shared_memory_is_removed(digits, killed):
+    """By the workers, or, where they were killed too, by the next loader of the same user."""
+    script = (
+        'import time\n'
+        'from common.data.pipeline import get_dataset, get_dataloader\n'
+        'from tests.support.data_folders import make_config\n'
+        'config = make_config(DATA__DATASET="digits", DATA__BATCH_SIZE=16, DATA__NUM_WORKERS=2)\n'
+        'loader = get_dataloader(config, get_dataset(config))\n'
+        'batches = iter(loader)\n'
+        'next(batches)\n'
+        'print(*[worker.pid for worker in loader._iterator._workers], flush=True)\n'
+        'time.sleep(60)\n')
+    with subprocess.Popen([sys.executable, '-c', script], cwd=ROOT, stdout=subprocess.PIPE,
+                          text=True) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        wait_until(lambda: len(list_shared(pids)) > 4)
+        dataset, config = digits
+        list(build_loader(dataset, EvalBatches(9, 8), config, num_workers=1))
+        assert len(list_shared(pids)) > 4           # a living process keeps its own
+        for pid in [process.pid, *(pids if killed == 'all' else [])]:
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
+    if killed == 'all':
+        assert len(list_shared(pids)) > 4
+
+    def is_clean():         # threads of a dead process may hold its lock for a moment
+        if killed == 'all':
+            build_loader(dataset, EvalBatches(9, 8), config, num_workers=1)
+        return not list_shared(pids)
+    wait_until(is_clean)
+
+
+def wait_until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_paddlevits_functions_give_one_epoch():
