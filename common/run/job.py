@@ -18,7 +18,7 @@ from common.machine.device import choose_device
 from common.machine.distributed import agree_on, broadcast_texts, get_rank, get_world_size
 from common.project import Project
 from common.run.announce import log_start
-from common.run.log import RunLog, discard_run_folder, make_run_folder, start_logging
+from common.run.log import build_run_log, discard_run_folder, make_run_folder, start_logging
 from common.run.training import run_training
 from common.run.validation import build_validator
 from common.training.out_of_memory import advise, is_out_of_memory
@@ -120,7 +120,7 @@ def run_evaluation(job: Job) -> None:
         # Imported here: exporting stands on common.run.launch, and that on this module.
         from common.deploy.evaluation import choose_evaluator
         model = choose_evaluator(model, config, len(job.dataset_val))
-    run_log = RunLog(job.folder if get_rank() == 0 else None, config)
+    run_log = build_run_log(config, job.folder)
     validator = build_validator(job, model, run_log, StopRequest(()))
     with job.watchdog:
         validator.validate()

@@ -11,9 +11,11 @@ import time
 from logging.handlers import MemoryHandler
 
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from common.config import dump_config
 from common.errors import UserError
+from common.machine.distributed import get_rank
 from common.run.side_matter import append_line, describe, discard_output, go_on
 
 LOGGER_NAME = 'common'          # every module's logger is below it
@@ -127,25 +129,33 @@ def discard_run_folder(folder):
         shutil.rmtree(folder)
 
 
-class RunLog:
-    """The record of one run. On ranks above 0 every method does nothing.
+def build_run_log(config: CfgNode, folder: str) -> 'RunLog':
+    """Return the RunLog of this process: on ranks above 0 one that does nothing."""
+    if get_rank() > 0:
+        return RunLog(None)
+    return RunLog(folder, dump_config(config), config.VISUALDL)
 
-    folder: the run folder, or None.
+
+class RunLog:
+    """The record of one run. Without a folder every method does nothing.
+
+    folder: the run folder, or None. settings: yaml text for its config.yaml. visualdl: write
+    VisualDL logs too. Raises UserError where that package is missing.
     """
 
-    def __init__(self, folder, config):
+    def __init__(self, folder: str | None, settings: str = '', visualdl: bool = False):
         self.folder = folder
         self.bar = None
         self.scalars = None
         self.failed = set()             # side matters whose failure has been said
         if folder is None:
             return
-        if config.VISUALDL:
+        if visualdl:
             self.scalars = _open_visualdl(os.path.join(folder, 'visualdl'))
         self.metrics_path = os.path.join(folder, 'metrics.jsonl')
         with go_on('config.yaml'), \
                 open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
-            file.write(dump_config(config))
+            file.write(settings)
 
     def measure_metrics(self):
         """Return the size of metrics.jsonl in bytes, 0 where there is none; None on other ranks."""

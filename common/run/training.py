@@ -19,7 +19,7 @@ from common.data.sampler import TrainBatches
 from common.errors import Interrupted
 from common.machine.distributed import gather_over_ranks, get_rank, get_world_size
 from common.run.announce import log_changes, log_plan, log_skipped, log_superseded
-from common.run.log import RunLog, format_duration
+from common.run.log import RunLog, build_run_log, format_duration
 from common.run.validation import build_validator
 from common.training.ema import ModelEma
 from common.training.finetune import freeze, log_frozen
@@ -67,7 +67,7 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
     effective_batch = config.DATA.BATCH_SIZE * get_world_size() * config.TRAIN.ACCUM_ITER
     schedule = build_schedule(config, plan, effective_batch)
     log_plan(config, plan, schedule, effective_batch)
-    run_log = RunLog(job.folder if get_rank() == 0 else None, config)
+    run_log = build_run_log(config, job.folder)
     if job.continues:
         run_log.cut_metrics(metrics_size, state.update)
     elif store is not None and job.resume_path is not None:
@@ -190,7 +190,7 @@ def complete_report(job: 'Job', state: TrainState, plan: Plan, stop: StopRequest
     is_there = all(os.path.exists(os.path.join(job.folder, name)) for name in REPORTS)
     if not job.continues or gather_over_ranks([is_there])[0, 0]:     # as rank 0 sees it
         return
-    validator = build_validator(job, state.model, RunLog(None, job.config), stop)
+    validator = build_validator(job, state.model, RunLog(None), stop)
     with job.watchdog:
         validator.validate_state(state, plan.count_epochs(state.update))
     validator.report_mistakes(job.folder, job.config.MODEL.NUM_CLASSES)

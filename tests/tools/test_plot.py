@@ -13,7 +13,6 @@ from common.run.launch import run_single
 from common.run.log import RunLog
 from common.tools import plot
 from tests.support.paths import ROOT
-from ViT.config import get_config
 from ViT.project import PROJECT as VIT
 
 
@@ -130,7 +129,7 @@ def test_runs_are_told_apart(tmp_path):
 def test_visualdl_is_asked_for_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'visualdl', None)
     with pytest.raises(UserError, match='needs the package visualdl .*pip install visualdl'):
-        RunLog(str(tmp_path), get_config(flags={'VISUALDL': True}))
+        RunLog(str(tmp_path), visualdl=True)
 
 
 def test_visualdl_reads_back_what_a_run_wrote(tmp_path):
