@@ -12,7 +12,7 @@ import glob
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +44,10 @@ class Model(Protocol):
     num_prefix_positions: int
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor: ...
+
+    def state_dict(self) -> dict[str, paddle.Tensor]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, paddle.Tensor]]: ...
 
     def no_weight_decay(self) -> set[str]:
         """Return names of the state dict that do not decay, beside biases and norms."""

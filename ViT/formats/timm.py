@@ -6,6 +6,7 @@ names the architecture, whose arithmetic may differ under the same names.
 """
 
 import re
+from typing import Any
 
 from common.errors import UserError
 from common.weights.rules import LINEAR, PLAIN, TENSOR, AddZeros, Format, Rule
@@ -40,7 +41,7 @@ Q_AND_V_BIAS = (Rule('blocks.{i}.attn.q_bias', 'encoder.layers.{i}.attn.qkv.bias
 def read_record(config: dict, tensors: dict) -> dict:
     """Return what config.json and the tensors say. Raises UserError for other arithmetic."""
     refuse_other_layers(tensors)
-    record = {}
+    record: dict[str, Any] = {}
     architecture = config.get('architecture')
     if isinstance(architecture, str):
         for pattern, reason in OTHER_ARITHMETIC:

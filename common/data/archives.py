@@ -7,6 +7,7 @@ training from either is the same.
 import os
 from array import array
 from collections import Counter, defaultdict
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from common.data.readers import Reader
 from common.data.table import MAX_LABEL, SampleTable, as_slice
 from common.errors import UserError
 
+SomeMembers = TypeVar('SomeMembers', bound='MemberReader')
 PLACES = {
     'tar': {'offset': np.int64, 'size': np.uint32},
     'zip': {'offset': np.int64, 'size': np.uint32, 'packed': np.uint32, 'crc': np.uint32,
@@ -49,7 +51,7 @@ class MemberReader(Reader):
         self.places = places
         self.files = MemberFiles(paths)
 
-    def select(self, indices: np.ndarray) -> 'MemberReader':
+    def select(self: SomeMembers, indices: np.ndarray) -> SomeMembers:
         """Return a reader of the samples `indices`, in that order."""
         part = super().select(indices)
         part.places = select_places(self.places, indices)

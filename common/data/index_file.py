@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Index:
         self.header = header
 
 
-def open_index(kind: str, paths: list[str], dtypes: dict[str, type],
+def open_index(kind: str, paths: list[str], dtypes: Mapping[str, type],
                build: Callable[[], Index], check: Callable[[Index], bool]) -> Index:
     """Return the index of files, from the cache if they have not changed since, else by build().
 

@@ -95,7 +95,7 @@ class Mixup:
             use_cutmix = generator.random(count) < self.switch_prob
         else:
             use_cutmix = np.full(count, self.cutmix_alpha > 0)
-        lam = np.ones(count)
+        lam: np.ndarray = np.ones(count)
         if self.mixup_alpha > 0:
             blend = generator.beta(self.mixup_alpha, self.mixup_alpha, count)
             lam = np.where(applied & ~use_cutmix, blend, lam)

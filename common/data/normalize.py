@@ -21,11 +21,11 @@ class Preprocess:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        mean = np.asarray(mean, 'float64').reshape(-1, 1, 1)
-        std = np.asarray(std, 'float64').reshape(-1, 1, 1)
-        self.channels = len(mean)
-        self.scale = (1 / (255 * std)).astype('float32')            # [C, 1, 1]
-        self.shift = (-mean / std).astype('float32')
+        means = np.asarray(mean, 'float64').reshape(-1, 1, 1)
+        stds = np.asarray(std, 'float64').reshape(-1, 1, 1)
+        self.channels = len(means)
+        self.scale = (1 / (255 * stds)).astype('float32')           # [C, 1, 1]
+        self.shift = (-means / stds).astype('float32')
         # NumPy does the same arithmetic, to the bit, 4 to 8 times as fast as Paddle's CPU kernels.
         self.on_cpu = paddle.get_device() == 'cpu'
         if not self.on_cpu:

@@ -1,9 +1,11 @@
 """From the config to transforms, data set and loader, under PaddleViT's function names.
 
-The model directories' `datasets.py` hand these on. The training loop, which
+The model directories' `datasets.py` are built on these. The training loop, which
 continues in the middle of an epoch, uses build_dataset, TrainBatches and
 build_loader itself.
 """
+
+from collections.abc import Callable
 
 from yacs.config import CfgNode
 
@@ -32,9 +34,14 @@ def get_val_transforms(config: CfgNode) -> ResizeCentreCrop:
     return build_eval_transform(config)
 
 
-def get_dataset(config: CfgNode, is_train: bool = True) -> Dataset:
-    """Return the training or the validation part of config.DATA.DATASET with its transform."""
-    transform = get_train_transforms(config) if is_train else get_val_transforms(config)
+def get_dataset(config: CfgNode, is_train: bool = True,
+                transform: Callable | None = None) -> Dataset:
+    """Return the training or the validation part of config.DATA.DATASET.
+
+    transform: (PIL image, numpy Generator) -> PIL image; None: the one of the config.
+    """
+    if transform is None:
+        transform = get_train_transforms(config) if is_train else get_val_transforms(config)
     return build_dataset(config, is_train, transform)
 
 

@@ -7,6 +7,7 @@ the bytes of a sample. Order, resuming, decoding and augmentation do not know it
 import copy
 import io
 import os
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,9 @@ from PIL import Image
 from common.data.images import ImageError, decode_image, open_image, read_image, show_path
 from common.data.table import SampleTable
 from common.errors import UserError
+
+SomeReader = TypeVar('SomeReader', bound='Reader')
+SomeListedReader = TypeVar('SomeListedReader', bound='ListedReader')
 
 CHECKED_PATHS = 64          # images of a list that are looked for before training starts
 
@@ -54,7 +58,7 @@ class Reader:
     def check(self) -> None:
         """Raise UserError if files are missing that should be there."""
 
-    def select(self, indices: np.ndarray) -> 'Reader':
+    def select(self: SomeReader, indices: np.ndarray) -> SomeReader:
         """Return a reader of the samples `indices`, in that order."""
         part = copy.copy(self)
         part.table = self.table.select(indices)
@@ -118,7 +122,7 @@ class ListedReader(FileReader):
                     f'{self.locate(index)}: no such image file: {self.describe(index)}. '
                     f'Paths are relative to {show_path(self.root)}.')
 
-    def select(self, indices: np.ndarray) -> 'ListedReader':
+    def select(self: SomeListedReader, indices: np.ndarray) -> SomeListedReader:
         """Return a reader of the samples `indices`, in that order."""
         part = super().select(indices)
         part._rows = np.asarray(indices if self._rows is None else self._rows[indices])

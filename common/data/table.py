@@ -3,6 +3,7 @@
 import zlib
 from array import array
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,10 @@ class SampleTable:
 
     def __init__(self, names: np.ndarray | None = None, lengths: np.ndarray | None = None,
                  labels: np.ndarray | None = None):
-        self._names = bytearray() if names is None else names
-        self._lengths = array('H') if lengths is None else lengths
-        self._labels = array('i') if labels is None else labels
+        # Growing arrays, or NumPy's of a finished table.
+        self._names: Any = bytearray() if names is None else names
+        self._lengths: Any = array('H') if lengths is None else lengths
+        self._labels: Any = array('i') if labels is None else labels
         self._starts: np.ndarray | None = None      # of each block, int64; made when needed
 
     def append(self, name: bytes, label: int) -> None:
@@ -77,7 +79,7 @@ class SampleTable:
 
     def checksum(self) -> int:
         """Return the CRC-32 of names and labels."""
-        return zlib.crc32(self.labels, zlib.crc32(self.names))
+        return zlib.crc32(self.labels.data, zlib.crc32(self.names.data))
 
     def select(self, indices: np.ndarray) -> 'SampleTable':
         """Return a table of the samples `indices`, in that order; of neighbours without a copy."""

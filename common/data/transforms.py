@@ -6,6 +6,7 @@ process it is made. Pixel values stay uint8: they are normalised on the device.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ def build_train_transform(config: CfgNode) -> 'Compose':
     """Return the training transform: crop, flip, affine, then the augmentation policy."""
     pixels.load_kernels()       # before the workers start: each would load its own
     size, train = config.DATA.IMAGE_SIZE, config.TRAIN
+    steps: list[Callable]
     if train.CROP == 'random_resized':
         steps = [RandomResizedCrop(size, train.CROP_SCALE, train.CROP_RATIO, train.INTERPOLATION)]
     else:

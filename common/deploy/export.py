@@ -85,10 +85,10 @@ def export_model(trained, folder, formats=('paddle',)):
             convert_to_onnx(work)
             errors['onnx'] = verify('onnx', work, images, expected)
         _publish(work, folder, formats)
-    for name, error in errors.items():
+    for name, distance in errors.items():
         if name in formats:
             logger.info('%s: logits within %.1e of the model\'s (of max |logit|, batch sizes %s)',
-                        name, error, ', '.join(map(str, BATCH_SIZES)))
+                        name, distance, ', '.join(map(str, BATCH_SIZES)))
     logger.info('Exported to %s', folder)
     return {name: errors[name] for name in formats}
 

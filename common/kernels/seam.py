@@ -18,7 +18,7 @@ from paddle.nn import functional as F
 from common.kernels import cpu, fused, separate
 from common.machine.host_memory import keep_freed_memory
 
-KINDS: dict[str, dict[str, Callable]] = {
+KINDS: dict[str, dict[str, Any]] = {
     'plain': {}, 'cpu': cpu.KERNELS, 'fused': fused.KERNELS, 'separate': separate.KERNELS}
 TOLERANCE = {'float32': 1e-5, 'float16': 2e-2, 'bfloat16': 5e-2}      # of the largest value
 

@@ -25,7 +25,7 @@ def cache_folder() -> str:
 def locked(path: str) -> Iterator[None]:
     """Let one process at a time through; the lock ends with the process that holds it."""
     with open(path, 'a+b') as file:
-        if os.name == 'nt':
+        if sys.platform == 'win32':
             import msvcrt
             file.seek(0)
             while True:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-BLOCK = 1 << 18         # numbers that a thread works on at a time: 1 MB
+NUMBERS_AT_ONCE = 1 << 18   # numbers that a thread works on at a time: 1 MB
 LEAST = 1 << 15         # numbers that are worth another thread
 
 
@@ -55,12 +55,12 @@ def share_rows(tensor):
 def run_by_rows(work, array):
     """Call work(slice) for slices that cover the rows (first axis) of an array, on all cores.
 
-    NumPy lets other threads run while it computes. A slice is BLOCK numbers or little more:
+    NumPy lets other threads run while it computes. A slice is NUMBERS_AT_ONCE or few more:
     larger ones leave the cores' caches, smaller ones make threads wait for Python's lock.
     """
     count = len(array)
     width = max(1, array.size // max(1, count))
-    rows_at_once = -(-BLOCK // width)
+    rows_at_once = -(-NUMBERS_AT_ONCE // width)
 
     def run(first, end):
         for start in range(first, end, rows_at_once):

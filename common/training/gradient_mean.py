@@ -26,7 +26,7 @@ from common.machine.host_memory import share
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20             # numbers of a process at a time: 4 MB
-BLOCK = 1 << 17             # numbers added at a time, which stay in a core's own cache
+ADDED_AT_ONCE = 1 << 17     # numbers added at a time, which stay in a core's own cache
 TOKEN = 16                  # random bytes by which ranks know that they share the same memory
 
 
@@ -146,8 +146,8 @@ def average_in_slots(arrays, slots):
             np.multiply(piece, np.float32(1 / ranks), out=slot[rank, start:start + len(piece)])
         wait_for_all()
         for start, piece in pieces:
-            for first in range(0, len(piece), BLOCK):
-                part = piece[first:first + BLOCK]
+            for first in range(0, len(piece), ADDED_AT_ONCE):
+                part = piece[first:first + ADDED_AT_ONCE]
                 theirs = slot[:, start + first:start + first + len(part)]
                 np.add(theirs[0], theirs[1], out=part)
                 for other in theirs[2:]:

@@ -9,14 +9,17 @@ beyond; the definition is short enough to write out.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from yacs.config import CfgNode
 
 from common.errors import UserError
 
+Counts = Sequence[int] | np.ndarray
 
-def build_criterion(config: CfgNode, class_counts: Sequence[int] | None = None,
+
+def build_criterion(config: CfgNode, class_counts: Counts | None = None,
                     soft_targets: bool = False) -> 'CrossEntropy | SoftTargetCrossEntropy':
     """Return the training loss, a function (logits [B, C], targets) -> scalar.
 
@@ -33,7 +36,7 @@ def build_criterion(config: CfgNode, class_counts: Sequence[int] | None = None,
 
 
 def compute_class_weights(weights: Sequence | None, num_classes: int,
-                          class_counts: Sequence[int] | None = None) -> list[float] | None:
+                          class_counts: Counts | None = None) -> list[float] | None:
     """Return one factor a class, or None where `weights` (TRAIN.CLASS_WEIGHTS) is None.
 
     "balanced" is samples / (classes * samples of the class), so that the mean

@@ -110,10 +110,10 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     the model's directory. Nothing in a file is ever run, and a model is changed only if all fits.
     Raises UserError if it does not, naming both sides.
     """
-    options = LoadOptions(**options)
+    wanted = LoadOptions(**options)
     project = find_project(model)
     parameters = model.state_dict()
-    weights = read_weights(resolve(source, project), options.use_ema, project, parameters)
+    weights = read_weights(resolve(source, project), wanted.use_ema, project, parameters)
     report = LoadReport(weights.format, weights.path, weights.entry)
     tensors = dict(weights.tensors)
     report.unexpected = dict.fromkeys(weights.ignored, 'no part of the classifier')
@@ -122,16 +122,16 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     _check_arithmetic(model, weights, tensors, shapes, project)
     project.fit_weights(tensors, shapes)
     _drop_layers(tensors, shapes, report, project)
-    new_values = _plan_head(tensors, shapes, report, options, project)
+    new_values = _plan_head(tensors, shapes, report, wanted, project)
     new_values |= plan_positions(
-        model, weights, tensors, report.resized, options.position_resize, project)
-    _check_fit(weights, tensors, shapes, report, new_values, options.allow_missing, project)
+        model, weights, tensors, report.resized, wanted.position_resize, project)
+    _check_fit(weights, tensors, shapes, report, new_values, wanted.allow_missing, project)
     _check_finite(weights.path, tensors)
 
     report.numerics = weights.numerics
     report.preprocessing = weights.preprocessing
     report.preprocessing_source = weights.preprocessing_source
-    if options.numerics == 'source':
+    if wanted.numerics == 'source':
         report.numerics_changed = _set_numerics(model, weights)
     _fill(parameters, new_values, tensors)
     return report

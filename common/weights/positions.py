@@ -26,7 +26,7 @@ def plan_positions(model: Model, weights: Weights, tensors: dict[str, Tensor],
     shape = tensors[name].shape
     if len(shape) != 3 or shape[0] != 1 or shape[2] != parameters[name].shape[2]:
         return {}                               # another model: its shapes will say so
-    rows, new_grid = model.num_prefix_positions, tuple(model.grid_size)
+    rows, new_grid = model.num_prefix_positions, (model.grid_size[0], model.grid_size[1])
     found = split_rows(shape[1], rows, weights.grid_size)
     if found is None and shape == list(parameters[name].shape):
         found = rows, new_grid                  # a grid that is no square, but the model's

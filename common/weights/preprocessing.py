@@ -47,7 +47,7 @@ def read_stated(config: dict, processor: dict) -> dict[str, Any]:
 
 def check_preprocessing(values: dict[str, Any]) -> dict[str, Any]:
     """Return what makes sense of a preprocessing's values; the rest counts as not stated."""
-    checked = {name: [float(value) for value in values[name]]
+    checked: dict[str, Any] = {name: [float(value) for value in values[name]]
                for name in ('mean', 'std') if _is_colour(values.get(name))}
     if 'std' in checked and min(checked['std']) <= 0:
         del checked['std']

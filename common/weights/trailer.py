@@ -59,7 +59,7 @@ def verify_checkpoint(path: str) -> dict:
         left = size - CRC.size
         buffer = memoryview(bytearray(CHUNK))
         while left:
-            count = min(left, file.readinto(buffer))
+            count = min(left, file.readinto(buffer))      # type: ignore[attr-defined]
             if not count:
                 raise CheckpointError('shrank while it was read')
             crc = zlib.crc32(buffer[:count], crc)

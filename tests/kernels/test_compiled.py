@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from common.kernels import compiled
+from tests.support.paths import ROOT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 needs_compiler = pytest.mark.skipif(not shutil.which('cc'), reason='needs a C compiler')
 
 

@@ -24,7 +24,7 @@ def work(folder):
 
     dist.init_parallel_env()
     rank = dist.get_rank()
-    gradient_mean.CHUNK, gradient_mean.BLOCK = 1000, 300
+    gradient_mean.CHUNK, gradient_mean.ADDED_AT_ONCE = 1000, 300
     generator = np.random.default_rng(rank)
     own = [generator.standard_normal(shape).astype('float32') for shape in SHAPES]
     parameters = [paddle.create_parameter(shape, 'float32') for shape in SHAPES]
