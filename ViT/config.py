@@ -85,10 +85,11 @@ def count_weights(config: CfgNode) -> int:
     model, width = config.MODEL, config.MODEL.EMBED_DIM
     attention = 4 * width * model.NUM_HEADS * (model.ATTN_HEAD_SIZE or width // model.NUM_HEADS)
     mlp = 2 * width * int(width * model.MLP_RATIO)
-    tokens = 1 + (config.DATA.IMAGE_SIZE // model.PATCH_SIZE) ** 2
+    pooling = 4 * width ** 2 + mlp if model.POOL == 'map' else 0
+    tokens = 2 + model.REGISTER_TOKENS + (config.DATA.IMAGE_SIZE // model.PATCH_SIZE) ** 2
     features = model.REPRESENTATION_SIZE or width
     pixels = 0 if model.HYBRID else config.DATA.IMAGE_CHANNELS * model.PATCH_SIZE ** 2
-    return (model.DEPTH * (attention + mlp) + (tokens + pixels) * width
+    return (model.DEPTH * (attention + mlp) + pooling + (tokens + pixels) * width
             + features * width)
 
 

@@ -1,16 +1,16 @@
 """Vision Transformer (Dosovitskiy et al., 2020, https://arxiv.org/abs/2010.11929), one file.
 
-Figure 1 of the paper, from bottom to top: PatchEmbedding, the class token and
-the position embedding, Encoder (EncoderLayer = Attention + Mlp, each behind a
-LayerNorm and in front of a residual sum), classifier. The paper's hybrid,
-ResNetStem, is at the end. Parameter names and shapes are those of PaddleViT, so
-that its weights load; nothing here needs more than Paddle and NumPy.
+Figure 1 of the paper, from bottom to top: PatchEmbedding, the class token and the position
+embedding, Encoder (EncoderLayer = Attention + Mlp, each behind a LayerNorm and in front of a
+residual sum), classifier. What only some families need is at the end, with the paper's hybrid,
+ResNetStem. Parameter names and shapes are those of PaddleViT, so that its weights load; nothing
+here needs more than Paddle and NumPy.
 
-A layer that names functions in `kernels` calls them as `self.NAME(...)`, and may be
-given others that compute the same (see common/kernels); these are the plain ones.
+A layer that names functions in `kernels` calls them as `self.NAME(...)`, and may be given others
+that compute the same (see common/kernels); these are the plain ones.
 
-Shapes in comments: B images, N patches, P prefix tokens (class token,
-distillation token, registers), D embed_dim, H heads, d channels of a head, C classes.
+Shapes in comments: B images, N patches, P prefix tokens (class token, distillation token,
+registers), D embed_dim, H heads, d channels of a head, C classes.
 """
 
 import inspect
@@ -81,8 +81,8 @@ class LayerNorm(nn.LayerNorm):
 class DropPath(nn.Layer):
     """Stochastic depth: drop a residual branch, sample by sample (Huang et al., 2016).
 
-    In training a sample's branch becomes 0 with probability `rate`, and is
-    divided by 1 - rate otherwise, which keeps its expectation.
+    In training a sample's branch becomes 0 with probability `rate`, and is divided by 1 - rate
+    otherwise, which keeps its expectation.
     """
 
     def __init__(self, rate):
@@ -112,9 +112,9 @@ class PatchEmbedding(nn.Layer):
 class Attention(nn.Layer):
     """Multi-head self-attention (paper, Appendix A): [B, P + N, D] -> [B, P + N, D].
 
-    rope: turns queries and keys by their places, see RotaryEmbedding; None: nothing does.
-    The attention probabilities [B, H, P + N, P + N] are the input of
-    `attn_dropout`, where a forward hook can read them.
+    rope: turns queries and keys by their places, see RotaryEmbedding; None: nothing does. The
+    attention probabilities [B, H, P + N, P + N] are the input of `attn_dropout`, where a forward
+    hook can read them.
     """
 
     kernels = ('project_heads', 'attention')
@@ -193,7 +193,7 @@ class Encoder(nn.Layer):
     def __init__(self, layers, embed_dim, recompute, norm_after_pooling):
         super().__init__()
         self.layers = nn.LayerList(layers)
-        self.encoder_norm = None if norm_after_pooling else LayerNorm(embed_dim)
+        self.encoder_norm = nn.Identity() if norm_after_pooling else LayerNorm(embed_dim)
         self.recompute = recompute
 
     def forward(self, tokens):
@@ -204,17 +204,14 @@ class Encoder(nn.Layer):
                 tokens = recompute_in_backward(layer, tokens)
             else:
                 tokens = layer(tokens)
-        return tokens if self.encoder_norm is None else self.encoder_norm(tokens)
+        return self.encoder_norm(tokens)
 
 
 def recompute_in_backward(layer, tokens):
-    """Run a layer without keeping its activations; backward computes them again.
-
-    Without re-entrance, because the other form fails under DataParallel.
-    """
+    """Run a layer without keeping its activations; backward computes them again."""
     from paddle.distributed.fleet.utils import recompute
     if int(paddle.__version__.split('.')[0]) >= 3 or paddle.get_device() != 'cpu':
-        return recompute(layer, tokens, use_reentrant=False)
+        return recompute(layer, tokens, use_reentrant=False)    # the other fails in DataParallel
 
     # Paddle 2 does not bring back the CPU's random state, so that dropout would differ.
     state_before = paddle.get_rng_state()
@@ -237,25 +234,22 @@ class VisionTransformer(nn.Layer):
 
     image_size: pixels, int or (height, width); a multiple of patch_size.
     patch_size: pixels between two tokens (through the stem, in a hybrid).
-    attn_head_size: width of a head; None: embed_dim // num_heads.
-    mlp_ratio: hidden width of the MLP over embed_dim.
-    dropout: after the position embedding, the attention's projection and both
-        layers of the MLP. attention_dropout: on the attention probabilities.
+    attn_head_size: of a head; None: embed_dim // num_heads. mlp_ratio: hidden width / embed_dim.
+    dropout: after the position embedding, the attention's projection and both layers of the MLP.
+    attention_dropout: on the attention probabilities.
     droppath: stochastic depth, rate of the last block; it grows linearly from 0.
-    representation_size: width of a hidden layer before the classifier (paper,
-        Sec. 3.1: used in pre-training); None: none.
+    representation_size: width of a hidden layer before the classifier (paper, Sec. 3.1: in
+        pre-training); None: none. pre_logits_activation: its activation, "tanh" or "relu".
     gelu: "erf" (exact), "tanh" (approximation) or "quick" (x * sigmoid(1.702 x), CLIP's).
     pool: "token" (class token), "avg" (mean of the patch tokens after the last norm) or
         "map" (attention pooling, see AttentionPool).
     class_token: False leaves it out, and needs another pool than "token".
-    position_embedding: "learned"; "sincos2d", a fixed table; "rope", none, but queries and
-        keys that are turned by their places (DINOv3).
+    position_embedding: "learned"; "sincos2d", a fixed table; "rope", see RotaryEmbedding.
     zero_head: start the classifier at zero (paper, Appendix B.1.1).
     recompute: save memory in training by computing each block twice.
-    resnet_layers: units a stage of a hybrid's ResNet, (3, 4, 9) for R50; (): none.
-    resnet_width: channels of that ResNet's root.
+    resnet_layers: units a stage of a hybrid's ResNet, (3, 4, 9) for R50. resnet_width: of its root.
     layer_scale: see EncoderLayer.
-    register_tokens: learned tokens behind the class token that nobody reads (Darcet et al., 2023).
+    register_tokens: tokens behind the class token that no head reads (Darcet et al., 2023).
     distilled: a second token and head (DeiT, Touvron et al., 2020, Sec. 4). In training the
         output is the logits of both heads, in evaluation their mean.
     pre_norm: a LayerNorm before the first block (CLIP, Radford et al., 2021, Sec. 2.4).
@@ -278,8 +272,8 @@ class VisionTransformer(nn.Layer):
                     representation_size, norm_after_pooling)
         self.input_shape = [in_channels, height, width]
         self.grid_size = (height // patch_size, width // patch_size)
-        self.num_prefix_tokens = int(class_token) + int(distilled) + register_tokens
-        # Each prefix token has a row in the position table, if there is one.
+        self.num_class_tokens = int(class_token) + int(distilled)
+        self.num_prefix_tokens = self.num_class_tokens + register_tokens
         self.num_prefix_positions = 0 if position_embedding == 'rope' else self.num_prefix_tokens
         self.pool = pool
 
@@ -290,7 +284,6 @@ class VisionTransformer(nn.Layer):
             patch_size //= self.resnet.stride
         self.patch_embedding = PatchEmbedding(in_channels, embed_dim, patch_size)
 
-        num_patches = self.grid_size[0] * self.grid_size[1]
         self.prefix_names = []              # of the tokens before the patches, in their order
         for name, count in (('cls_token', int(class_token)), ('dist_token', int(distilled)),
                             ('register_tokens', register_tokens)):
@@ -301,7 +294,7 @@ class VisionTransformer(nn.Layer):
         rope = None
         if position_embedding == 'learned':
             self.position_embedding = self.create_parameter(
-                [1, self.num_prefix_positions + num_patches, embed_dim])
+                [1, self.num_prefix_positions + math.prod(self.grid_size), embed_dim])
         elif position_embedding == 'sincos2d':
             table = build_sincos_table(self.grid_size, embed_dim, self.num_prefix_positions)
             self.register_buffer('position_embedding', paddle.to_tensor(table))
@@ -309,7 +302,7 @@ class VisionTransformer(nn.Layer):
             self.position_embedding = None
             rope = RotaryEmbedding(self.grid_size, head_size, self.num_prefix_tokens)
         self.pos_dropout = nn.Dropout(dropout)
-        self.pre_norm = LayerNorm(embed_dim) if pre_norm else None
+        self.pre_norm = LayerNorm(embed_dim) if pre_norm else nn.Identity()
 
         layers = [EncoderLayer(
             embed_dim,
@@ -318,16 +311,14 @@ class VisionTransformer(nn.Layer):
             rate, layer_scale) for rate in np.linspace(0, droppath, depth).tolist()]
         self.encoder = Encoder(layers, embed_dim, recompute, norm_after_pooling)
 
-        self.attention_pool = self.fc_norm = self.pre_logits = self.classifier_dist = None
+        self.attention_pool = self.pre_logits = None
         if pool == 'map':
             self.attention_pool = AttentionPool(embed_dim, num_heads, mlp_ratio, gelu)
-        if norm_after_pooling:
-            self.fc_norm = LayerNorm(embed_dim)
+        self.fc_norm = LayerNorm(embed_dim) if norm_after_pooling else nn.Identity()
         if representation_size:
             self.pre_logits = nn.Sequential(Linear(embed_dim, representation_size), nn.Tanh())
         self.classifier = Linear(representation_size or embed_dim, num_classes)
-        if distilled:
-            self.classifier_dist = Linear(embed_dim, num_classes)
+        self.classifier_dist = Linear(embed_dim, num_classes) if distilled else None
 
         self.set_numerics(gelu, layer_norm_eps, pre_logits_activation)
         initialize_weights(self, zero_head)
@@ -338,7 +329,7 @@ class VisionTransformer(nn.Layer):
         return self.encoder.layers
 
     def forward_features(self, images):
-        """Return the tokens after the last norm, class token first: [B, P + N, D]."""
+        """Return the tokens after the last norm, prefix tokens first: [B, P + N, D]."""
         if list(images.shape[1:]) != self.input_shape:
             raise ValueError(f'the model takes images [B, {str(self.input_shape)[1:]}, '
                              f'not {list(images.shape)}')
@@ -350,8 +341,7 @@ class VisionTransformer(nn.Layer):
         tokens = paddle.concat([*prefix, tokens], axis=1) if prefix else tokens
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding                       # [B, P + N, D]
-        tokens = self.pos_dropout(tokens)
-        return self.encoder(tokens if self.pre_norm is None else self.pre_norm(tokens))
+        return self.encoder(self.pre_norm(self.pos_dropout(tokens)))
 
     def forward_head(self, tokens, pre_logits=False):
         """Return logits [B, C] of forward_features' tokens; pre_logits: what the head reads."""
@@ -365,9 +355,8 @@ class VisionTransformer(nn.Layer):
         elif self.pool == 'avg':
             features = tokens[:, self.num_prefix_tokens:].mean(axis=1)
         else:
-            features = self.attention_pool(tokens)
-        if self.fc_norm is not None:
-            features = self.fc_norm(features)
+            features = self.attention_pool(tokens[:, self.num_prefix_tokens:])
+        features = self.fc_norm(features)
         if self.pre_logits is not None:
             features = self.pre_logits(features)
         return features if pre_logits else self.classifier(features)
@@ -379,10 +368,9 @@ class VisionTransformer(nn.Layer):
         """Return what differs between the sources of checkpoints, as set_numerics takes it."""
         numerics = {'gelu': self.blocks[0].mlp.gelu,
                     'layer_norm_eps': self.blocks[0].attn_norm._epsilon}
-        if self.pre_logits is not None:
-            activation = type(self.pre_logits[1])
-            numerics['pre_logits_activation'] = next(
-                name for name, kind in PRE_LOGITS_ACTIVATIONS.items() if kind is activation)
+        for name, activation in PRE_LOGITS_ACTIVATIONS.items():
+            if self.pre_logits is not None and type(self.pre_logits[1]) is activation:
+                numerics['pre_logits_activation'] = name
         return numerics
 
     def set_numerics(self, gelu=None, layer_norm_eps=None, pre_logits_activation=None):
@@ -408,11 +396,11 @@ class VisionTransformer(nn.Layer):
 
     def attention_macs(self):
         """Return the multiply-accumulates of q k^T and of the weighted sum of v, for one image."""
-        num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
-        in_blocks = sum(2 * num_tokens ** 2 * block.attn.num_heads * block.attn.head_size
-                        for block in self.blocks)
-        return in_blocks + (2 * num_tokens * self.classifier.weight.shape[0]
-                            if self.attention_pool is not None else 0)
+        patches = self.grid_size[0] * self.grid_size[1]
+        macs = sum(2 * (self.num_prefix_tokens + patches) ** 2 * attn.num_heads * attn.head_size
+                   for attn in (block.attn for block in self.blocks))
+        pool = self.attention_pool
+        return macs if pool is None else macs + 2 * patches * pool.latent.shape[2]
 
 
 def build_sincos_table(grid_size, embed_dim, num_prefix_positions, temperature=10000.):
@@ -423,11 +411,8 @@ def build_sincos_table(grid_size, embed_dim, num_prefix_positions, temperature=1
     get zeros. D is a multiple of 4.
     """
     frequencies = temperature ** -np.linspace(0, 1, embed_dim // 4)
-    rows, cols = np.mgrid[:grid_size[0], :grid_size[1]]
-    row_angles = rows.reshape(-1, 1) * frequencies
-    col_angles = cols.reshape(-1, 1) * frequencies
-    table = np.concatenate([np.sin(col_angles), np.cos(col_angles),
-                            np.sin(row_angles), np.cos(row_angles)], axis=1)
+    rows, cols = np.mgrid[:grid_size[0], :grid_size[1]].reshape(2, -1, 1) * frequencies
+    table = np.concatenate([np.sin(cols), np.cos(cols), np.sin(rows), np.cos(rows)], axis=1)
     table = np.concatenate([np.zeros([num_prefix_positions, embed_dim]), table])
     return table[None].astype('float32')
 
@@ -435,13 +420,12 @@ def build_sincos_table(grid_size, embed_dim, num_prefix_positions, temperature=1
 def initialize_weights(model, zero_head):
     """Set every parameter to its starting value.
 
-    Normal, deviation 0.02: linear layers (BERT, DeiT and timm; timm's truncation
-        lies 100 deviations out) and position embedding (vit_jax/models_vit.py).
+    Normal, deviation 0.02: linear layers (BERT, DeiT and timm; timm's truncation lies 100
+        deviations out), position embedding (vit_jax/models_vit.py), other prefix tokens (DeiT).
     LeCun normal, deviation sqrt(1 / fan_in): convolutions (flax's default, so Google's).
-    Zero: biases, class token (vit_jax/models_vit.py), and with `zero_head` the
-        classifier (the same; ViT paper, Appendix B.1.1).
-    One: scales of norms, except that each ResNet unit starts as the identity
-        (gn3, vit_jax/models_resnet.py).
+    Zero: biases, class token (vit_jax/models_vit.py), and with `zero_head` the classifier (the
+        same; ViT paper, Appendix B.1.1).
+    One: scales of norms, but for gn3 of each ResNet unit, 0 (vit_jax/models_resnet.py).
     """
     zeros = nn.initializer.Constant(0.)
     ones = nn.initializer.Constant(1.)
@@ -459,12 +443,10 @@ def initialize_weights(model, zero_head):
     for layer in model.sublayers():
         if isinstance(layer, ResNetUnit):
             zeros(layer.gn3.weight)
-    if 'cls_token' in model.prefix_names:
-        zeros(model.cls_token)
+    for name in model.prefix_names:
+        (zeros if name == 'cls_token' else normal)(getattr(model, name))
     if model.position_embedding is not None and not model.position_embedding.stop_gradient:
         normal(model.position_embedding)
-    for name in set(model.prefix_names) - {'cls_token'}:
-        normal(getattr(model, name))
     for head in (model.classifier, model.classifier_dist):
         if zero_head and head is not None:
             zeros(head.weight)
@@ -489,9 +471,9 @@ def check_sizes(image_size, patch_size, embed_dim, num_heads, attn_head_size, ml
     if position_embedding == 'sincos2d' and embed_dim % 4:
         raise ValueError('position_embedding sincos2d needs an embed_dim that is a multiple of 4, '
                          f'not {embed_dim}')
-    if attn_head_size is None and embed_dim % num_heads:
+    if embed_dim % num_heads and (attn_head_size is None or pool == 'map'):
         raise ValueError(f'embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; '
-                         'set attn_head_size, or change one of them')
+                         'change one of them or, without pool map, set attn_head_size')
     if int(embed_dim * mlp_ratio) < 1:
         raise ValueError(f'mlp_ratio {mlp_ratio} leaves the MLP no width')
     head_size = attn_head_size or embed_dim // num_heads
@@ -515,15 +497,11 @@ def check_choice(name, value, choices):
 
 
 def get_model_arguments(config):
-    """Return the arguments of VisionTransformer that a config tree holds.
-
-    Their keys are MODEL and the argument's name in capitals, but for four.
-    """
+    """Return VisionTransformer's arguments: keys of MODEL in capitals, but for four."""
     elsewhere = {'image_size': config.DATA.IMAGE_SIZE, 'in_channels': config.DATA.IMAGE_CHANNELS,
                  'resnet_layers': config.MODEL.HYBRID, 'resnet_width': config.MODEL.HYBRID_WIDTH}
-    names = list(inspect.signature(VisionTransformer.__init__).parameters)[1:]
-    return {name: elsewhere[name] if name in elsewhere else config.MODEL[name.upper()]
-            for name in names}
+    names = set(inspect.signature(VisionTransformer).parameters) - set(elsewhere)
+    return {**elsewhere, **{name: config.MODEL[name.upper()] for name in names}}
 
 
 def build_vit(config):
@@ -548,21 +526,18 @@ class RotaryEmbedding(nn.Layer):
         rows, cols = ((2 * np.arange(0.5, size) / size - 1) for size in grid_size)
         places = np.stack(np.meshgrid(rows, cols, indexing='ij'), axis=-1).reshape(-1, 2, 1)
         angles = np.tile((places * frequencies).reshape(len(places), -1), 2)        # [N, d]
-        self.num_prefix_tokens = num_prefix_tokens
+        angles = np.pad(angles, [(num_prefix_tokens, 0), (0, 0)])
         for name, table in (('cos', np.cos(angles)), ('sin', np.sin(angles))):
-            self.register_buffer(name, paddle.to_tensor(table.astype('float32')),
-                                 persistable=False)
+            self.register_buffer(name, paddle.to_tensor(table.astype('float32')), persistable=False)
 
     def forward(self, heads):                                   # [B, H, P + N, d]
-        count = self.num_prefix_tokens
-        prefix, patches = heads[:, :, :count], heads[:, :, count:]
-        first, second = patches.chunk(2, axis=-1)
-        turned = patches * self.cos + paddle.concat([-second, first], axis=-1) * self.sin
-        return paddle.concat([prefix, turned.astype(heads.dtype)], axis=2)
+        x = heads.astype(self.cos.dtype)
+        first, second = x.chunk(2, axis=-1)
+        return (x * self.cos + paddle.concat([-second, first], -1) * self.sin).astype(heads.dtype)
 
 
 class AttentionPool(nn.Layer):
-    """What one learned query finds in all tokens, and an MLP (Zhai et al., 2021; SigLIP)."""
+    """What one learned query finds in the patches, and an MLP (Zhai et al., 2021; SigLIP)."""
 
     kernels = ('attention',)
     attention = staticmethod(attention)
@@ -579,7 +554,7 @@ class AttentionPool(nn.Layer):
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), 0., gelu)
         self.attn_dropout = nn.Dropout(0.)
 
-    def forward(self, tokens):                                  # [B, P + N, D] -> [B, D]
+    def forward(self, tokens):                                  # [B, N, D] -> [B, D]
         q = self.q(self.latent.expand([tokens.shape[0], -1, -1]))
         q, k, v = (heads.reshape([0, 0, self.num_heads, -1]).transpose([0, 2, 1, 3])
                    for heads in (q, *self.kv(tokens).chunk(2, axis=-1)))

@@ -31,7 +31,7 @@ class Attention:
     """The attention of one forward pass, as float32 arrays.
 
     logits: [B, classes]. layers: [L, B, H, T, T], rows sum to one: row i is how token
-    i mixes the others. prefix: tokens before those of the image (0 or 1). grid: (rows,
+    i mixes the others. prefix: tokens before those of the image. grid: (rows,
     columns) of the image's tokens. reader: the tokens that the classifier reads, as
     indices. stem: {name: ([B, N, N], (rows, columns))} of the token modules.
     """
@@ -75,10 +75,11 @@ def record_attention(model, images, token_modules=()):
         model.train()
     prefix = model.num_prefix_tokens
     tokens = layers[0].shape[-1]
-    reads_class_token = getattr(model, 'pool', 'token') == 'token'
-    return Attention(
-        logits=logits, layers=np.stack(layers), prefix=prefix, grid=tuple(model.grid_size),
-        reader=[0] if reads_class_token else list(range(prefix, tokens)), stem=stem)
+    reader = range(prefix, tokens)
+    if getattr(model, 'pool', 'token') == 'token':
+        reader = range(getattr(model, 'num_class_tokens', 1))
+    return Attention(logits=logits, layers=np.stack(layers), prefix=prefix,
+                     grid=tuple(model.grid_size), reader=list(reader), stem=stem)
 
 
 def roll_out(layers):

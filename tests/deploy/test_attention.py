@@ -67,7 +67,8 @@ def make_t2t(**options):
 
 
 @pytest.mark.parametrize('options', [
-    {}, {'attn_head_size': 5}, {'class_token': False, 'pool': 'avg'}])
+    {}, {'attn_head_size': 5}, {'class_token': False, 'pool': 'avg'}, {'register_tokens': 3},
+    {'distilled': True, 'register_tokens': 1}, {'pool': 'map', 'register_tokens': 2}])
 def test_vit_attention_equals_numpy(options):
     model, images = make_vit(**options), images_of(VIT)
     attention = record_attention(model, images)
@@ -76,9 +77,16 @@ def test_vit_attention_equals_numpy(options):
     np.testing.assert_allclose(attention.layers, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(attention.layers.sum(axis=-1), 1, atol=1e-5)
     np.testing.assert_array_equal(attention.logits, logits)
-    has_class = options.get('class_token', True)
-    assert (attention.prefix, attention.grid) == (int(has_class), (4, 6))
-    assert attention.reader == ([0] if has_class else list(range(24)))
+    classes = int(options.get('class_token', True)) + options.get('distilled', 0)
+    prefix = classes + options.get('register_tokens', 0)
+    assert (attention.prefix, attention.grid) == (prefix, (4, 6))
+    reads_patches = options.get('pool', 'token') != 'token'
+    assert attention.reader == list(range(prefix, prefix + 24) if reads_patches
+                                    else range(classes))
+    tokens = prefix + 24
+    rolled = roll_out(attention.layers)[-1]
+    assert make_map(rolled, attention.reader, prefix, attention.grid).shape == (2, 4, 6)
+    assert attention.layers.shape == (3, 2, 3, tokens, tokens)
 
 
 @pytest.mark.parametrize('qk_scale', [None, 0.3])

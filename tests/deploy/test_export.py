@@ -12,16 +12,19 @@ import pytest
 from PIL import Image
 
 from common.data.digits import load_digits_rgb
+from common.data.preprocessing import Preprocessing
 from common.deploy import engine as engines
 from common.deploy import export, predict
 from common.deploy.engine import load_engine, make_check_images
 from common.deploy.export import export_model
 from common.deploy.preprocessing import read_folder
-from common.deploy.trained import load_trained
+from common.deploy.trained import Trained, load_trained
 from common.errors import RunError
 from common.machine.environment import read_cpu
 from tests.support.paths import ROOT
+from tests.support.recipe import fill_by_recipe, recipe_images
 from tests.support.trained_digits import fixture_path, load_fixture
+from ViT.vit import VisionTransformer
 
 IS_PADDLE_2 = paddle.__version__.startswith('2.')
 HAS_ONNX = all(map(engines.is_installed, ('paddle2onnx', 'onnxruntime')))
@@ -77,6 +80,26 @@ def test_engines_equal_the_dynamic_model_at_any_batch_size(exported, name, engin
         actual = run(images[:size])
         assert actual.shape == (size, 10) and actual.dtype == np.float32
         assert largest_difference(actual, expected[:size]) <= 1e-4
+
+
+@pytest.mark.parametrize('options', [
+    {'register_tokens': 2, 'layer_scale': 0.5, 'position_embedding': 'rope', 'pool': 'avg'},
+    {'distilled': True}, {'pre_norm': True, 'gelu': 'quick'},
+    {'pool': 'map', 'class_token': False, 'norm_after_pooling': True},
+], ids=['rope, registers', 'distilled', 'pre-norm, quick GELU', 'attention pooling'])
+def test_a_model_of_every_family_is_exported(options, tmp_path):
+    model = fill_by_recipe(VisionTransformer(image_size=32, patch_size=8, embed_dim=32, depth=2,
+                                             num_heads=4, num_classes=10, **options))
+    model.eval()
+    trained = Trained(model, None, Preprocessing(32, 1.0, 'bicubic', [0.5] * 3, [0.5] * 3))
+    expected = predict_dynamic(trained, recipe_images(3, 32))
+    folder = str(tmp_path / 'exported')
+    errors = export_model(trained, folder, FORMATS.split(','))
+    assert list(errors) == FORMATS.split(',') and max(errors.values()) <= 1e-4
+    names = ['plain', 'onednn'] + ['onnxruntime'] * HAS_ONNX + ['openvino'] * (not IS_PADDLE_2)
+    for name in names:
+        found = engines.OPENERS[name](folder, 'float32')(recipe_images(3, 32))
+        assert largest_difference(found, expected) <= 1e-4, name
 
 
 @pytest.mark.runs

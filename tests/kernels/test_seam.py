@@ -18,6 +18,10 @@ MODELS = {
     'vit': (VisionTransformer, {}),
     'vit, no qkv bias, other head size': (VisionTransformer, {'qkv_bias': False,
                                                               'attn_head_size': 10}),
+    'vit, rope, registers, scaled': (VisionTransformer, {
+        'position_embedding': 'rope', 'register_tokens': 3, 'layer_scale': 0.5, 'pool': 'avg'}),
+    'vit, attention pooling, quick': (VisionTransformer, {
+        'pool': 'map', 'class_token': False, 'gelu': 'quick', 'pre_norm': True}),
     't2t': (T2TViT, {'qkv_bias': True}),
     't2t, transformer, other scale': (T2TViT, {'token_type': 'transformer', 'qk_scale': 0.3}),
 }
@@ -153,7 +157,7 @@ def test_separate_projections_give_the_logits_and_leave_nothing_behind(name, kin
     with installed(model, 'separate'):
         found = run(model, images)
         parts = model.blocks[0].attn.qkv.parts
-        parts['v'].weight.set_value(parts['v'].weight * 2)          # it is what is used
+        parts['v'].weight.set_value(parts['v'].weight * 50)         # it is what is used
         assert np.abs(run(model, images) - found).max() > 1e-4
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     assert (list(model.state_dict()), list_installed(model)) == before

@@ -46,6 +46,7 @@ VARIANTS = {
                       'norm_after_pooling': True},
     'distilled': {'distilled': True},
     'map': {'pool': 'map', 'class_token': False, 'gelu': 'tanh'},
+    'map_of_patches': {'pool': 'map', 'register_tokens': 2, 'representation_size': 24},
     'rope': {'position_embedding': 'rope', 'register_tokens': 2, 'image_size': (24, 40),
              'layer_scale': 0.1},
 }
@@ -143,7 +144,7 @@ def reference_forward(weights, images, patch_size, num_heads, gelu='erf', layer_
         features = tokens[0] if pool == 'token' else tokens[len(prefix):].mean(0)
         if pool == 'map':
             query = linear(weights['attention_pool.latent'][0, 0], 'attention_pool.q')
-            keys, values = np.split(linear(tokens, 'attention_pool.kv'), 2, axis=-1)
+            keys, values = np.split(linear(tokens[len(prefix):], 'attention_pool.kv'), 2, axis=-1)
             heads = []
             for head in np.split(np.arange(query.size), num_heads):
                 scores = np.exp(keys[:, head] @ query[head] / math.sqrt(len(head)))
@@ -483,6 +484,7 @@ def test_recomputation_changes_no_gradient(frozen):
     ({'image_size': 36}, 'image_size 36 is not a multiple of patch_size 8; use 32 or 40'),
     ({'image_size': (32, 4)}, 'image_size 4 is not'),
     ({'num_heads': 5}, 'embed_dim 32 is not a multiple of num_heads 5'),
+    ({'num_heads': 5, 'attn_head_size': 8, 'pool': 'map'}, 'without pool map'),
     ({'gelu': 'relu'}, "gelu must be one of erf, tanh, quick, not 'relu'"),
     ({'pool': 'max'}, "pool must be one of token, avg, map, not 'max'"),
     ({'class_token': False}, 'pool token needs class_token True'),

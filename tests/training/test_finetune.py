@@ -37,6 +37,12 @@ VARIANTS = {
         'MODEL.PATCH_SIZE', '8', 'MODEL.POOL', 'avg', 'MODEL.CLASS_TOKEN', 'False',
         'MODEL.POSITION_EMBEDDING', 'sincos2d']),
     't2t performer': (get_t2t_config, build_t2t_vit, ['MODEL.TOKEN_DIM', '8']),
+    'vit distilled': (get_vit_config, build_vit, [
+        'MODEL.PATCH_SIZE', '8', 'MODEL.DISTILLED', 'True', 'MODEL.REGISTER_TOKENS', '2',
+        'MODEL.PRE_NORM', 'True', 'MODEL.LAYER_SCALE', '0.5']),
+    'vit attention pooling': (get_vit_config, build_vit, [
+        'MODEL.PATCH_SIZE', '8', 'MODEL.POOL', 'map', 'MODEL.NORM_AFTER_POOLING', 'True',
+        'MODEL.POSITION_EMBEDDING', 'rope']),
     't2t transformer': (get_t2t_config, build_t2t_vit, [
         'MODEL.TOKEN_DIM', '8', 'MODEL.TOKEN_TYPE', 'transformer']),
 }
@@ -58,12 +64,13 @@ def find_layer(name):
         return int(parts[2]) + 1
     if name.startswith('blocks.'):
         return int(parts[1]) + 1
-    after = ('encoder.encoder_norm', 'norm', 'pre_logits', 'classifier', 'head')
+    after = ('encoder.encoder_norm', 'norm', 'fc_norm', 'attention_pool', 'pre_logits',
+             'classifier', 'head')
     return DEPTH + 1 if name.startswith(after) else 0
 
 
 def is_head(name):
-    return name.startswith(('classifier.', 'head.'))
+    return name.startswith(('classifier.', 'classifier_dist.', 'head.'))
 
 
 def read_update(config, model, learning_rate, gradient=1.0, updates=1):
@@ -215,7 +222,8 @@ def test_frozen_parameters_have_no_gradient_and_stay(variant, what):
     for _ in range(2):                          # a zero scale lets a gradient through only then
         optimizer.set_lr(0.1)
         model.train()
-        (model(paddle.to_tensor(images)) ** 2).mean().backward()
+        logits = model(paddle.to_tensor(images))        # of two heads, where they are distilled
+        paddle.concat(logits if isinstance(logits, tuple) else [logits]).square().mean().backward()
         optimizer.step()
         optimizer.clear_grad()
     for name, parameter in model.named_parameters():
