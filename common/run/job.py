@@ -85,12 +85,16 @@ def build_job(project: Project, config: CfgNode, device: str, folder: str,
     dataset_train = None if config.EVAL else open_dataset(project, config, is_train=True)
     paddle.seed(config.SEED)            # initial weights, the same on every rank
     model = project.build_model(config)
+    precision = build_precision(config, device)
     if device == 'cpu' and config.FAST:
         logger.info('CPU kernels: %d layers (FAST False: none)', install(model, 'cpu'))
+    elif precision.enabled and config.FAST:
+        logger.info('Fused attention: %d layers (FAST False: none)',
+                    install(model, 'fused', precision.dtype))
     return Job(project, config, device, folder, resume_path,
                continues=resume_path is not None and config.MODEL.RESUME == 'auto',
                dataset_val=dataset_val, dataset_train=dataset_train, model=model,
-               precision=build_precision(config, device),
+               precision=precision,
                preprocess=Preprocess(config.DATA.IMAGENET_MEAN, config.DATA.IMAGENET_STD),
                watchdog=Watchdog(config.WATCHDOG_SECONDS))
 
