@@ -1,24 +1,23 @@
 """One run in one process: everything is built from the config here, then trained or evaluated."""
 
 import logging
-import os
 import zlib
 from dataclasses import dataclass
 
 import paddle
 from yacs.config import CfgNode
 
-from common.checkpoints.store import find_resume
 from common.config import dump_config
 from common.data.datasets import Dataset
 from common.data.normalize import Preprocess
 from common.errors import RunError, UserError
 from common.kernels import install
 from common.machine.device import choose_device
-from common.machine.distributed import agree_on, broadcast_texts, get_rank, get_world_size
+from common.machine.distributed import agree_on, get_rank, get_world_size
 from common.project import Project
 from common.run.announce import log_start
-from common.run.log import build_run_log, discard_run_folder, make_run_folder, start_logging
+from common.run.folder import choose_folder
+from common.run.log import build_run_log, discard_run_folder, start_logging
 from common.run.training import run_training
 from common.run.validation import build_validator
 from common.training.out_of_memory import advise, is_out_of_memory
@@ -37,7 +36,7 @@ def run(project: Project, config: CfgNode) -> None:
     device = choose_device(config.DEVICE)
     paddle.set_device(device)
     start_logging(quiet=get_rank() > 0)
-    folder, resume_path = choose_folder(config)
+    folder, resume_path, lock = choose_folder(config)
     start_logging(folder if get_rank() == 0 else None, quiet=get_rank() > 0)
     log_start(project, config, device, folder)
     agree_on('the config', zlib.crc32(dump_config(config).encode()))
@@ -58,6 +57,9 @@ def run(project: Project, config: CfgNode) -> None:
         if is_out_of_memory(error):
             raise RunError(advise(config, device)) from error
         raise
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 @dataclass(frozen=True)
@@ -130,23 +132,3 @@ def run_evaluation(job: Job) -> None:
         validator.validate()
         validator.report_mistakes(job.folder, config.MODEL.NUM_CLASSES)
     run_log.close()
-
-
-def choose_folder(config: CfgNode) -> tuple[str, str | None]:
-    """Return (run folder, checkpoint to resume from or None), as rank 0 finds them.
-
-    -resume=auto continues in the folder of the run that was interrupted; -resume=PATH
-    begins a new one.
-    """
-    found = ['', '']
-    if get_rank() == 0:
-        resume_path = None
-        if config.MODEL.RESUME and not config.EVAL:
-            resume_path = find_resume(config.MODEL.RESUME, config.SAVE, config.MODEL.NAME)
-        if resume_path is not None and config.MODEL.RESUME == 'auto':
-            folder = os.path.dirname(os.path.abspath(resume_path))
-        else:
-            folder = make_run_folder(config)
-        found = [folder, resume_path or '']
-    folder, resume_path = broadcast_texts(found)
-    return folder, resume_path or None

@@ -124,7 +124,7 @@ def make_run_folder(config):
 
 def discard_run_folder(folder):
     """Remove the folder of a run that ended before it had results: a log and a config only."""
-    if set(os.listdir(folder)) <= {'log.txt', 'config.yaml'}:
+    if set(os.listdir(folder)) <= {'log.txt', 'config.yaml', 'run.lock'}:
         start_logging()                     # closes log.txt
         shutil.rmtree(folder)
 
