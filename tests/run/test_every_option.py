@@ -44,16 +44,23 @@ EMA = {'TRAIN.MODEL_EMA': True}
 ERASE = {'TRAIN.RANDOM_ERASE_PROB': 1.0}
 MIXUP = {'TRAIN.MIXUP_ALPHA': 0.8}
 BOTH = {'TRAIN.MIXUP_ALPHA': 0.8, 'TRAIN.CUTMIX_ALPHA': 1.0}
+TABLE = {'DATA.DATASET': 'csv', 'DATA.DATA_PATH': '{table}'}
 PRETRAINED = {'MODEL.PRETRAINED': '{weights}'}
 TAUGHT = {'MODEL.DISTILLED': True, 'TRAIN.TEACHER': '{weights}'}
 EVALUATION = {'EVAL': True, 'MODEL.PRETRAINED': '{weights}'}
 
 # key: (value, what shows it, options that it needs). {weights}: a checkpoint; {lacking}: a file
-# without one tensor; {corrupt}: data with a picture that cannot be read; {other}: a free folder.
+# without one tensor; {corrupt}: data with a picture that cannot be read; {table}, {fewer}: csv
+# files; {other}: a free folder.
 SHARED = {
     'BASE': (['a.yaml'], 'refused: yaml files only'),
     'DATA.DATASET': ('digits', 'refused: -dataset=imagefolder'),
     'DATA.DATA_PATH': ('/no/such', 'refused: No such folder'),
+    'DATA.VAL_PATH': ('{fewer}', 'metrics', TABLE),
+    'DATA.TABLE': ('{fewer}', 'code', {'DATA.DATASET': 'csv'}),
+    'DATA.IMAGE_COLUMN': ('other_path', 'metrics', TABLE),
+    'DATA.LABEL_COLUMN': ('other_label', 'metrics', TABLE),
+    'DATA.SPLIT_COLUMN': ('other_split', 'metrics', TABLE),
     'DATA.BATCH_SIZE': (3, 'metrics'),
     'DATA.BATCH_SIZE_EVAL': (2, 'settings'),
     'DATA.IMAGE_CHANNELS': (1, 'refused: one a channel'),
@@ -230,6 +237,14 @@ def places(tmp_path_factory):
                 make_image(root / data / part / 'abc'[number % 3] / f'{number}.png', (40, 30),
                            seed=[len(part), number])
     (root / 'corrupt' / 'train' / 'a' / '0.png').write_bytes(b'no picture')
+    rows = ['path,label,split,other_path,other_label,other_split']
+    for number in range(18):
+        paths = [f'{"train" if place < 12 else "val"}/{"abc"[place % 12 % 3]}/{place % 12}.png'
+                 for place in (number, 17 - number)]
+        rows.append(f'{paths[0]},{"abc"[number % 3]},{"train" if number < 12 else "val"},'
+                    f'{paths[1]},{"abc"[number % 2]},{"val" if number < 5 else "train"}')
+    (root / 'data' / 'all.csv').write_text('\n'.join(rows))
+    (root / 'data' / 'fewer.csv').write_text('\n'.join([rows[0], *rows[1:8], *rows[-3:]]))
     for name, project in PROJECTS.items():
         observed = observe(project, {**EMA, 'TRAIN.MODEL_EMA_DECAY': 0.3}, root, root / name)
         assert observed.code == 0, observed.error
@@ -248,6 +263,7 @@ def fill(value, name, places):
     return value.format(
         weights=next((places / name).glob('*/best.pdparams')) if '{weights}' in value else '',
         lacking=places / f'{name}-lacking.pdparams', corrupt=places / 'corrupt',
+        table=places / 'data' / 'all.csv', fewer=places / 'data' / 'fewer.csv',
         other=places / 'other', head=HEADS[name])
 
 
@@ -353,7 +369,8 @@ def test_what_a_checkpoint_supersedes_is_named(observed_of):
 @pytest.mark.parametrize('name', PROJECTS)
 def test_every_option_has_a_row(name):
     rows, options = EFFECTS['ViT'] | EFFECTS[name], list_options(PROJECTS[name].options)
-    assert not set(options) - set(rows), 'give each a row in EFFECTS: its effect in a run'
+    without = sorted(set(options) - set(rows))
+    assert not without, f'give each a row in EFFECTS, its effect in a run: {without}'
     assert not set(EFFECTS[name]) - set(options), 'no such option'
     for key, option in options.items():
         assert option.default != rows[key][0] or key in BASE[name], f'{key}: not another value'
@@ -389,7 +406,7 @@ def break_need(need, options):
         elif values == 'None':
             broken[key] = 0
         elif values:
-            broken[key] = next(choice for choice in option.choices
+            broken[key] = next(choice for choice in (option.default, *option.choices)
                                if choice not in values.split(','))
         else:
             broken[key] = option.default if not option.default else type(option.default)()
