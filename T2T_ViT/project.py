@@ -45,6 +45,7 @@ PROJECT = Project(
     build_model=build_t2t_vit,
     example_configs=('t2t_vit_digits', 't2t_vit_14'),
     options=Options,
+    fixed_options=('MODEL.QK_SCALE',),
     own_format=PADDLEVIT,
     formats=(OFFICIAL,),
     targets={'t2t': OFFICIAL},

@@ -111,8 +111,10 @@ class Project:
     optional_layers: of layers that a model may do without where a file has them.
     positions: names of the position table, the first that the model has. count_heads: (model)
     -> attention heads, for comparison with what files say. fit_weights: ({our name: Tensor},
-    {name: shape}) changes a file's tensors to fit a model. read_options: (Weights) -> {key:
-    value} of the model that a file is of, for commands without a yaml file; None: they need one.
+    {name: shape}) changes a file's tensors to fit a model. fixed_options: what weights are trained
+    for and shapes do not show, beside heads and pooling: a contradiction is refused. read_options:
+    (Weights) -> {key: value} of the model that a file is of, for commands without a yaml file;
+    None: they need one.
     describe_shape: ({name: shape}) -> "vit_base_patch16 (embed_dim 768, depth 12)", for messages.
 
     build_loss: (config, criterion) -> compute_loss(model, images, targets), which returns a
@@ -138,6 +140,7 @@ class Project:
     optional_layers: tuple[str, ...] = ()
     positions: tuple[str, ...] = ('pos_embed', 'position_embedding')
     count_heads: Callable[[Model], int | None] = count_heads
+    fixed_options: tuple[str, ...] = ()
     fit_weights: Callable[[dict[str, Tensor], dict[str, list]], None] = fit_nothing
     read_options: Callable[[Weights], dict[str, Any]] | None = None
     describe_shape: Callable[[dict[str, list]], str] | None = None

@@ -46,6 +46,7 @@ PROGRESS = {
     'world_size': None,     # processes
     'config': None,         # yaml text of the resolved config
     'class_names': None,
+    'data': None,           # {'training': {'images': ..., 'checksum': ..., 'sizes': ...}, ...}
     'numerics': None,       # {'gelu': ..., 'layer_norm_eps': ..., ...} of the model
     'preprocessing': None,  # {'image_size': ..., 'crop_pct': ..., 'mean': ..., ...}
 }

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.data.classes import match_classes, read_class_names, rename_classes
 from common.data.digits import load_digits_rgb
 from common.data.images import ImageError
 from common.data.lists import LIST_NAMES
 from common.data.parts import Labelled, join_parts
 from common.data.pixels import to_array
-from common.data.readers import Reader
+from common.data.readers import FileReader, Reader
 from common.data.table import SampleTable, choose_part
 from common.data.trees import Tree, open_tree
 from common.errors import UserError, suggest
@@ -57,7 +58,8 @@ def open_dataset(config, is_train):
         logger.info('Not used: DATA.VAL_FRACTION %g (the data has validation images of its own)',
                     config.DATA.VAL_FRACTION)
     if config.DATA.LABELS:
-        dataset.class_names = _read_class_names(config.DATA.LABELS, dataset.num_classes)
+        dataset.name_classes(read_class_names(config.DATA.LABELS),
+                             f'DATA.LABELS {config.DATA.LABELS}')
     _check_classes(dataset, config)
     return dataset
 
@@ -77,6 +79,7 @@ class Dataset:
         self.skip_corrupt = is_train and config.DATA.SKIP_CORRUPT
         self.leave_out_corrupt = not is_train and config.DATA.SKIP_CORRUPT
         self.labels = labels
+        self.source_labels = labels         # before relabel
         self.class_names = class_names
         self.is_split = False
         self.transform = None
@@ -101,6 +104,25 @@ class Dataset:
             raise ImageError(f'{self.describe_sample(index)}: {error}') from None
         return array, int(self.labels[index]), index
 
+    def relabel(self, mapping: list[int], class_names: list[str]) -> None:
+        """Give every label l the number mapping[l]. class_names: in the new numbers' order."""
+        self.labels = np.asarray(mapping, np.int32)[self.labels]
+        self.class_names = list(class_names)
+
+    def name_classes(self, names: list[str], source: str) -> None:
+        """Name the classes by a labels file, whose order counts where it holds the names they have.
+
+        source: what messages call the file. Raises UserError where it does not fit.
+        """
+        known = self.class_names
+        if known is not None and set(known) <= set(names):
+            self.relabel(match_classes(known, names, 'The data', source), names)
+        elif known is None and len(names) < self.num_classes:
+            raise UserError(f'{source} names {len(names)} classes, one a line; the labels need '
+                            f'{self.num_classes} names.')
+        else:
+            self.class_names = rename_classes(known, names, source)
+
     @property
     def num_classes(self):
         if self.class_names is not None:
@@ -109,7 +131,7 @@ class Dataset:
 
     def checksum(self):
         """Return a number that differs between processes with other samples."""
-        return zlib.crc32(np.ascontiguousarray(self.labels))
+        return zlib.crc32(np.ascontiguousarray(self.source_labels))
 
     def read(self, index):
         """Return the PIL image (RGB) of a sample, untransformed."""
@@ -117,6 +139,10 @@ class Dataset:
 
     def check_files(self):
         """Raise UserError if files are missing that should be there."""
+
+    def find_file(self, index: int) -> bytes | None:
+        """Return the path of the file that holds a sample alone, None where there is none."""
+        return None
 
     def describe_sample(self, index):
         """Return the path of a sample, or whatever else tells a person which it is."""
@@ -155,6 +181,9 @@ class StoredDataset(Dataset):
 
     def check_files(self) -> None:
         self.reader.check()
+
+    def find_file(self, index: int) -> bytes | None:
+        return self.reader.path(index) if isinstance(self.reader, FileReader) else None
 
     def describe_sample(self, index: int) -> str:
         return self.reader.describe(index)
@@ -315,18 +344,3 @@ def _check_classes(dataset, config):
         raise UserError(
             f'{dataset.describe()}: more than the model has, {num_classes}. '
             f'Use -num_classes={dataset.num_classes}.')
-
-
-def _read_class_names(path, num_classes):
-    try:
-        with open(path, encoding='utf-8-sig') as file:
-            names = [line.strip() for line in file if line.strip()]
-    except OSError as error:
-        raise UserError(f'Cannot read DATA.LABELS {path}: {error.strerror}.') from None
-    except UnicodeDecodeError:
-        raise UserError(f'DATA.LABELS {path} is not UTF-8 text.') from None
-    if len(names) < num_classes:
-        raise UserError(
-            f'DATA.LABELS {path} names {len(names)} classes, one a line; the labels need '
-            f'{num_classes} names.')
-    return names

@@ -20,11 +20,12 @@ import paddle
 from tqdm import tqdm
 
 from common.cli import FlagParser
+from common.data.classes import read_class_names, rename_classes
 from common.data.images import ImageError, read_image, show_path
 from common.deploy import engine as engines
 from common.deploy.drawing import draw_labels
 from common.deploy.pictures import OutputNames, Picture, find_pictures
-from common.deploy.preprocessing import check_class_names, read_folder, read_labels
+from common.deploy.preprocessing import check_class_names, read_folder
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import FLAGS, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
@@ -105,7 +106,8 @@ def load_predictor(project, arguments):
     predict = engines.load_engine(arguments.model, arguments.engine, arguments.precision)
     logger.info('%s', predict.describe())
     if arguments.labels:
-        names = read_labels(arguments.labels)
+        names = rename_classes(preprocessing.class_names, read_class_names(arguments.labels),
+                               arguments.labels)
         check_class_names(names, predict.num_classes, arguments.labels)
         preprocessing = preprocessing.replace_names(names)
     return preprocessing, predict

@@ -41,20 +41,6 @@ def read_folder(folder):
     return preprocessing
 
 
-def read_labels(path):
-    """Return the class names of a text file, one a line. Raises UserError."""
-    try:
-        with open(path, encoding='utf-8-sig') as file:
-            names = [line.strip() for line in file.read().rstrip().splitlines()]
-    except OSError as error:
-        raise UserError(f'Cannot read the labels {path}: {error.strerror}.') from None
-    except UnicodeDecodeError:
-        raise UserError(f'{path} is not a UTF-8 text file.') from None
-    if not names:
-        raise UserError(f'{path} is empty; one class name a line is expected.')
-    return names
-
-
 def check_class_names(names, num_classes, source):
     """Raise UserError if there are names, but not one for each class."""
     if names is not None and len(names) != num_classes:

@@ -4,6 +4,7 @@ Checkpoints written here record all of these, so that they need no yaml; for oth
 the config says what the file does not.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,14 @@ import paddle
 
 from common.cli import add_option_flag, build_config, find_config, list_flags
 from common.config import read_dump
+from common.data.classes import read_class_names, rename_classes
 from common.data.preprocessing import (
     Preprocessing,
     check_channels,
     list_recorded_options,
     read_preprocessing,
 )
-from common.deploy.preprocessing import check_class_names, read_labels
+from common.deploy.preprocessing import check_class_names
 from common.errors import UserError
 from common.machine.device import choose_device
 from common.weights import load_from_config
@@ -68,11 +70,7 @@ def load_trained(project, arguments):
     flags = {**options, 'EVAL': True, **list_recorded_options(recorded.get('preprocessing', {})),
              **given}
     config = build_config(project, path, flags, arguments.opts)
-    names, source = recorded.get('class_names'), arguments.pretrained
-    for labels in (config.DATA.LABELS, arguments.labels):
-        if labels:
-            names, source = read_labels(labels), labels
-    check_class_names(names, config.MODEL.NUM_CLASSES, source)
+    names = choose_class_names(recorded.get('class_names'), config, arguments)
     preprocessing = read_preprocessing(config, names)
     check_channels(preprocessing)
     paddle.set_device(choose_device(config.DEVICE))
@@ -80,6 +78,24 @@ def load_trained(project, arguments):
     load_from_config(model, config)
     model.eval()
     return Trained(model, config, preprocessing)
+
+
+def choose_class_names(recorded: list[str] | None, config: Any, arguments: Any
+                       ) -> list[str] | None:
+    """Return the names of a model's classes: recorded, or of -labels or DATA.LABELS.
+
+    The labels file of the training, which its yaml file names, may be gone once the checkpoint
+    records the names.
+    """
+    names, source = recorded, arguments.pretrained
+    labels = config.DATA.LABELS
+    if labels and (recorded is None or os.path.exists(labels) or 'DATA.LABELS' in arguments.opts):
+        names, source = rename_classes(recorded, read_class_names(labels), labels), labels
+    if arguments.labels:
+        source = arguments.labels
+        names = rename_classes(recorded, read_class_names(source), source)
+    check_class_names(names, config.MODEL.NUM_CLASSES, source)
+    return names
 
 
 def read_record(source, project=None):

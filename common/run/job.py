@@ -18,6 +18,7 @@ from common.project import Project
 from common.run.announce import log_start
 from common.run.folder import choose_folder
 from common.run.log import build_run_log, discard_run_folder, start_logging
+from common.run.records import match_evaluated
 from common.run.training import run_training
 from common.run.validation import build_validator
 from common.training.out_of_memory import advise, is_out_of_memory
@@ -120,7 +121,8 @@ def run_evaluation(job: Job) -> None:
                         'do, such as <run folder>/best.')
     if len(job.dataset_val) == 0:
         raise UserError(f'There is nothing to evaluate: {job.dataset_val.describe()}.')
-    load_from_config(job.model, config)
+    report = load_from_config(job.model, config)
+    match_evaluated(report, job.dataset_val, config.MODEL.NUM_CLASSES)
     model = job.model
     if job.device == 'cpu' and config.FAST and get_world_size() == 1:
         # Imported here: exporting stands on common.run.launch, and that on this module.

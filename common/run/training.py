@@ -20,6 +20,7 @@ from common.errors import Interrupted
 from common.machine.distributed import gather_over_ranks, get_rank, get_world_size
 from common.run.announce import log_changes, log_plan, log_skipped, log_superseded
 from common.run.log import RunLog, build_run_log, format_duration
+from common.run.records import check_head, describe_data, match_continued, match_fine_tuned
 from common.run.validation import build_validator
 from common.training.ema import ModelEma
 from common.training.finetune import freeze, log_frozen
@@ -58,6 +59,7 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
     if job.resume_path is not None:
         checkpoint = read_checkpoint(job.resume_path)
         resume(state, checkpoint, plan, config)
+        match_continued(checkpoint, [job.dataset_train, job.dataset_val], config, job.project)
         metrics_size = checkpoint['metrics_size']
         del checkpoint                  # gigabytes
     if has_ended(state, plan, config):
@@ -113,10 +115,14 @@ def build_state(job: 'Job') -> TrainState:
     """Return the TrainState at the beginning: pretrained weights, optimizer, average."""
     config = job.config
     if config.MODEL.PRETRAINED and job.resume_path is None:
-        load_from_config(job.model, config)
+        report = load_from_config(job.model, config, job.dataset_train.class_names)
+        match_fine_tuned(report, [job.dataset_train, job.dataset_val], config.MODEL.NUM_CLASSES,
+                         job.project.heads)
         if mixup.is_active(config):
             logger.info('Fine-tuning with mixup or CutMix, as in training from scratch; the '
                         'recipes in configs/finetune have none (TRAIN.MIXUP_ALPHA, CUTMIX_ALPHA).')
+    if job.resume_path is None:
+        check_head(job.dataset_train, config.MODEL.NUM_CLASSES)
     frozen = freeze(job.model, config.MODEL.FREEZE)
     log_frozen(config, frozen, total=len(job.model.parameters()))
     optimizer = build_optimizer(config, job.model)
@@ -133,6 +139,7 @@ def describe_run(job: 'Job') -> dict:
     config = job.config
     return {'model_name': config.MODEL.NAME, 'seed': config.SEED, 'world_size': get_world_size(),
             'config': dump_config(config), 'class_names': job.dataset_train.class_names,
+            'data': describe_data([job.dataset_train, job.dataset_val]),
             'preprocessing': read_preprocessing(config).as_record()}
 
 

@@ -64,9 +64,25 @@ def open_container(path):
         raise UserError(f'{path}: holds no dictionary of tensors, but a {type(tree).__name__}.')
     if 'format_version' in tree and not is_ours:
         raise UserError(f'{path}: its end, with the checksum, is missing.')
-    folder = os.path.dirname(path)
-    return Container(path, kind, tree, read_json(folder, 'config.json'),
-                     read_json(folder, 'preprocessor_config.json'), metadata)
+    config, processor = _read_beside(path, kind)
+    return Container(path, kind, tree, config, processor, metadata)
+
+
+def _read_beside(path, kind):
+    """Return what config.json and preprocessor_config.json beside the weights hold.
+
+    They belong to PyTorch's files only. Beside a file that Hugging Face does not name so, one
+    that cannot be read is another program's.
+    """
+    if kind not in ('torch', 'safetensors'):
+        return {}, {}
+    folder, name = os.path.split(path)
+    try:
+        return read_json(folder, 'config.json'), read_json(folder, 'preprocessor_config.json')
+    except UserError:
+        if name in FOLDER_FILES or name.endswith(INDEX_ENDING):
+            raise
+        return {}, {}
 
 
 def _find_in_folder(folder):

@@ -2,15 +2,19 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from common.config import Options, get_value
+from common.data.classes import compare_names, list_known_names
 from common.errors import UserError, suggest
 from common.machine.environment import count_cores
 from common.machine.host_memory import share
+from common.option import list_options, show
 from common.project import Model, Project, find_project
 from common.weights.positions import plan_positions
 from common.weights.preprocessing import name_options, read_beside
@@ -19,6 +23,9 @@ from common.weights.registry import resolve
 from common.weights.rules import copy_array
 
 logger = logging.getLogger(__name__)
+
+INIT_ONLY = ('MODEL.ZERO_HEAD',)         # of a new model: they say nothing of a trained one
+
 
 @dataclass
 class LoadReport:
@@ -30,7 +37,8 @@ class LoadReport:
     resized: {name: "from ... to ..., method"}. replaced: {name: reason}.
     numerics: of the source. numerics_changed: {setting: (before, now)}. preprocessing: mean,
     std, crop_pct and interpolation of the source, as far as they are known.
-    preprocessing_source: who says so.
+    preprocessing_source: who says so. class_names: of the model's classes, None where they are
+    not known. options: {key: value} of the config that the file records.
     """
 
     format: str
@@ -45,6 +53,8 @@ class LoadReport:
     numerics_changed: dict[str, tuple] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     preprocessing_source: str = ''
+    class_names: list[str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -83,6 +93,7 @@ class LoadOptions:
     head_init: what a head of another size becomes: 'zero', or 'trunc_normal' from `seed`.
     allow_missing: keep the model's values for whatever the file lacks, not only
     for the head and the pre-logits.
+    class_names: of the data that the model is trained on; a head for other classes is made anew.
     """
 
     numerics: str = 'source'
@@ -91,6 +102,7 @@ class LoadOptions:
     head_init: str = 'zero'
     seed: int = 0
     allow_missing: bool = False
+    class_names: Sequence[str] | None = None
 
     def __post_init__(self):
         _check_choice('numerics', self.numerics, ('source', 'model'))
@@ -122,6 +134,7 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     _check_arithmetic(model, weights, tensors, shapes, project)
     project.fit_weights(tensors, shapes)
     _drop_layers(tensors, shapes, report, project)
+    report.class_names, report.options = weights.class_names, weights.options
     new_values = _plan_head(tensors, shapes, report, wanted, project)
     new_values |= plan_positions(
         model, weights, tensors, report.resized, wanted.position_resize, project)
@@ -137,17 +150,20 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     return report
 
 
-def load_from_config(model: Model, config: Any) -> LoadReport:
+def load_from_config(model: Model, config: Any, class_names: Sequence[str] | None = None
+                     ) -> LoadReport:
     """load_pretrained as MODEL.PRETRAINED and its options say; logs and returns the report.
 
-    Raises UserError for an evaluation of a model that the file does not fill,
-    unless MODEL.ALLOW_MISSING.
+    class_names: of the data, see LoadOptions. Raises UserError for an evaluation of a model that
+    the file does not fill, unless MODEL.ALLOW_MISSING, and for options of the model that are not
+    those that the file was trained with.
     """
     options = config.MODEL
     report = load_pretrained(
         model, options.PRETRAINED, numerics=options.NUMERICS, use_ema=options.PRETRAINED_EMA,
         position_resize=options.POSITION_RESIZE, head_init=options.HEAD_INIT, seed=config.SEED,
-        allow_missing=options.ALLOW_MISSING)
+        allow_missing=options.ALLOW_MISSING, class_names=None if config.EVAL else class_names)
+    check_recorded_options(report, config, find_project(model))
     for line in [*report.summary(), *compare_preprocessing(report, config.get('DATA'))]:
         logger.info(line)
     if config.EVAL and not report.complete and not options.ALLOW_MISSING:
@@ -157,6 +173,27 @@ def load_from_config(model: Model, config: Any) -> LoadReport:
             f'from the file: {lacking}.\nChoose the config that belongs to the weights '
             '(MODEL.NUM_CLASSES?), or set MODEL.ALLOW_MISSING True.')
     return report
+
+
+def check_recorded_options(report: LoadReport, config: Any, project: Project) -> None:
+    """Raise UserError where the config contradicts the one that the weights were trained with.
+
+    Options of the model that change shapes were compared by these. An evaluation compares all
+    others; training may begin from weights of another pooling, whose head is then made anew.
+    """
+    keys = project.fixed_options
+    if config.EVAL and not config.MODEL.ALLOW_MISSING:
+        shared = list_options(Options)
+        keys = [key for key in list_options(project.options)
+                if key.startswith('MODEL.') and key not in shared and key not in INIT_ONLY]
+    wrong = [key for key in keys if key in report.options
+             and report.options[key] != get_value(config, key)]
+    if wrong:
+        was = ', '.join(f'{key} {show(report.options[key])}' for key in wrong)
+        now = ', '.join(f'{key} {show(get_value(config, key))}' for key in wrong)
+        raise UserError(f'{report.source} was trained with {was}; here it is {now}.\n'
+                        'Give its own config (-cfg=<run folder>/config.yaml), or set these options '
+                        'as they were.')
 
 
 def find_preprocessing(source: str | os.PathLike, project: Project) -> dict[str, Any]:
@@ -257,15 +294,17 @@ def _plan_head(tensors, shapes, report, options, project):
     heads = [name for name in shapes if name.startswith(project.heads)]
     found = {name: tensors[name].shape for name in heads if name in tensors}
     features = {name: shape[0] for name, shape in found.items() if len(shape) == 2}
-    if heads and all(found.get(name) == shapes[name] for name in heads):
+    fits = heads and all(found.get(name) == shapes[name] for name in heads)
+    others = _find_other_classes(report, options, shapes, heads) if fits else ''
+    if fits and not others:
         return {}
     if any(features[name] != shapes[name][0] for name in features):
         return {}                               # not another head but another model
     for name in heads:
         if name in found:
-            report.replaced[name] = (f'{found[name][-1] if found[name] else "no"} classes in the '
-                                     f'file, {shapes[name][-1]} in the model; '
-                                     f'initialised by {options.head_init}')
+            reason = others or (f'{found[name][-1] if found[name] else "no"} classes in the file, '
+                                f'{shapes[name][-1]} in the model')
+            report.replaced[name] = f'{reason}; initialised by {options.head_init}'
             del tensors[name]
         elif name in report.replaced:
             report.replaced[name] += f'; initialised by {options.head_init}'
@@ -273,6 +312,16 @@ def _plan_head(tensors, shapes, report, options, project):
             report.missing.append(name)
     generator = np.random.default_rng(options.seed)
     return {name: _make_head(shapes[name], options.head_init, generator) for name in heads}
+
+
+def _find_other_classes(report, options, shapes, heads):
+    """Return in words which classes of the data the file's head does not know, '' for none."""
+    if options.class_names is None or report.class_names is None:
+        return ''
+    names = list_known_names(report.class_names, shapes[heads[0]][-1], options.class_names)
+    if set(options.class_names) <= set(names):
+        return ''
+    return f'other classes ({compare_names(options.class_names, names)})'
 
 
 def _make_head(shape, head_init, generator):

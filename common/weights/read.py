@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from common.config import read_dump
 from common.errors import UserError
 from common.project import Project, list_projects
-from common.weights.containers import open_container
+from common.weights.containers import Container, open_container
 from common.weights.preprocessing import check_preprocessing, name_options, read_stated
 from common.weights.rules import Format, Tensor
 
@@ -39,7 +40,8 @@ class Weights:
     head, where the file or what lies beside it says so. grid_size: (rows, cols) of the position
     embedding, None where the file does not say. position_resize: how the source resizes it.
     preprocessing: mean, std, crop_pct and interpolation, as far as they are known.
-    preprocessing_source: who says so.
+    preprocessing_source: who says so. class_names: of the head, None where the file does not say.
+    options: {full key: value} of the config that a training run here records, else {}.
     """
 
     path: str
@@ -56,6 +58,8 @@ class Weights:
     pool: str | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     preprocessing_source: str = ''
+    class_names: list[str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def preprocessing_options(self) -> dict[str, Any]:
@@ -76,6 +80,7 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project
     entry, tensors = _choose_weights(container, use_ema)
     owner, form, prefix = _choose_format(container, tensors, project, set(own_names))
     stated = _read_record(container)
+    options = _read_options(container)
     try:
         stated = {**form.read_record(container.config, _strip(tensors, prefix)), **stated}
         converted = form.convert(tensors, prefix)
@@ -100,8 +105,35 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project
                   if name not in scalars},
         ignored=converted.outside + scalars, numerics=numerics,
         position_resize=form.position_resize, grid_size=stated.get('grid_size'),
-        num_heads=_check_heads(stated.get('num_heads')), pool=stated.get('pool'),
-        preprocessing=preprocessing, preprocessing_source=said_by)
+        num_heads=_check_heads(stated.get('num_heads', options.get('MODEL.NUM_HEADS'))),
+        pool=stated.get('pool', options.get('MODEL.POOL')),
+        preprocessing=preprocessing, preprocessing_source=said_by,
+        class_names=read_names(container), options=options)
+
+
+def read_names(container: Container) -> list[str] | None:
+    """Return the names of the classes: ours, Hugging Face's id2label, timm's label_names.
+
+    Hugging Face writes LABEL_0, LABEL_1, ... where nobody has named them.
+    """
+    names = container.tree.get('class_names') or container.config.get('label_names')
+    labels = container.config.get('id2label')
+    if not names and isinstance(labels, dict):
+        numbers = [str(number) for number in range(len(labels))]
+        names = [labels[number] for number in numbers] if set(labels) == set(numbers) else None
+        if names and names[0] == 'LABEL_0':
+            names = None
+    if not names or not isinstance(names, (list, tuple)) \
+            or not all(isinstance(name, str) for name in names):
+        return None
+    return list(names)
+
+
+def _read_options(container):
+    """Return {full key: value} of a recorded config; {} where there is none."""
+    text = container.tree.get('config')
+    return read_dump(text, f'The config recorded in {container.path}') \
+        if isinstance(text, str) else {}
 
 
 def _strip(tensors, prefix):

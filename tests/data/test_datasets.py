@@ -302,7 +302,7 @@ def test_class_names_from_a_file(tmp_path):
     names.write_text('tench\n')
     with pytest.raises(UserError, match=r'names\.txt names 1 classes.* 2 '):
         build_at(path, DATA__LABELS=str(names))
-    with pytest.raises(UserError, match='Cannot read DATA.LABELS'):
+    with pytest.raises(UserError, match='Cannot read the labels'):
         build_at(path, DATA__LABELS=str(tmp_path / 'none.txt'))
 
 

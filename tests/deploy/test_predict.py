@@ -20,7 +20,7 @@ from common.data.preprocessing import Preprocessing, read_preprocessing
 from common.deploy import predict
 from common.deploy.drawing import draw_labels, write_line
 from common.deploy.pictures import OutputNames, Picture, find_pictures
-from common.deploy.preprocessing import read_folder, read_labels, write_folder
+from common.deploy.preprocessing import read_folder, write_folder
 from common.deploy.ranking import rank_classes
 from common.errors import RunError, UserError
 from tests.support.paths import FIXTURES, ROOT
@@ -227,14 +227,6 @@ def test_checkpoints_preprocessing_comes_before_the_configs(tmp_path, folder, ca
         assert run(folder[0] / '0.png', '-format=csv', *arguments) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2]
-
-
-def test_labels_file(tmp_path):
-    (tmp_path / 'labels.txt').write_bytes('\ufeffa\nb \n\nc\n\n'.encode())
-    assert read_labels(tmp_path / 'labels.txt') == ['a', 'b', '', 'c']
-    (tmp_path / 'labels.txt').write_bytes(b'\xff\xfe\x00')
-    with pytest.raises(UserError, match='UTF-8'):
-        read_labels(tmp_path / 'labels.txt')
 
 
 def test_reading_ahead_is_bounded():

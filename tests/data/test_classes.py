@@ -1,0 +1,134 @@
+"""Classes matched by name; labels files."""
+
+import numpy as np
+import pytest
+
+from common.data import classes
+from common.data.classes import (
+    list_known_names,
+    match_classes,
+    read_class_names,
+    read_imagenet_ids,
+    rename_classes,
+)
+from common.data.datasets import open_dataset
+from common.errors import UserError
+from tests.support.data_folders import make_config, make_folders, make_lists
+
+
+def match(found, recorded):
+    return match_classes(found, recorded, 'the folder', 'the file')
+
+
+def test_classes_are_matched_by_name():
+    assert match(['a', 'b', 'c'], ['a', 'b', 'c']) == [0, 1, 2]
+    assert match(['a', 'b', 'c'], ['c', 'a', 'b']) == [1, 2, 0]
+    assert match(['c', 'a'], ['a', 'b', 'c']) == [2, 0]
+
+
+@pytest.mark.parametrize(('found', 'recorded', 'parts'), [
+    (['a', 'x'], ['a', 'b'], ['only in the data: x', 'only in the checkpoint: b']),
+    (['a', 'b', 'c'], ['a', 'b'], ['only in the data: c']),
+    (list('abcdefg'), ['a'], ['only in the data: b, c, d and 3 more'])])
+def test_other_classes_are_refused_naming_both_sides(found, recorded, parts):
+    with pytest.raises(UserError) as caught:
+        match(found, recorded)
+    for part in ['the folder, and the file, have other classes', *parts]:
+        assert part in str(caught.value)
+
+
+def test_equal_names_of_two_classes_cannot_be_matched():
+    assert match(['crane', 'crane', 'b'], ['crane', 'crane', 'b']) == [0, 1, 2]
+    assert match(['b'], ['crane', 'crane', 'b']) == [2]
+    with pytest.raises(UserError, match='two classes are called crane'):
+        match(['b', 'crane'], ['crane', 'crane', 'b'])
+
+
+def test_labels_file(tmp_path):
+    path = tmp_path / 'labels.txt'
+    path.write_bytes('\ufeffa\r\nb \nc d\n\n\n'.encode())
+    assert read_class_names(path) == ['a', 'b', 'c d']
+    for content, message in ((b'a\n\nc\n', 'line 2: an empty line'), (b'\n\n', 'is empty'),
+                             (b'\xff\xfe\x00', 'UTF-8')):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_class_names(path)
+    with pytest.raises(UserError, match='No such file'):
+        read_class_names(tmp_path / 'nowhere')
+
+
+def test_names_of_a_labels_file():
+    assert rename_classes(None, ['a', 'b'], 'file') == ['a', 'b']
+    assert rename_classes(['n1', 'n2'], ['cat', 'dog'], 'file') == ['cat', 'dog']
+    assert rename_classes(['1', '10', '2'], ['1', '2', '10'], 'file') == ['1', '10', '2']
+    assert rename_classes(['a', 'b', 'c'], ['a', 'b', 'sea'], 'file') == ['a', 'b', 'sea']
+    with pytest.raises(UserError, match='file names b in line 1, which is the class in place 2'):
+        rename_classes(['a', 'b', 'c'], ['b', 'a', 'sea'], 'file')
+    with pytest.raises(UserError, match='file has 1 class names; there are 2 classes'):
+        rename_classes(['a', 'b'], ['x'], 'file')
+
+
+def test_a_labels_file_in_another_order_than_the_folders_misnames_nothing(tmp_path):
+    root = make_folders(tmp_path, classes=('1', '10', '2'))
+    (tmp_path / 'labels.txt').write_text('1\n2\n10\n')
+    for is_train in (True, False):
+        dataset = open_dataset(make_config(
+            DATA__DATA_PATH=root, DATA__LABELS=str(tmp_path / 'labels.txt')), is_train)
+        assert dataset.class_names == ['1', '2', '10']
+        for index in range(len(dataset)):
+            folder = dataset.describe_sample(index).split('/')[-2]
+            assert dataset.class_names[dataset.labels[index]] == folder
+
+
+def test_a_labels_file_with_more_classes_than_folders_numbers_them(tmp_path):
+    root = make_folders(tmp_path, classes=('b', 'd'))
+    (tmp_path / 'labels.txt').write_text('a\nb\nc\nd\n')
+    dataset = open_dataset(make_config(
+        DATA__DATA_PATH=root, DATA__LABELS=str(tmp_path / 'labels.txt')), True)
+    assert dataset.class_names == ['a', 'b', 'c', 'd']
+    assert sorted(set(dataset.labels.tolist())) == [1, 3]
+
+
+def test_a_labels_file_names_the_labels_of_a_list(tmp_path):
+    root = make_folders(tmp_path)
+    make_lists(root, train='train/cat/0.jpg 1\n', val='val/cat/0.jpg 1\n')
+    (tmp_path / 'labels.txt').write_text('x\ny\nz\n')
+    options = {'DATA__DATA_PATH': root, 'DATA__LABELS': str(tmp_path / 'labels.txt')}
+    dataset = open_dataset(make_config(**options), True)
+    assert dataset.class_names == ['x', 'y', 'z'] and dataset.labels.tolist() == [1]
+    (tmp_path / 'labels.txt').write_text('x\n')
+    with pytest.raises(UserError, match='names 1 classes'):
+        open_dataset(make_config(**options), True)
+
+
+def test_relabelling_leaves_the_checksum(tmp_path):
+    for dataset in (open_dataset(make_config(DATA__DATA_PATH=make_folders(tmp_path)), True),
+                    open_dataset(make_config(DATA__DATASET='digits'), True)):
+        before, labels = dataset.checksum(), dataset.labels.copy()
+        count = dataset.num_classes
+        dataset.relabel(list(range(count))[::-1], dataset.class_names[::-1])
+        assert dataset.checksum() == before
+        assert np.array_equal(dataset.labels, count - 1 - labels)
+
+
+def test_imagenet_ids():
+    ids = read_imagenet_ids()
+    assert len(set(ids)) == 1000 and list(ids) == sorted(ids)
+    # Known labels: tench, goldfish, great grey owl, tabby, toilet tissue.
+    assert [ids.index(name) for name in ('n01440764', 'n01443537', 'n01622779', 'n02123045',
+                                         'n15075141')] == [0, 1, 24, 281, 999]
+
+
+def test_names_that_nobody_recorded():
+    ids = list(read_imagenet_ids())
+    assert list_known_names(None, 1000, [ids[5], ids[3]]) == ids
+    assert list_known_names(['tench', *map(str, range(999))], 1000, [ids[5]]) == ids
+    assert list_known_names(ids[::-1], 1000, ids) == ids[::-1]
+    assert list_known_names(None, 999, [ids[5]]) is None
+    assert list_known_names(None, 1000, ['cat']) is None
+    assert list_known_names(None, 1000, None) is None
+    assert list_known_names(['a', 'b'], 2, None) == ['a', 'b']
+
+
+def test_differences_are_named_in_words():
+    assert classes.compare_names(['a'], ['a', 'b']) == 'only in the checkpoint: b'
