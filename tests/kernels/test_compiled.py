@@ -97,6 +97,7 @@ def damage(library, how):
 @needs_compiler
 @pytest.mark.parametrize('how', [
     'empty', 'cut', 'flipped', 'a link', 'others may write', 'no hash'])
+@pytest.mark.runs
 def test_a_library_that_is_not_as_it_was_made_is_made_again(source, tmp_path, how):
     """In a process of its own: a library that is cut short ends it with SIGBUS."""
     assert run_seven(source) == 7
