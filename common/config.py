@@ -27,9 +27,9 @@ MOMENTS = ('TRAIN.OPTIMIZER.NAME=AdamW,Adam,Lamb',)
 DECAYS = 'TRAIN.LR_SCHEDULER.NAME=cosine,linear,polynomial'
 WARMUP = 'TRAIN.WARMUP_EPOCHS|TRAIN.WARMUP_STEPS'
 CUTMIX = 'TRAIN.CUTMIX_ALPHA|TRAIN.CUTMIX_MINMAX'
-IN_TABLES = 'DATA.DATASET=csv'
-IN_COLUMNS = 'DATA.DATASET=csv'
-IN_MEMORY = '!DATA.DATASET=digits,cifar10,cifar100'
+IN_TABLES = 'DATA.DATASET=csv,shards,parquet'
+IN_COLUMNS = 'DATA.DATASET=csv,parquet'
+IN_MEMORY = '!DATA.DATASET=digits,cifar10,cifar100,mnist,fashion_mnist'
 
 
 class Options:
@@ -39,7 +39,8 @@ class Options:
 
     class DATA:
         DATASET = Option('digits', flag='dataset',
-                         help='imagenet2012, imagefolder, csv, cifar10, cifar100 or digits')
+                         help='imagenet2012, imagefolder, csv, shards, parquet, cifar10, cifar100, '
+                         'mnist, fashion_mnist or digits')
         DATA_PATH = Option('', flag='data_path', help='root of the data set, its train/ or val/ '
                            'folder, or the file that holds it')
         VAL_PATH = Option('', needs=(IN_TABLES,),
@@ -48,8 +49,9 @@ class Options:
                        help='the table, with paths relative to DATA_PATH; "": DATA_PATH is it')
         IMAGE_COLUMN = Option('', needs=(IN_COLUMNS,),
                               help='column with the path, or the picture; "": the usual names')
-        LABEL_COLUMN = Option('', needs=(IN_COLUMNS,),
-                              help='column with the label; "": the usual names')
+        LABEL_COLUMN = Option('', needs=(IN_TABLES,),
+                              help='column, or key of a .json, with the label; "": the usual '
+                              'names')
         SPLIT_COLUMN = Option('', needs=('DATA.DATASET=csv',),
                               help='column that says train or val; "": the usual names')
         BATCH_SIZE = Option(128, above=0, flag='batch_size',

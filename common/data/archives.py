@@ -329,7 +329,7 @@ def places_fit(places: dict[str, np.ndarray], sizes: np.ndarray) -> bool:
     for first in range(0, len(places['offset']), ROWS_AT_ONCE):
         part = {name: values[first:first + ROWS_AT_ONCE] for name, values in places.items()}
         length = part['packed' if 'packed' in part else 'size'].astype(np.int64)
-        numbers = part.get('file', np.zeros(len(length), np.int32))
+        numbers = part.get('shard', np.zeros(len(length), np.int32))
         if (numbers.min() < 0 or numbers.max() >= len(sizes) or part['offset'].min() < 0
                 or (part['offset'] + length > sizes[numbers]).any()
                 or part['size'].max() > MAX_MEMBER_BYTES

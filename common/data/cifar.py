@@ -4,7 +4,6 @@ Nothing in the files is run: the pickles are read by common.weights.safe_pickle.
 """
 
 import gzip
-import hashlib
 import io
 import os
 import tarfile
@@ -13,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.errors import RunError, UserError
-from common.machine.download import download
+from common.data.official import fetch_official
+from common.errors import UserError
 from common.weights.safe_pickle import NUMPY_FUNCTIONS, PickleError, Reader
 
 SIDE = 32
@@ -69,31 +68,13 @@ def download_cifar(name: str) -> str:
 
     Address, checksum and place are those of paddle.vision.datasets. Raises UserError.
     """
-    from paddle.dataset import common as paddle_cache
     from paddle.vision.datasets import cifar as official
 
     url, md5 = {
         'cifar10': (official.CIFAR10_URL, official.CIFAR10_MD5),
         'cifar100': (official.CIFAR100_URL, official.CIFAR100_MD5),
     }[name]
-    path = os.path.join(paddle_cache.DATA_HOME, 'cifar', url.rsplit('/', 1)[-1])
-
-    def check(path):
-        if _compute_md5(path) != md5:
-            raise UserError('the download is damaged (wrong MD5)')
-
-    if os.path.exists(path):
-        try:
-            check(path)
-            return path
-        except UserError:
-            os.remove(path)
-    try:
-        return download([(url, path)], check=check, remedy='give -data_path=FILE',
-                        place='Give -data_path=FILE.')
-    except RunError as error:
-        reason = str(error).removeprefix('The download failed. ')
-        raise UserError(f'Cannot download {reason}') from None
+    return fetch_official(url, md5, 'cifar')
 
 
 def _find_source(name, data_path):
@@ -184,11 +165,3 @@ def _parse_part(content, layout, where):
 
 def _to_text(value):
     return value.decode('latin1') if isinstance(value, bytes) else value
-
-
-def _compute_md5(path):
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

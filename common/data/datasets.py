@@ -193,14 +193,15 @@ class StoredDataset(Dataset):
 
 
 class ArrayDataset(Dataset):
-    """Images in memory. images: uint8 [N, height, width, 3]."""
+    """Images in memory. images: uint8 [N, height, width, 3], or gray [N, height, width]."""
 
     def __init__(self, config, is_train, images, labels, class_names):
         super().__init__(config, is_train, labels, class_names)
         self.images = images
 
     def read(self, index):
-        return Image.fromarray(self.images[index])
+        image = Image.fromarray(self.images[index])
+        return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def build_files(config, is_train: bool) -> StoredDataset:
@@ -262,6 +263,28 @@ def build_csv(config, is_train: bool) -> StoredDataset:
     return build_labelled(load_csv, config, is_train)
 
 
+def build_shards(config, is_train: bool) -> StoredDataset:
+    """Pictures in .tar shards, as WebDataset has them."""
+    from common.data.shards import load_shards
+
+    return build_labelled(load_shards, config, is_train)
+
+
+def build_parquet(config, is_train: bool) -> StoredDataset:
+    """Pictures in parquet files, as Hugging Face has them."""
+    from common.data.parquet import load_parquet
+
+    return build_labelled(load_parquet, config, is_train)
+
+
+def build_idx(config, is_train: bool) -> ArrayDataset:
+    """MNIST or Fashion-MNIST, by config.DATA.DATASET."""
+    from common.data.idx import load_idx
+
+    return ArrayDataset(
+        config, is_train, *load_idx(config.DATA.DATASET, config.DATA.DATA_PATH, is_train))
+
+
 def build_digits(config, is_train):
     """The embedded digits; a quarter is for validation unless VAL_FRACTION says otherwise."""
     if config.DATA.DATA_PATH:
@@ -291,8 +314,12 @@ DATASETS = {
     'imagenet2012': build_files,
     'imagefolder': build_files,
     'csv': build_csv,
+    'shards': build_shards,
+    'parquet': build_parquet,
     'cifar10': build_cifar,
     'cifar100': build_cifar,
+    'mnist': build_idx,
+    'fashion_mnist': build_idx,
     'digits': build_digits,
 }
 

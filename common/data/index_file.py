@@ -35,25 +35,26 @@ class Index:
 
 
 def open_index(kind: str, paths: list[str], dtypes: Mapping[str, type],
-               build: Callable[[], Index], check: Callable[[Index], bool]) -> Index:
+               build: Callable[[], Index], check: Callable[[Index], bool],
+               is_cache_needed: bool = False) -> Index:
     """Return the index of files, from the cache if they have not changed since, else by build().
 
     kind: what is indexed, and with which options: part of the index's name. dtypes: of the
     places. check(index): whether what was read from the cache can be true.
     Of several processes that ask at once one builds. Raises UserError for a file that cannot be
-    read; a cache that cannot be written costs a line in the log.
+    read; a cache that cannot be written costs a line in the log, unless it is needed.
     """
     sources = [_identify(path) for path in paths]
-    digest = hashlib.sha256('\n'.join([kind, *(source[0] for source in sources)]).encode(
-        'utf-8', 'surrogateescape')).hexdigest()[:32]
-    path = os.path.join(cache_folder(), 'indexes', f'{digest}.npz')
+    path = index_path(kind, paths)
     with contextlib.ExitStack() as stack:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             stack.enter_context(locked(f'{path}.lock'))
         except OSError as error:
-            logger.info('Cannot keep the index of %s: %s: %s.', show_path(paths[0]),
-                        show_path(path), error.strerror)
+            text = f'Cannot write {show_path(path)}: {error.strerror}.'
+            if is_cache_needed:
+                raise UserError(f'{text} VIT_CACHE names another folder.') from None
+            logger.info('%s The index is not kept.', text)
             path = ''
         index = _load(path, sources, dtypes, check) if path else None
         if index is None:
@@ -61,6 +62,13 @@ def open_index(kind: str, paths: list[str], dtypes: Mapping[str, type],
             if path:
                 _save(path, sources, index)
     return index
+
+
+def index_path(kind: str, paths: list[str]) -> str:
+    """Return where the index of files is kept: a hash of their paths, in the cache."""
+    names = '\n'.join([kind, *map(os.path.realpath, paths)])
+    digest = hashlib.sha256(names.encode('utf-8', 'surrogateescape')).hexdigest()[:32]
+    return os.path.join(cache_folder(), 'indexes', f'{digest}.npz')
 
 
 def _identify(path):

@@ -4,6 +4,7 @@ Archives come from anywhere, so nothing in them is believed before it is checked
 and nothing is ever unpacked: a name is only a name.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -75,19 +76,25 @@ def recognise_archive(path: str) -> str:
     raise UserError(f'{show_path(path)} is neither a .zip nor a .tar file.')
 
 
-def list_members(path: str, kind: str) -> Iterator[Member]:
+def list_members(path: str, kind: str, bar: tqdm | None = None) -> Iterator[Member]:
     """Yield the members of an archive in its order, with a progress bar on a terminal.
 
-    Raises UserError naming archive and member for one that is damaged or not what data sets
-    are made of: a link, a name that leaves the archive's root.
+    bar: of the bytes of several archives. Raises UserError naming archive and member for one
+    that is damaged or not what data sets are made of: a link, a name that leaves the
+    archive's root.
     """
     lister = _list_zip if kind == 'zip' else _list_tar
-    size = os.path.getsize(path)
-    with tqdm(total=size, unit='B', unit_scale=True, disable=None,
-              desc=f'Indexing {os.path.basename(path)}') as bar:
-        for member in lister(path, bar, size):
+    with bar_of([path]) if bar is None else contextlib.nullcontext(bar) as bar:
+        for member in lister(path, bar, os.path.getsize(path)):
             _check_name(path, member.name)
             yield member
+
+
+def bar_of(paths: list[str]) -> tqdm:
+    """Return a progress bar of the bytes of files, shown on a terminal only."""
+    name = os.path.basename(paths[0]) + (f' and {len(paths) - 1} more' if paths[1:] else '')
+    return tqdm(total=sum(map(os.path.getsize, paths)), unit='B', unit_scale=True, disable=None,
+                desc=f'Indexing {show_path(name)}')
 
 
 def check_picture(archive: str, member: Member) -> None:
@@ -219,7 +226,7 @@ def _clean_name(name):
 def _list_tar(path, bar, size):
     try:
         with tarfile.open(path, 'r:', errorlevel=2) as archive:
-            end = 0
+            end, start = 0, bar.n
             while (info := archive.next()) is not None:
                 archive.members.clear()         # tarfile keeps all: 1 kB each
                 name = os.fsencode(info.name)
@@ -231,7 +238,7 @@ def _list_tar(path, bar, size):
                 if not info.isdir() and (not info.isreg() or info.issparse()):
                     _refuse_special(path, name, info)
                 yield Member(_clean_name(name), info.isdir(), info.offset_data, info.size)
-                bar.update(end - bar.n)
+                bar.update(start + end - bar.n)
             archive.fileobj.seek(end)
             if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.TarError('its end is missing')
@@ -265,8 +272,9 @@ def _find_zip_end(file):
 def _list_zip(path, bar, size):
     try:
         with open(path, 'rb') as file:
-            count, length, start, shift = _read_zip_end(file)
-            file.seek(start)
+            count, length, place, shift = _read_zip_end(file)
+            file.seek(place)
+            start = bar.n
             for _ in range(count):
                 member, used = _read_zip_entry(path, file, shift)
                 length -= used
@@ -274,7 +282,7 @@ def _list_zip(path, bar, size):
                     raise ValueError(f'{show_path(member.name[:200])} lies outside it')
                 yield member
                 bar.update(size // count)
-            bar.update(size - bar.n)
+            bar.update(start + size - bar.n)
     except (OSError, ValueError, struct.error) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'{show_path(path)} is not a whole .zip file: {reason}. Copy or make it '

@@ -1,15 +1,24 @@
 """Training and validation part of data sets whose labels are written beside the pictures."""
 
-from collections.abc import Callable
+import glob
+import itertools
+import logging
+import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from common.data.folders import walk
 from common.data.images import show_path
 from common.data.readers import Reader
 from common.data.table import MAX_LABEL, choose_part
 from common.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+MAX_FILES = 1_000_000       # that a pattern may name
+SEPARATOR = '::'            # between several paths, as in WebDataset
 # Values of a split column, and words in the names of files, by the part they mean.
 PART_WORDS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val',
               'validation': 'val', 'dev': 'val', 'test': 'test', 'testing': 'test'}
@@ -32,7 +41,7 @@ class LabelTexts:
 
     def __init__(self):
         self.codes: dict[str, int] = {}
-        self.places: list[Callable[[], str] | str] = []     # where each was met first
+        self.places: list[str] = []         # where each was met first
 
     def add(self, text: str, place: str) -> int:
         """Return the code of a label. place: where it stands, for messages."""
@@ -92,6 +101,101 @@ def join_parts(parts: dict[str, Labelled], config, is_train: bool,
             f'{source}: no validation data. Give it as -opts DATA.VAL_PATH PATH, or split a '
             'share off: -opts DATA.VAL_FRACTION 0.1')
     return train, True
+
+
+def find_files(data_path: str, val_path: str, ending: str) -> dict[str, list[str]]:
+    """Return {part: files} of shards, sorted. Raises UserError for what is missing.
+
+    data_path, val_path: files, folders, globs, patterns such as "x-{000..127}.tar", several
+    joined by "::". Files below a folder are of the part that a word in their path names
+    ("train-00000.tar", "validation/0.parquet"); where there is no other validation data, the
+    test files are it. ending: such as ".tar".
+    """
+    if not data_path:
+        raise UserError(f'This data set needs its {ending} files, or their folder: -data_path=PATH')
+    parts: dict[str, list[str]] = {}
+    for path in _expand_paths(data_path, 'data_path'):
+        if os.path.isdir(path):
+            _sort_folder(path, ending, parts)
+        else:
+            parts.setdefault('train', []).append(path)
+    if val_path:
+        parts['val'] = []
+        for path in _expand_paths(val_path, 'opts DATA.VAL_PATH'):
+            found: dict[str, list[str]] = {}
+            if os.path.isdir(path):
+                _sort_folder(path, ending, found)
+            parts['val'] += [file for files in found.values() for file in files] or [path]
+    test = parts.pop('test', [])
+    if test and 'val' not in parts:
+        logger.info('Validation data: the files called test, %d of them', len(test))
+        parts['val'] = test
+    both = sorted(set(parts.get('train', [])) & set(parts.get('val', [])))
+    if both:
+        raise UserError(f'{show_path(both[0])} is both training and validation data.')
+    return parts
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the texts that a pattern stands for: {a,b} and {007..131}, zeros kept, as in bash."""
+    match = re.search(r'\{([^{}]*)\}', pattern)
+    if not match:
+        return [pattern]
+    span = re.fullmatch(r'(\d+)\.\.(\d+)', match[1])
+    if span:
+        first, last = span.groups()
+        if int(last) - int(first) >= MAX_FILES:
+            raise UserError(f'{show_path(pattern)} names too many files.')
+        choices = [f'{n:0{len(first)}}' for n in range(int(first), int(last) + 1)]
+    else:
+        choices = match[1].split(',')
+    start, end = pattern[:match.start()], pattern[match.end():]
+    rest = expand_braces(end)
+    if len(choices) * len(rest) > MAX_FILES:
+        raise UserError(f'{show_path(pattern)} names too many files.')
+    return [start + choice + tail for choice, tail in itertools.product(choices, rest)]
+
+
+def _expand_paths(text, flag):
+    """Return the existing paths that a text names, in its order."""
+    paths = []
+    for pattern in text.split(SEPARATOR):
+        pattern = os.path.abspath(os.path.expanduser(pattern.strip()))
+        found = [pattern] if os.path.exists(pattern) else expand_braces(pattern)
+        if glob.has_magic(pattern) and not os.path.exists(pattern):
+            found = [path for part in found for path in sorted(glob.glob(part)) or [part]]
+        missing = [path for path in found if not os.path.exists(path)]
+        if missing:
+            count = f'{len(missing)} of {len(found)} files are missing, such as ' \
+                if len(found) > 1 else 'No such file or folder: '
+            raise UserError(f'{count}{show_path(missing[0])} (-{flag}).')
+        paths += found
+    return paths
+
+
+def _sort_folder(folder, ending, parts):
+    """Add the files below a folder to their parts."""
+    files = []
+    for path, listing in walk(folder):
+        files += [os.path.join(path, name) for name in listing.others
+                  if name.lower().endswith((ending, f'{ending}.gz'))]
+    if not files:
+        raise UserError(f'{show_path(folder)} holds no {ending} file.')
+    words = {path: _find_part(os.path.relpath(path, folder)) for path in sorted(files)}
+    if not any(words.values()):
+        name = _find_part(os.path.basename(folder)) or 'train'
+        words = dict.fromkeys(words, name)
+    for path, part in words.items():
+        if part is None:
+            raise UserError(f'{show_path(path)}: is it training or validation data? Put "train" or '
+                            '"val" into its name, as the other files have it.')
+        parts.setdefault(part, []).append(path)
+
+
+def _find_part(path):
+    """Return the part that a word in a path names, the last one; None if there is none."""
+    found = [PART_WORDS[word] for word in re.split('[^a-z]+', path.lower()) if word in PART_WORDS]
+    return found[-1] if found else None
 
 
 def _match(train, val, source):
