@@ -20,17 +20,18 @@ OTHER_ARITHMETIC = (
     (r'eva02|sapiens|lingbot', 'rotary positions or gated MLPs'),
     (r'_rpn_', 'norms after attention and MLP'),
     (r'^beit', 'relative positions'),
-    (r'aimv2|_radio_|_intern', 'another norm or other inputs'),
-    (r'_xp_|_[dp]+wee_|18x2', 'parallel blocks'),
-    (r'^test_vit[34]$', 'another norm or pooling'),
+    (r'aimv2', 'RMS norms and gated MLPs'),
+    (r'_radio_|_intern', 'no norm behind the blocks'),
+    (r'_xp_|_d?pwee_|18x2', 'parallel blocks'),
+    (r'^test_vit[34]$', 'pooling over registers, or another norm'),
 )
 QUICK_GELU = r'quickgelu'
 TANH_GELU = (r'vit_(base_patch32|giantopt_patch16|so400m_patch16)_siglip|'
              r'vit_large_patch16_siglip_(gap_)?512')
 
 # Tensors that DeiT, DINOv2 and MAE have in their own files, and ViTs of mean 0.5 have not.
-IMAGENET_MARKS = ('dist_token', 'register_tokens', 'mask_token', 'blocks.0.gamma_1',
-                  'blocks.0.ls1.gamma', 'decoder_pos_embed')
+IMAGENET_MARKS = ('dist_token', 'register_tokens', 'storage_tokens', 'mask_token',
+                  'blocks.0.gamma_1', 'blocks.0.ls1.gamma', 'decoder_pos_embed')
 
 POOL = 'attention_pool'
 # Biases of queries and values; the keys have none.
@@ -60,11 +61,37 @@ def read_record(config: dict, tensors: dict) -> dict:
             record['pool'] = config['global_pool']
     elif 'cls_token' in tensors and 'norm_pre.weight' not in tensors:
         record['gelu'] = 'erf'          # of CLIP and SigLIP there are several, which look alike
-    if architecture is None and any(name in tensors for name in IMAGENET_MARKS):
-        record['preprocessing'] = IMAGENET
+    if architecture is None:
+        refuse_the_ambiguous(tensors)
+        if any(name in tensors for name in IMAGENET_MARKS):
+            record['preprocessing'] = IMAGENET
     if 'norm_pre.weight' in tensors or 'pos_embed' not in tensors:
         record['layer_norm_eps'] = 1e-5
     return record
+
+
+def refuse_the_ambiguous(tensors: dict) -> None:
+    """Raise UserError for a file whose positions are rotary, but of which kind only timm says."""
+    has_table = 'pos_embed' in tensors or 'storage_tokens' in tensors
+    if not has_table or {'attn_pool.latent', 'norm_pre.weight'} <= set(tensors):
+        raise UserError('its positions are rotary, and the tensors do not say of which kind. Keep '
+                        "timm's config.json beside the file.")
+
+
+def prepare(tensors: dict) -> dict:
+    """Return the tensors with zeros for what is not used, or not there.
+
+    CLIP's patches have no bias. In DINOv3's own files a mask says that the keys' bias is zero.
+    """
+    tensors = AddZeros('patch_embed.proj.weight', 'patch_embed.proj.bias',
+                       where='norm_pre.weight')(tensors)
+    for name in [name for name in tensors if name.endswith('.attn.qkv.bias_mask')]:
+        bias = tensors.get(name.removesuffix('_mask'))
+        if bias is not None and bias.ndim == 1:
+            bias = bias.copy()
+            bias[len(bias) // 3:2 * len(bias) // 3] = 0
+            tensors[name.removesuffix('_mask')] = bias
+    return tensors
 
 
 FORMAT = Format(
@@ -76,6 +103,7 @@ FORMAT = Format(
         Rule('dist_token', 'dist_token', TENSOR),
         Rule('reg_token', 'register_tokens', TENSOR),
         Rule('register_tokens', 'register_tokens', TENSOR),         # DINOv2's own name
+        Rule('storage_tokens', 'register_tokens', TENSOR),          # DINOv3's own name
         Rule('pos_embed', 'position_embedding', TENSOR),
         Rule('patch_embed.proj.*', 'patch_embedding.patch_embedding.*', PLAIN),
         Rule('norm_pre.*', 'pre_norm.*', PLAIN),
@@ -106,9 +134,9 @@ FORMAT = Format(
     numerics={'layer_norm_eps': 1e-6, 'pre_logits_activation': 'tanh'},
     position_resize='timm',
     read_record=read_record,
-    # CLIP's patches have no bias.
-    prepare=AddZeros('patch_embed.proj.weight', 'patch_embed.proj.bias',
-                      where='norm_pre.weight'),
+    prepare=prepare,
     # Of masked or contrastive training: mask token, decoder, projection head.
-    ignored=('mask_token', 'decoder_**', 'head.{n}.**', 'head.mlp.**', 'head.last_layer.**'),
+    ignored=('mask_token', 'decoder_**', 'head.{n}.**', 'head.mlp.**', 'head.last_layer.**',
+             'rope_embed.periods', 'blocks.{i}.attn.qkv.bias_mask', 'local_cls_norm.*',
+             'projectors.**'),
 )

@@ -35,8 +35,9 @@ class LoadReport:
     loaded: names filled from the file, resized ones included. missing: names the
     file lacks. unexpected: names in the file that were left out, with the reason.
     resized: {name: "from ... to ..., method"}. replaced: {name: reason}.
-    numerics: of the source. numerics_changed: {setting: (before, now)}. preprocessing: mean,
-    std, crop_pct and interpolation of the source, as far as they are known.
+    numerics: of the source. numerics_changed: {setting: (before, now)}.
+    numerics_unstated: {setting of the model: its value} of what the file does not tell.
+    preprocessing: mean, std, crop_pct and interpolation of the source, as far as known.
     preprocessing_source: who says so. class_names: of the model's classes, None where they are
     not known. options: {key: value} of the config that the file records.
     """
@@ -51,6 +52,7 @@ class LoadReport:
     replaced: dict[str, str] = field(default_factory=dict)
     numerics: dict[str, Any] = field(default_factory=dict)
     numerics_changed: dict[str, tuple] = field(default_factory=dict)
+    numerics_unstated: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     preprocessing_source: str = ''
     class_names: list[str] | None = None
@@ -76,6 +78,9 @@ class LoadReport:
             by_reason.setdefault(reason, []).append(name)
         lines += [f'Left out {list_first(names)}: {reason}.'
                   for reason, names in by_reason.items()]
+        for name, value in self.numerics_unstated.items():
+            lines.append(f'The file does not say the {name.replace("_", " ")} that it was trained '
+                         f'with; it is {value}, as in the config.')
         for name, (before, now) in self.numerics_changed.items():
             lines.append(f'The source computes with {name} {now}; the model had {before}, '
                          'and was changed (MODEL.NUMERICS model keeps it).')
@@ -142,6 +147,8 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     _check_finite(weights.path, tensors)
 
     report.numerics = weights.numerics
+    report.numerics_unstated = {name: value for name, value in model.get_numerics().items()
+                                if name == 'gelu' and name not in weights.numerics}
     report.preprocessing = weights.preprocessing
     report.preprocessing_source = weights.preprocessing_source
     if wanted.numerics == 'source':

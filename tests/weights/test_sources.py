@@ -384,3 +384,48 @@ def test_a_command_without_a_yaml_file_builds_the_model_of_the_weights(tmp_path)
     with pytest.raises(UserError, match='does not say which model it is of, nor how many '
                                         'attention heads its width 32 has'):
         get_config(path_of('hub_mae'))
+
+
+# What timm's tensors alone do not tell
+
+def strip(name, folder):
+    """Copy a checkpoint without its config.json; return its path."""
+    shutil.copy(path_of(name), folder / 'model.safetensors')
+    return folder / 'model.safetensors'
+
+
+def test_a_form_of_gelu_that_no_file_states_is_said(tmp_path):
+    for name in ('timm_clip', 'timm_siglip_map'):
+        report = load_pretrained(build(name), strip(name, tmp_path))
+        assert report.numerics_unstated == {'gelu': 'erf'}
+        assert any('does not say the gelu' in line for line in report.summary())
+    report = load_pretrained(build('timm_dinov2'), strip('timm_dinov2', tmp_path))
+    assert not report.numerics_unstated
+
+
+def test_rotary_positions_of_an_unknown_kind_are_refused(tmp_path):
+    with pytest.raises(UserError, match="rotary.*Keep timm's config.json beside"):
+        load_pretrained(build('timm_dinov3'), strip('timm_dinov3', tmp_path))
+
+
+def test_dinov3s_own_file(tmp_path):
+    """Its registers are storage tokens; a mask says that the keys' bias is not used."""
+    theirs = {}
+    for name, array in open_container(path_of('timm_dinov3_qkvb')).tree.items():
+        name = name.replace('reg_token', 'storage_tokens').replace('gamma_1', 'ls1.gamma')
+        name = name.replace('gamma_2', 'ls2.gamma')
+        if name.endswith('v_bias'):
+            continue
+        if name.endswith('q_bias'):
+            other = open_container(path_of('timm_dinov3_qkvb')).tree[name.replace('q_', 'v_')]
+            name = name.replace('q_bias', 'qkv.bias')
+            array = np.concatenate([array, np.full_like(array, 7), other])
+            theirs[f'{name}_mask'] = np.ones_like(array)
+        theirs[name] = array
+    theirs |= {'rope_embed.periods': np.ones(4, 'f4'), 'mask_token': np.ones((1, 32), 'f4')}
+    safetensors_file.write(tmp_path / 'a.safetensors', theirs, {})
+    model = build('timm_dinov3_qkvb')
+    report = load_pretrained(model, tmp_path / 'a.safetensors')
+    expected = np.load(FOLDER / 'timm_dinov3_qkvb' / 'expected.npz')
+    assert find_error(model, report, expected, 0, 32) <= 5e-6
+    assert 'rope_embed.periods' in report.unexpected and report.preprocessing['mean'][0] == 0.485
