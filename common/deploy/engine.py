@@ -2,7 +2,8 @@
 
 Each is tried in a process of its own first, where a crash of native code can be told
 from an answer: it must give the logits that the export recorded. "auto" takes the
-fastest of those that do, on this machine, and remembers which.
+fastest of those that do, on this machine, and remembers which. What the files hold
+is checked before that, see common/deploy/program.py.
 """
 
 import importlib.util
@@ -13,13 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.deploy.program import RECORD_FILE, check_onnx, check_paddle, check_record
 from common.errors import RunError, UserError
+from common.files import open_regular
 from common.machine.environment import count_cores, read_cpu, tune_cpu
+from common.weights.containers import read_npz
+from common.weights.safe_pickle import PickleError
 
 ENGINES = ('plain', 'onednn', 'openvino', 'onnxruntime')
 PRECISIONS = ('float32', 'bfloat16')
@@ -27,6 +31,8 @@ PRECISIONS = ('float32', 'bfloat16')
 MODEL_NAME = 'model'                # model.json or model.pdmodel, model.pdiparams, model.onnx
 CHECK_FILE = 'check.npz'            # what the dynamic model gave for make_check_images
 CHECK_IMAGES = 4
+MAX_CHECK = 16 << 20                # bytes of CHECK_FILE: a million classes
+MAX_SIDE = 10_000                   # pixels
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}      # of max |logit|
 TRIAL_TIMEOUT = 600                 # seconds
 TRIAL_BATCH = 8
@@ -38,7 +44,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 class Engine:
     """Calls like a model: images float32 [B, 3, S, S] -> logits float32 [B, classes]."""
 
-    def __init__(self, name, precision, run, num_classes):
+    def __init__(self, name, precision, run, num_classes, is_recorded=True):
+        self.is_recorded = is_recorded
         self.name = name
         self.precision = precision
         self.num_classes = num_classes
@@ -48,8 +55,11 @@ class Engine:
         return self._run(np.ascontiguousarray(images, dtype=np.float32))
 
     def describe(self):
-        """Return one line for the log."""
-        return f'Engine: {self.name}, {self.precision}, {count_cores()} threads'
+        """Return a line for the log, and another for a folder of an older version."""
+        line = f'Engine: {self.name}, {self.precision}, {count_cores()} threads'
+        return line if self.is_recorded else (
+            f'{line}\nThe exported model has no {RECORD_FILE}: an older version made it, and files '
+            'that were mixed up would not be noticed. export_model.py makes it again.')
 
 
 class Trial(NamedTuple):
@@ -71,18 +81,43 @@ def load_engine(folder, engine='auto', precision='float32'):
         raise UserError(f'-engine must be auto or one of {", ".join(ENGINES)}, not {engine!r}.')
     if precision not in PRECISIONS:
         raise UserError(f'-precision must be one of {", ".join(PRECISIONS)}, not {precision!r}.')
-    num_classes = read_check(folder)[0].shape[1]
+    expected, image_size = read_check(folder)
+    is_recorded = check_folder(folder)
     if engine == 'auto':
         engine = choose_engine(folder, precision)
     else:
         problem = find_obstacle(folder, engine, precision)
         if problem:
             raise UserError(f'-engine={engine}: {problem}')
-        if engine != 'plain':               # runs as Paddle itself does
-            trial = try_engine(folder, engine, precision)
-            if trial.problem:
-                raise RunError(f'The engine {engine} cannot be used: {trial.problem}')
-    return Engine(engine, precision, OPENERS[engine](folder, precision), num_classes)
+        trial = try_engine(folder, engine, precision)
+        if trial.problem:
+            raise RunError(f'The engine {engine} cannot be used: {trial.problem}')
+    run = OPENERS[engine](folder, precision)
+    # Once more, here: a remembered choice was not tried, and nothing says who wrote it down.
+    problem = compare_logits(run(make_check_images(image_size)), expected, TOLERANCE[precision])
+    if problem:
+        raise RunError(f'The engine {engine} cannot be used: {problem}')
+    return Engine(engine, precision, run, expected.shape[1], is_recorded)
+
+
+def check_folder(folder: str) -> bool:
+    """Check the programs in a folder, which a stranger may have made, and the record of hashes.
+
+    Returns whether there is a record; older versions wrote none. Raises UserError. Nothing is
+    run.
+    """
+    programs = [path for ending in ('.json', '.pdmodel', '.onnx')
+                if os.path.exists(path := _path(folder, ending))]
+    used = [*programs, os.path.join(folder, CHECK_FILE)]
+    if any(not path.endswith('.onnx') for path in programs):
+        used.append(_path(folder, '.pdiparams'))
+    is_recorded = check_record(folder, used)
+    for path in programs:
+        if path.endswith('.onnx'):
+            check_onnx(path)
+        else:
+            check_paddle(path, _path(folder, '.pdiparams'))
+    return is_recorded
 
 
 def choose_engine(folder, precision):
@@ -201,12 +236,23 @@ def read_check(folder):
     """Return (logits [4, classes], image_size) as write_check recorded them."""
     path = os.path.join(folder, CHECK_FILE)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays['logits'], int(arrays['image_size'])
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_CHECK:
+                raise ValueError('it is too large')
+            arrays, _ = read_npz(file)
+        logits, image_size = arrays['logits'], arrays['image_size']
+        if logits.ndim != 2 or len(logits) != CHECK_IMAGES or logits.dtype != np.float32 \
+                or not logits.any() or not np.isfinite(logits).all():
+            raise ValueError('its logits are none')
+        if image_size.shape or image_size.dtype.kind != 'i' or not 0 < image_size <= MAX_SIDE:
+            raise ValueError('its image size is none')
+        return logits, int(image_size)
     except FileNotFoundError:
         raise UserError(f'{folder} is no exported model: it has no {CHECK_FILE}. '
                         'Make one with export_model.py.') from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise UserError(f'Cannot read {path}: {error.strerror or error}.') from None
+    except (PickleError, ValueError, KeyError) as error:
         raise UserError(f'{path} is damaged ({error}); export the model again.') from None
 
 
@@ -228,7 +274,9 @@ def open_paddle(folder, precision, prepare):
     """Return run(images) -> logits of paddle.inference. prepare: given the Config."""
     tune_cpu()
     from paddle import inference
-    config = inference.Config(find_program(folder), _path(folder, '.pdiparams'))
+    program, parameters = find_program(folder), _path(folder, '.pdiparams')
+    check_paddle(program, parameters)
+    config = inference.Config(program, parameters)
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(count_cores())
@@ -277,6 +325,7 @@ def use_openvino(config, precision):
 def open_onnx(folder, precision):
     """Return run(images) -> logits of ONNX Runtime."""
     import onnxruntime
+    check_onnx(find_onnx(folder))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = count_cores()
     options.log_severity_level = 3          # errors
@@ -318,9 +367,9 @@ def read_cpu_name():
 
 def _read_choices(path):
     try:
-        with open(path, encoding='utf-8') as file:
-            choices = json.load(file)
-    except (OSError, ValueError):
+        with open_regular(path) as file:
+            choices = json.loads(file.read(1 << 20))
+    except (OSError, ValueError, RecursionError):
         return {}
     return choices if isinstance(choices, dict) else {}
 

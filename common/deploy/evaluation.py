@@ -8,6 +8,7 @@ import paddle
 from common.deploy import engine as engines
 from common.deploy.export import save_program
 from common.deploy.predict import make_dynamic_predictor
+from common.deploy.program import write_record
 from common.errors import RunError, UserError
 
 logger = logging.getLogger(__name__)
@@ -59,4 +60,5 @@ def open_engine(model, image_size, name):
         images = engines.make_check_images(image_size)
         engines.write_check(folder, make_dynamic_predictor(model)(images), image_size)
         save_program(model, image_size, folder)
+        write_record(folder)
         return engines.load_engine(folder, name)

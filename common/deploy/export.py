@@ -1,8 +1,8 @@
 """export_model.py: a model for paddle.inference and ONNX, verified, with its preprocessing.
 
 The folder needs nothing of this project: model.json (model.pdmodel from Paddle 2) with
-model.pdiparams, model.onnx, preprocessing.json, and check.npz, the logits that a right
-engine gives for known images. Any batch size, float32.
+model.pdiparams, model.onnx, preprocessing.json, check.npz, the logits that a right engine
+gives for known images, and files.json, the SHA-256 of them all. Any batch size, float32.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from common.cli import FlagParser
 from common.deploy import engine as engines
 from common.deploy.predict import make_dynamic_predictor
 from common.deploy.preprocessing import write_folder
+from common.deploy.program import write_record
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
 from common.kernels import installed
@@ -84,6 +85,7 @@ def export_model(trained, folder, formats=('paddle',)):
         if 'onnx' in formats:
             convert_to_onnx(work)
             errors['onnx'] = verify('onnx', work, images, expected)
+        write_record(work)
         _publish(work, folder, formats)
     for name, distance in errors.items():
         if name in formats:

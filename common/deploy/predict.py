@@ -103,14 +103,18 @@ def load_predictor(project, arguments):
             raise UserError(f'-{name} does not go with -model: an exported model has its own '
                             'options and preprocessing.')
     preprocessing = read_folder(arguments.model)
+    logits, image_size = engines.read_check(arguments.model)
+    if preprocessing.image_size != image_size:
+        raise UserError(f'{arguments.model} is damaged: its pictures have '
+                        f'{preprocessing.image_size} pixels a side, its model takes {image_size}.')
+    names, source = preprocessing.class_names, arguments.model
+    if arguments.labels:
+        source = arguments.labels
+        names = rename_classes(names, read_class_names(source), source)
+    check_class_names(names, logits.shape[1], source)
     predict = engines.load_engine(arguments.model, arguments.engine, arguments.precision)
     logger.info('%s', predict.describe())
-    if arguments.labels:
-        names = rename_classes(preprocessing.class_names, read_class_names(arguments.labels),
-                               arguments.labels)
-        check_class_names(names, predict.num_classes, arguments.labels)
-        preprocessing = preprocessing.replace_names(names)
-    return preprocessing, predict
+    return preprocessing.replace_names(names), predict
 
 
 def make_dynamic_predictor(model):

@@ -1,15 +1,17 @@
 """The preprocessing of an exported model, in a JSON file beside it, and lists of class names."""
 
 import json
-import numbers
 import os
 from dataclasses import asdict
 
 from common.data.preprocessing import Preprocessing
 from common.data.transforms import FILTERS
 from common.errors import UserError, suggest
+from common.files import open_regular
+from common.option import show
 
 FILE_NAME = 'preprocessing.json'
+MAX_BYTES = 64 << 20            # of that file, most of them names of classes
 
 
 def write_folder(preprocessing: Preprocessing, folder: str) -> None:
@@ -23,15 +25,15 @@ def read_folder(folder):
     """Return the Preprocessing beside an exported model. Raises UserError naming the file."""
     path = os.path.join(folder, FILE_NAME)
     try:
-        with open(path, encoding='utf-8') as file:
-            values = json.load(file)
+        with open_regular(path) as file:
+            values = json.loads(file.read(MAX_BYTES))
     except FileNotFoundError:
         raise UserError(f'{folder} is no exported model: it has no {FILE_NAME}. '
                         'Make one with export_model.py.') from None
     except OSError as error:
         raise UserError(f'Cannot read {path}: {error.strerror}.') from None
-    except ValueError as error:
-        raise UserError(f'{path} is not JSON: {error}.') from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path} is not JSON: {str(error)[:100]}.') from None
     try:
         preprocessing = Preprocessing(**values)
     except TypeError:
@@ -49,17 +51,17 @@ def check_class_names(names, num_classes, source):
 
 def _check(preprocessing, path):
     p = preprocessing
-    if p.interpolation not in FILTERS:
-        raise UserError(f'{path}: unknown interpolation {p.interpolation!r}.'
+    if not isinstance(p.interpolation, str) or p.interpolation not in FILTERS:
+        raise UserError(f'{path}: unknown interpolation {show(p.interpolation)}.'
                         f'{suggest(p.interpolation, FILTERS)}')
     if type(p.image_size) is not int or not 0 < p.image_size <= 10_000:
-        raise UserError(f'{path}: image_size must be a number of pixels, not {p.image_size!r}.')
+        raise UserError(f'{path}: image_size must be a number of pixels, not {show(p.image_size)}.')
     if not _is_number(p.crop_pct) or not 0.05 <= p.crop_pct <= 1:
-        raise UserError(f'{path}: crop_pct must be from 0.05 to 1, not {p.crop_pct!r}.')
+        raise UserError(f'{path}: crop_pct must be from 0.05 to 1, not {show(p.crop_pct)}.')
     for name, values in (('mean', p.mean), ('std', p.std)):
         if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
-            raise UserError(f'{path}: {name} must be three numbers, not {values!r}.')
-    if min(p.std) <= 0:
+            raise UserError(f'{path}: {name} must be three numbers, not {show(values)}.')
+    if min(p.std) < 1e-6:
         raise UserError(f'{path}: std must be above 0, not {p.std}.')
     names = p.class_names
     if names is not None and (
@@ -68,4 +70,5 @@ def _check(preprocessing, path):
 
 
 def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    """Whether a value is a number that float32 can hold."""
+    return type(value) in (int, float) and abs(value) < 1e38

@@ -18,8 +18,9 @@ from common.deploy import export, predict
 from common.deploy.engine import load_engine, make_check_images
 from common.deploy.export import export_model
 from common.deploy.preprocessing import read_folder
+from common.deploy.program import write_record
 from common.deploy.trained import Trained, load_trained
-from common.errors import RunError
+from common.errors import RunError, UserError
 from common.machine.environment import read_cpu
 from tests.support.paths import ROOT
 from tests.support.recipe import fill_by_recipe, recipe_images
@@ -82,6 +83,7 @@ def test_engines_equal_the_dynamic_model_at_any_batch_size(exported, name, engin
         assert largest_difference(actual, expected[:size]) <= 1e-4
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize('options', [
     {'register_tokens': 2, 'layer_scale': 0.5, 'position_embedding': 'rope', 'pool': 'avg'},
     {'distilled': True}, {'pre_norm': True, 'gelu': 'quick'},
@@ -166,6 +168,7 @@ def test_an_engine_with_other_logits_is_refused(exported, tmp_path):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
     logits, size = engines.read_check(folder)
     engines.write_check(folder, logits * 1.01, size)
+    write_record(folder)
     with pytest.raises(RunError, match='its logits differ by 9.9e-03'):
         load_engine(folder, 'onednn')
 
@@ -190,13 +193,15 @@ def test_damaged_program_is_reported(exported, tmp_path):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
     weights = tmp_path / 'copy' / 'model.pdiparams'
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(RunError, match='The engine onednn cannot be used'):
+    with pytest.raises(UserError, match='it is not the file that files.json records'):
+        load_engine(folder, 'onednn')
+    os.remove(tmp_path / 'copy' / 'files.json')
+    with pytest.raises(UserError, match='model.pdiparams cannot be used: cut short'):
         load_engine(folder, 'onednn')
 
 
 @pytest.mark.parametrize('what, message', [
-    ('pdiparams', 'Paddle cannot load the model'), ('program', 'Paddle cannot load the model'),
-    ('check', 'is damaged')])
+    ('pdiparams', 'cannot be used'), ('program', 'cannot be used'), ('check', 'is damaged')])
 def test_damaged_files_end_with_code_2(exported, tmp_path, capsys, what, message):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
     path = {'pdiparams': folder / 'model.pdiparams', 'check': folder / engines.CHECK_FILE,
@@ -219,6 +224,7 @@ def test_preprocessing_beside_the_model_is_the_checkpoints(exported):
         assert trained.preprocessing.class_names == [str(i) for i in range(10)]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize('name', NAMES)
 def test_predict_runs_the_exported_model(exported, name, tmp_path, capsys):
     folder, project, _ = exported[name]
@@ -287,8 +293,8 @@ def test_exporting_again_replaces_what_was_there(exported, tmp_path):
     (tmp_path / 'copy' / 'notes.txt').write_text('mine')
     assert run_export('vit', f'-output={folder}') == 0
     program = 'model.pdmodel' if IS_PADDLE_2 else 'model.json'
-    assert {'check.npz', 'model.pdiparams', 'notes.txt', 'preprocessing.json', program} == set(
-        os.listdir(folder)) - {'model.pdiparams.info'}
+    assert {'check.npz', 'files.json', 'model.pdiparams', 'notes.txt', 'preprocessing.json',
+            program} == set(os.listdir(folder)) - {'model.pdiparams.info'}
 
 
 @needs_onnx
