@@ -1,13 +1,18 @@
 """DeiT's distillation against its equations, and a student that learns from a checkpoint."""
 
+import json
+
 import numpy as np
 import paddle
 import pytest
 
+from common.kernels import install
 from common.training.losses import build_criterion
+from tests.support.paths import FIXTURES
+from tests.support.recipe import fill_by_recipe, recipe_images
 from ViT.config import get_config
 from ViT.distillation import build_loss, hard_loss, soft_loss
-from ViT.vit import build_vit
+from ViT.vit import VisionTransformer, build_vit
 
 FLAGS = {'DATA.IMAGE_SIZE': 16, 'MODEL.PATCH_SIZE': 8, 'MODEL.EMBED_DIM': 16, 'MODEL.DEPTH': 1,
          'MODEL.NUM_HEADS': 2, 'MODEL.NUM_CLASSES': 5, 'DEVICE': 'cpu'}
@@ -70,3 +75,34 @@ def test_the_teacher_s_share(monkeypatch, share):
     expected = (1 - share) * criterion(first, labels).item() + share * taught
     assert build_loss(config, criterion)(model, images, labels).item() == \
         pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('kernels', ['plain', 'cpu'])
+@pytest.mark.parametrize('kind', ['hard', 'soft'])
+def test_ten_updates_are_timms(monkeypatch, kind, kernels):
+    """The fixture is timm's distilled DeiT in PyTorch, trained with the loss of DeiT's code."""
+    golden = json.loads((FIXTURES / 'distillation' / 'losses.json').read_text())
+    config = get_config(flags={
+        'DATA.IMAGE_SIZE': 32, 'MODEL.PATCH_SIZE': 8, 'MODEL.EMBED_DIM': 32, 'MODEL.DEPTH': 2,
+        'MODEL.NUM_HEADS': 4, 'MODEL.NUM_CLASSES': 10, 'MODEL.DISTILLED': True,
+        'TRAIN.TEACHER': 'x', 'TRAIN.DISTILLATION': kind, 'TRAIN.SMOOTHING': golden['smoothing'],
+        'TRAIN.DISTILLATION_SHARE': golden['share'],
+        'TRAIN.DISTILLATION_TEMPERATURE': golden['temperature']})
+    teacher = fill_by_recipe(VisionTransformer(
+        image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=10), salt=1)
+    teacher.eval()
+    monkeypatch.setattr('ViT.distillation.load_teacher', lambda config: teacher)
+    model = fill_by_recipe(build_vit(config))
+    install(model, kernels)
+    compute_loss = build_loss(config, build_criterion(config))
+    optimizer = paddle.optimizer.AdamW(1e-3, parameters=model.parameters(), weight_decay=0.05)
+    model.train()
+    losses = []
+    for update in range(len(golden['losses'][kind])):
+        images = paddle.to_tensor(recipe_images(len(golden['labels']), 32, salt=update))
+        loss = compute_loss(model, images, paddle.to_tensor(golden['labels']))
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        losses.append(loss.item())
+    np.testing.assert_allclose(losses, golden['losses'][kind], rtol=1e-5)
