@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -49,9 +50,22 @@ def report_errors(function: Callable, *arguments: Any) -> int:
         return stop.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except Exception:
-        _print_first(traceback.format_exc())
+    except Exception as error:
+        limit = find_limit(error)
+        _print_first(f'error: {limit}' if limit else traceback.format_exc())
         return 1
+
+
+def find_limit(error: Exception) -> str | None:
+    """Return what to say of an error that comes from a limit of the system, or None."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return ('Too many open files. Raise the limit (ulimit -n 1024), or take fewer loader '
+                'workers (-num_workers=0 needs fewest).')
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return ('No further thread can be started: memory or the number of processes is limited '
+                '(ulimit -v, ulimit -u). Raise the limit, or take fewer loader workers '
+                '(-num_workers=0).')
+    return None
 
 
 def _print_first(text):

@@ -67,9 +67,14 @@ class CheckpointStore:
         summary.update(time=self._newest_time, is_best=is_best)
         path = os.path.join(
             self.folder, f'Epoch-{payload["epoch"]}-Loss-{payload["loss"]:.6g}.pdparams')
-        self._writer = threading.Thread(
-            target=self._write, args=(path, payload, summary), name='checkpoint-writer')
-        self._writer.start()
+        writer = threading.Thread(
+            target=self._write_beside_training, args=(path, payload, summary),
+            name='checkpoint-writer')
+        try:
+            writer.start()
+            self._writer = writer
+        except RuntimeError:            # a limit of the system: training waits meanwhile
+            self._write(path, payload, summary)
         return path
 
     def wait(self):
@@ -103,8 +108,11 @@ class CheckpointStore:
                 self.logger.warning('Waited %.0f s for the previous checkpoint to be written.',
                                     time.monotonic() - started)
 
-    def _write(self, path, payload, summary):
+    def _write_beside_training(self, path, payload, summary):
         _yield_to_training()
+        self._write(path, payload, summary)
+
+    def _write(self, path, payload, summary):
         try:
             write_checkpoint(path, payload, summary,
                              lambda content: read_content(content, path))

@@ -117,7 +117,11 @@ class Loader:
         self._reader.keep_workers()
         in_main_thread = threading.current_thread() is threading.main_thread()
         previous = signal.getsignal(signal.SIGCHLD)
-        self._iterator = iter(self._loader)
+        try:
+            self._iterator = iter(self._loader)
+        except BaseException:               # a limit of the system, when some have started
+            self._reader.let_workers_end()
+            raise
         atexit.register(self.close)         # which keeps the loader alive while workers run
         if in_main_thread:
             # Paddle's handler raises wherever the program happens to be; `__iter__` does in one

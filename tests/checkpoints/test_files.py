@@ -231,6 +231,54 @@ def test_300_kills_while_saving_lose_nothing(tmp_path, monkeypatch):
     kill_saving_loop(str(tmp_path), 300, monkeypatch)
 
 
+def save_up_to(folder, fault, last, monkeypatch):
+    """Go on from the newest checkpoint to update `last` in a process; return how it ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            monkeypatch.setattr(checkpoint_file, 'os', fault)
+            monkeypatch.setattr(checkpoint_store, 'os', fault)
+            store = CheckpointStore(folder, 1, Log())
+            first = read_summary(store.last_good)['update'] + 1 if store.last_good else 1
+            for update in range(first, last + 1):
+                store.save(None, make_progress(update), is_best=update in (1, last))
+                store.wait()
+            os._exit(0)
+        finally:
+            os._exit(3)
+    return os.waitpid(child, 0)[1]
+
+
+def describe_folder(folder):
+    return {name: (summary['update'], summary['is_best']) for name in list_files(folder)
+            for summary in [verify_checkpoint(os.path.join(folder, name))]}
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_kill_at_every_call_of_a_run_leaves_what_no_kill_leaves(tmp_path, monkeypatch):
+    """Best, last, and which files are kept: after the next start alone, if all was saved."""
+    monkeypatch.setattr(checkpoint_store, 'capture', lambda state, progress, buffers: {
+        **{'world_size': 1, 'format_version': 1}, **progress, 'model': {}})
+    whole = tmp_path / 'whole'
+    whole.mkdir()
+    assert save_up_to(whole, FaultyOs('any', -1, 'kill'), 3, monkeypatch) == 0
+    expected = describe_folder(whole)
+    assert expected[BEST] == expected[LAST] == (3, True)
+    assert sorted(value[0] for value in expected.values()) == [2, 3, 3, 3]
+    kills = 0
+    for call in range(1, 1000):
+        folder = tmp_path / str(call)
+        folder.mkdir()
+        status = save_up_to(folder, FaultyOs('any', call, 'kill'), 3, monkeypatch)
+        if status == 0:
+            break
+        assert status == signal.SIGKILL
+        kills += 1
+        assert save_up_to(folder, FaultyOs('any', -1, 'kill'), 3, monkeypatch) == 0
+        assert describe_folder(folder) == expected, call
+    assert kills > 35
+
+
 def test_what_a_kill_left_behind_is_put_in_order(tmp_path, trained_run):
     save(tmp_path, trained_run, 1, is_best=True)
     path = save(tmp_path, trained_run, 2, is_best=True)

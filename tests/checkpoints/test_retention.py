@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 
 import pytest
@@ -62,6 +63,14 @@ def test_one_save_at_a_time_and_training_goes_on_meanwhile(tmp_path, monkeypatch
     store.wait()
     assert most == [1, 1]
     assert read_checkpoint(find_resume(str(tmp_path), None))['update'] == 2
+
+
+def test_without_a_further_thread_it_is_saved_all_the_same(tmp_path, monkeypatch, trained_run):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, 'start', refuse)
+    path = save(tmp_path, trained_run, 1)
+    assert read_checkpoint(path)['update'] == 1
 
 
 def test_auto_takes_the_newest_that_is_good_of_this_model(tmp_path, trained_run):

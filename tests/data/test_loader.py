@@ -248,6 +248,18 @@ def test_loaders_are_let_go(digits):
     assert [loader() for loader in loaders] == [None] * 4
 
 
+@pytest.mark.runs
+def test_too_many_open_files_are_one_line(tmp_path):
+    resource = pytest.importorskip('resource')
+    done = subprocess.run(
+        [sys.executable, 'main_single_gpu.py', '-cfg=configs/vit_digits.yaml', '-num_workers=2',
+         f'-output={tmp_path}'], cwd=os.path.join(ROOT, 'ViT'), capture_output=True, text=True,
+        timeout=60, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12)))
+    assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
+    assert 'error: Too many open files. Raise the limit (ulimit -n 1024)' in done.stderr
+
+
 def list_shared(pids):
     return [path for pid in pids for path in glob.glob(f'/dev/shm/*_{pid}_*')
             + glob.glob(f'/dev/shm/*vit-loader-{pid}-*')]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.checkpoints.content import read_checkpoint
-from common.checkpoints.store import list_checkpoints
+from common.checkpoints.store import BEST, LAST, list_checkpoints
 from tests.support.paths import ROOT
 
 OPTIONS = {
@@ -154,7 +154,14 @@ class Job:
             result.update((f'{key} {name}', array) for key, array in state.items())
         for key in ('update', 'epoch', 'loss', 'learning_rate', 'meter', 'best', 'ema_updates'):
             result[key] = checkpoint[key]
-        result['metrics'] = read_metrics(os.path.dirname(path))
+        folder = os.path.dirname(path)
+        result['metrics'] = read_metrics(folder)
+        for name in (BEST, LAST):
+            linked = read_checkpoint(os.path.join(folder, name))
+            result[name] = (linked['update'], linked['best'], linked['awaits_validation'])
+            result.update((f'{name} {key}', array) for key, array in linked['model'].items())
+        result['left'] = [name for name in os.listdir(folder)
+                          if name.startswith('.') or name.endswith(('.lock', '.tmp'))]
         return result
 
 

@@ -12,12 +12,13 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from common.checkpoints import file as checkpoint_file
+from common.checkpoints import store as checkpoint_store
 from common.run.launch import run_multi, run_single
 from tests.support.faulty_os import parse_fault
 from ViT.project import PROJECT
 
 if 'FAULT' in os.environ:
-    checkpoint_file.os = parse_fault(os.environ['FAULT'])
+    checkpoint_file.os = checkpoint_store.os = parse_fault(os.environ['FAULT'])
 
 if __name__ == '__main__':
     kind, *arguments = sys.argv[1:]
