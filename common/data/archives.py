@@ -51,7 +51,7 @@ class MemberReader(Reader):
         self.places = places
         self.files = MemberFiles(paths)
 
-    def select(self: SomeMembers, indices: np.ndarray) -> SomeMembers:
+    def select(self: SomeMembers, indices: np.ndarray | slice) -> SomeMembers:
         """Return a reader of the samples `indices`, in that order."""
         part = super().select(indices)
         part.places = select_places(self.places, indices)
@@ -110,7 +110,7 @@ class ArchiveTree:
 
     def read_list(self, part: str, num_classes: int) -> ArchiveReader:
         """Return the pictures that a list file names. Raises UserError for a label too large."""
-        reader = self._all.select(np.arange(*self.lists[part]))
+        reader = self._all.select(slice(*self.lists[part]))
         label = int(reader.table.labels.max())
         if label >= num_classes:
             raise UserError(
@@ -136,14 +136,17 @@ class ArchiveTree:
         if first == stop:
             raise UserError(f'{self.describe(part)} holds no image in a class folder '
                             f'(CLASS/NAME.jpg, png, bmp, gif, webp, tif or ppm).')
-        reader = self._all.select(np.arange(first, stop))
-        used = set(np.unique(reader.table.labels).tolist())
+        reader = self._all.select(slice(first, stop))
+        labels, used = reader.table.labels, set()
+        for row in range(0, len(labels), ROWS_AT_ONCE):
+            used.update(np.unique(labels[row:row + ROWS_AT_ONCE]).tolist())
         warn_left_out(self.describe(part), Counter(self.endings[part]),
                       [name for label, name in enumerate(classes) if label not in used])
         return reader
 
 
-def select_places(places: dict[str, np.ndarray], indices: np.ndarray) -> dict[str, np.ndarray]:
+def select_places(places: dict[str, np.ndarray], indices: np.ndarray | slice
+                  ) -> dict[str, np.ndarray]:
     """Return the places of the samples `indices`; of neighbours without a copy."""
     part = as_slice(indices)
     return {name: array[part] for name, array in places.items()}

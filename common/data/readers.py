@@ -58,7 +58,7 @@ class Reader:
     def check(self) -> None:
         """Raise UserError if files are missing that should be there."""
 
-    def select(self: SomeReader, indices: np.ndarray) -> SomeReader:
+    def select(self: SomeReader, indices: np.ndarray | slice) -> SomeReader:
         """Return a reader of the samples `indices`, in that order."""
         part = copy.copy(self)
         part.table = self.table.select(indices)
@@ -122,8 +122,9 @@ class ListedReader(FileReader):
                     f'{self.locate(index)}: no such image file: {self.describe(index)}. '
                     f'Paths are relative to {show_path(self.root)}.')
 
-    def select(self: SomeListedReader, indices: np.ndarray) -> SomeListedReader:
+    def select(self: SomeListedReader, indices: np.ndarray | slice) -> SomeListedReader:
         """Return a reader of the samples `indices`, in that order."""
         part = super().select(indices)
-        part._rows = np.asarray(indices if self._rows is None else self._rows[indices])
+        rows = np.arange(len(self.table)) if self._rows is None else self._rows
+        part._rows = rows[indices]
         return part

@@ -48,7 +48,7 @@ class SampleTable:
         index = range(len(self))[index]
         block = index // BLOCK
         start = int(self._starts[block]) + int(self.lengths[block * BLOCK:index].sum())
-        return bytes(self._names[start:start + self._lengths[index]])
+        return bytes(self._names[start:start + int(self._lengths[index])])
 
     def iterate_names(self) -> Iterable[bytes]:
         """Yield the name of every sample, in order."""
@@ -81,7 +81,7 @@ class SampleTable:
         """Return the CRC-32 of names and labels."""
         return zlib.crc32(self.labels.data, zlib.crc32(self.names.data))
 
-    def select(self, indices: np.ndarray) -> 'SampleTable':
+    def select(self, indices: np.ndarray | slice) -> 'SampleTable':
         """Return a table of the samples `indices`, in that order; of neighbours without a copy."""
         part = as_slice(indices)
         if isinstance(part, slice):
@@ -104,8 +104,10 @@ class SampleTable:
         return np.concatenate([[0], np.cumsum(sizes)[:-1]])
 
 
-def as_slice(indices: np.ndarray) -> np.ndarray | slice:
+def as_slice(indices: np.ndarray | slice) -> np.ndarray | slice:
     """Return the slice that indices are where they follow one another, else the indices."""
+    if isinstance(indices, slice):
+        return indices
     if len(indices) and indices[-1] - indices[0] == len(indices) - 1 and (
             np.diff(indices) == 1).all():
         return slice(int(indices[0]), int(indices[-1]) + 1)
