@@ -13,12 +13,12 @@ from common.data.images import ImageError
 from common.data.transforms import build_eval_transform
 from common.errors import UserError
 from tests.support.data_folders import make_config, make_image
+from tests.support.paths import FIXTURES
 
 pyarrow = pytest.importorskip('pyarrow', reason='pip install -r requirements-dev.txt')
 from pyarrow import parquet  # noqa: E402
 
-FIXTURES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'fixtures',
-                        'sources')
+FOLDER = str(FIXTURES / 'sources')
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +49,13 @@ def write(path, names=None, column='label', **columns):
 
 
 def test_files_written_by_datasets():
-    train, val = build(FIXTURES), build(FIXTURES, False)            # the part test validates
+    train, val = build(FOLDER), build(FOLDER, False)            # the part test validates
     assert train.class_names == val.class_names == ['cat', 'dog', 'emu']
     assert train.labels.tolist() == [0, 1, 2, 0] and val.labels.tolist() == [1, 2]
     pixels = [part.read(index).getpixel((2, 5)) for part in (train, val)
               for index in range(len(part))]
     assert pixels == [(16 * n, 255 - 16 * n, n) for n in range(6)]
-    assert val.describe_sample(1) == f'{FIXTURES}/test-00000-of-00001.parquet: row 1'
+    assert val.describe_sample(1) == f'{FOLDER}/test-00000-of-00001.parquet: row 1'
 
 
 @pytest.mark.parametrize('columns, options, labels, names', [

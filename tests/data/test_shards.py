@@ -15,10 +15,10 @@ from common.data.parts import expand_braces, find_files
 from common.data.transforms import build_eval_transform
 from common.errors import UserError
 from tests.support.data_folders import make_config, make_image
+from tests.support.paths import FIXTURES
 from tests.support.sources import add_to_tar
 
-FIXTURES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'fixtures',
-                        'sources')
+FOLDER = str(FIXTURES / 'sources')
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +50,12 @@ def colour(number):
 
 
 def test_shards_written_by_webdataset():
-    train = build(f'{FIXTURES}/cls-{{000000..000001}}.tar')
+    train = build(f'{FOLDER}/cls-{{000000..000001}}.tar')
     assert train.labels.tolist() == [0, 1, 2, 0, 1, 2] and train.class_names is None
     assert [train.read(index).getpixel((3, 3)) for index in range(6)] == list(map(colour, range(6)))
-    assert train.describe_sample(4) == f'{FIXTURES}/cls-000001.tar: 000004.png'
+    assert train.describe_sample(4) == f'{FOLDER}/cls-000001.tar: 000004.png'
     assert '6 training images, 3 classes from 2 shards in' in train.describe()
-    named = build(f'{FIXTURES}/json.tar')
+    named = build(f'{FOLDER}/json.tar')
     assert named.class_names == ['cat', 'dog', 'emu'] and named.labels.tolist() == [0, 1, 2] * 2
     assert named.read(5).getpixel((0, 0)) == colour(5)
 
@@ -127,7 +127,7 @@ def test_files_that_are_not_there(tmp_path):
         build(tmp_path / 'x.tar')
     with pytest.raises(UserError, match=r'holds no \.tar file'):
         build(tmp_path)
-    shutil.copy(f'{FIXTURES}/cls-000000.tar', tmp_path / 'x-0.tar')
+    shutil.copy(f'{FOLDER}/cls-000000.tar', tmp_path / 'x-0.tar')
     with pytest.raises(UserError, match=r'9 of 10 files are missing, such as .*x-1\.tar'):
         build(f'{tmp_path}/x-{{0..9}}.tar')
 
@@ -194,16 +194,16 @@ def test_only_the_shards_that_are_read_are_opened(tmp_path, picture, monkeypatch
 
 
 def test_a_damaged_index_of_shards_is_made_again(tmp_path):
-    train = build(f'{FIXTURES}/json.tar')
+    train = build(f'{FOLDER}/json.tar')
     folder = tmp_path / 'cache' / 'indexes'
     index, = (folder / name for name in os.listdir(folder) if name.endswith('.npz'))
     for name, value in (('shard', 1), ('shard', -1), ('labels', 3), ('offset', 1 << 40)):
         arrays = {key: array.copy() for key, array in np.load(index).items()}
         arrays[name][2] = value
         np.savez(index, **arrays)
-        assert np.array_equal(build(f'{FIXTURES}/json.tar').labels, train.labels)
+        assert np.array_equal(build(f'{FOLDER}/json.tar').labels, train.labels)
     arrays = dict(np.load(index))
     header = json.loads(arrays['header'].tobytes())
     arrays['header'] = np.frombuffer(json.dumps({**header, 'class_names': 3}).encode(), np.uint8)
     np.savez(index, **arrays)
-    assert build(f'{FIXTURES}/json.tar').class_names == ['cat', 'dog', 'emu']
+    assert build(f'{FOLDER}/json.tar').class_names == ['cat', 'dog', 'emu']
