@@ -161,10 +161,10 @@ def test_opts_are_read_as_python_and_lists_may_be_cut_by_the_shell():
     '{[1]: 2}', '(' * 5000, '-' * 5000 + '1', '9' * 5000, '[' * 200, 'a' * 200_000, '\0', "'",
     '1' + '0' * 400, '{1, [2]}', 'x' * 99_999, '0x', '1_000j', '...', '-', '='])
 def test_no_text_of_opts_is_more_than_a_value(text):
-    started = time.perf_counter()
+    started = time.process_time()
     for key in ('DATA.BATCH_SIZE', 'TRAIN.BASE_LR', 'TRAIN.OPTIMIZER.BETAS'):
         refuse(get_config, key, opts=[key, text])
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_what_is_shown_is_short():
@@ -218,10 +218,10 @@ BAD_YAML = {
 def test_a_bad_yaml_file_is_refused_quickly_in_one_short_line(name, tmp_path):
     text, expected = BAD_YAML[name]
     path = str(tmp_path) if text is None else write(tmp_path, text)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UserError) as error:
         get_config(path)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     message = str(error.value)
     assert str(tmp_path) in message or name == 'NUL in BASE' or expected[0] in message
     assert '\n' not in message and len(message) < 500 + len(str(tmp_path)), message

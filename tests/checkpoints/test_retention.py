@@ -46,19 +46,20 @@ def test_a_clock_set_back_does_not_make_a_new_checkpoint_old(tmp_path, monkeypat
 
 def test_one_save_at_a_time_and_training_goes_on_meanwhile(tmp_path, monkeypatch, trained_run):
     write = checkpoint_store.write_checkpoint
-    running, most = [], []
+    running, most, finished, may_write = [], [], [], threading.Event()
 
     def slow_write(path, *arguments):
         running.append(path)
         most.append(len(running))
-        time.sleep(0.3)
+        may_write.wait(20)
         write(path, *arguments)
         running.remove(path)
+        finished.append(path)
     monkeypatch.setattr(checkpoint_store, 'write_checkpoint', slow_write)
     store = CheckpointStore(tmp_path)
-    started = time.monotonic()
     store.save(trained_run, make_progress(1))
-    assert time.monotonic() - started < 0.2
+    assert not finished                             # it did not wait for the writing
+    threading.Timer(0.3, may_write.set).start()
     store.save(trained_run, make_progress(2))       # waits for the first
     store.wait()
     assert most == [1, 1]

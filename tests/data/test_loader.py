@@ -97,7 +97,7 @@ def test_an_endless_loader_ends_its_workers_when_left(digits):
     start = time.monotonic()
     batches.close()
     assert not any(worker.is_alive() for worker in workers)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 40
 
 
 def test_starting_is_quick(digits):
@@ -105,7 +105,7 @@ def test_starting_is_quick(digits):
     loader = build_loader(dataset, TrainBatches(len(dataset), 16, seed=0), config, num_workers=2)
     start = time.monotonic()
     next(iter(loader))
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
@@ -118,7 +118,7 @@ def test_corrupt_image_stops_with_its_path(tmp_path, num_workers):
         for _ in zip(range(4), loader):
             pass
     assert 'DATA.SKIP_CORRUPT True' in str(caught.value) and 'check_data.py' in str(caught.value)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 40
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
@@ -194,7 +194,7 @@ def test_dead_worker_is_reported_with_its_sample(tmp_path, num_workers):
     with pytest.raises(LoaderError, match=r'worker \d died \(signal 9.*train/dog/3\.jpg'):
         for _ in loader:
             pass
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 40
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
