@@ -51,12 +51,14 @@ def measure(options):
 
 def measure_speed(options, folder):
     """Return rows on pictures a second of CPU time."""
-    from tests.support.sources import write_all
+    from tests.support.sources import write_all, write_shards
 
     root = os.path.join(folder, 'root')
     write_images(root)
     os.symlink('train', os.path.join(root, 'val'))          # the writers want both parts
     forms = write_all(root, os.path.join(folder, 'forms'))
+    numbered = write_shards(root, os.path.join(folder, 'numbered'), ending='cls')
+    forms['shards'] = {'DATA.DATASET': 'shards', 'DATA.DATA_PATH': numbered}
     environment = {'OMP_NUM_THREADS': '1'}
 
     def start(python, name, values):
@@ -170,13 +172,11 @@ def make_timm(values):
     count = IMAGES
     names = sorted(name for name in os.listdir(folder) if 'train' in name)
     with open(os.path.join(folder, '_info.json'), 'w', encoding='utf-8') as file:
-        json.dump({'splits': {'train': {'num_samples': count, 'filenames': names,
+        json.dump({'splits': {'train': {'name': 'train', 'num_samples': count, 'filenames': names,
                                         'shard_lengths': [count // len(names)] * len(names)}}},
                   file)
     dataset = data.create_dataset(
-        'wds/x', folder, split='train', is_training=True, batch_size=BATCH_SIZE, num_samples=count,
-        target_key='txt', class_map={'0': 0, '1': 1})
-    dataset.reader.class_to_idx = {'0': 0, '1': 1}
+        'wds/x', folder, split='train', is_training=True, batch_size=BATCH_SIZE, num_samples=count)
     dataset.transform = data.create_transform(
         SIZE, is_training=True, use_prefetcher=True, interpolation='bicubic', color_jitter=None)
     loader = torch.utils.data.DataLoader(dataset, BATCH_SIZE, collate_fn=fast_collate)

@@ -152,6 +152,19 @@ def select_places(places: dict[str, np.ndarray], indices: np.ndarray | slice
     return {name: array[part] for name, array in places.items()}
 
 
+def list_pictures(path: str) -> ArchiveReader:
+    """Return every picture in an archive, whatever folders they are in, names sorted."""
+    kind = recognise_archive(path)
+    found = _Found(path, kind)
+    for member in list_members(path, kind):
+        found.add(member)
+    names = list(found.table.iterate_names())
+    found.check_twice(names)
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+    places = {name: np.array(values) for name, values in found.places.items()}
+    return ArchiveReader(found.table, places, path, kind, b'').select(order)
+
+
 def build_archive_index(path: str, kind: str) -> Index:
     """Read the list of an archive's members into an Index. Raises UserError."""
     found = _Found(path, kind)
@@ -194,7 +207,7 @@ class _Found:
     def build(self):
         prefix = self._find_prefix()
         names = [name[len(prefix):] for name in self.table.iterate_names()]
-        self._check_twice(names)
+        self.check_twice(names)
         depth = 1 + bool(prefix)
         tops = {name[len(prefix):] for name in self.folders[depth]}
         lists = {part: self.lists[prefix + name.encode()] for part, name in LISTS.items()
@@ -243,7 +256,7 @@ class _Found:
         has_lists = any(name.startswith(prefix) for name in self.lists)
         return prefix if is_root or has_parts or has_lists else b''
 
-    def _check_twice(self, names):
+    def check_twice(self, names):
         if len(set(names)) < len(names):
             seen = set()
             for name in names:

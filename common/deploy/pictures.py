@@ -4,23 +4,39 @@ import glob
 import os
 from typing import NamedTuple
 
+from PIL import Image
+
+from common.data.archives import list_pictures
 from common.data.folders import walk
-from common.data.images import show_path
+from common.data.images import read_image, show_path
+from common.data.readers import Reader
 from common.errors import UserError
+
+ARCHIVES = ('.zip', '.tar')
 
 
 class Picture(NamedTuple):
-    """A picture's path, and its path below the folder that was asked for."""
+    """A picture's path, and its path below the folder or in the archive that was asked for.
+
+    reader, index: of a picture in an archive, whose path is archive and member.
+    """
 
     path: str
     name: str
+    reader: Reader | None = None
+    index: int = 0
+
+    def read(self) -> Image.Image:
+        """Return the picture, RGB. Raises ImageError naming it."""
+        return read_image(self.path) if self.reader is None else self.reader.read_image(self.index)
 
 
 def find_pictures(arguments, lines):
     """Yield the Picture of every argument, in order; nothing is read ahead.
 
-    arguments: files, folders (searched through), globs, and "-" for `lines`, an iterable
-    of paths, one a line. Raises UserError for a pattern or a folder without pictures.
+    arguments: files, folders and .zip and .tar files (searched through), globs, and "-" for
+    `lines`, an iterable of paths, one a line. Raises UserError for a pattern, a folder or an
+    archive without pictures.
     """
     for argument in arguments:
         if argument == '-':
@@ -28,6 +44,8 @@ def find_pictures(arguments, lines):
                         for path in (line.rstrip('\r\n') for line in lines) if path)
         elif os.path.isdir(argument):
             yield from _search(argument)
+        elif argument.lower().endswith(ARCHIVES) and os.path.isfile(argument):
+            yield from _open_archive(argument)
         elif glob.has_magic(argument) and not os.path.exists(argument):
             yield from _match(argument)
         else:
@@ -67,6 +85,14 @@ def _search(folder):
             yield Picture(path, os.path.relpath(path, folder))
     if not found:
         raise UserError(f'{show_path(folder)}: no pictures in this folder.')
+
+
+def _open_archive(path):
+    reader = list_pictures(path)
+    for index, name in enumerate(reader.table.iterate_names()):
+        yield Picture(reader.describe(index), os.fsdecode(name).replace('/', os.sep), reader, index)
+    if not len(reader.table):
+        raise UserError(f'{show_path(path)}: no pictures in this archive.')
 
 
 def _match(pattern):

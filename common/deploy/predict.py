@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from common.cli import FlagParser
 from common.data.classes import read_class_names, rename_classes
-from common.data.images import ImageError, read_image, show_path
+from common.data.images import ImageError, show_path
 from common.deploy import engine as engines
 from common.deploy.drawing import draw_labels
 from common.deploy.pictures import OutputNames, Picture, find_pictures
@@ -158,7 +158,7 @@ def read_ahead(pictures, preprocessing, batch_size):
     """Yield the Reading of each picture, in order; threads are at most two batches ahead."""
     def read(picture):
         try:
-            return Reading(picture, preprocessing.crop(read_image(picture.path)), None)
+            return Reading(picture, preprocessing.crop(picture.read()), None)
         except ImageError as error:
             text, path = str(error), show_path(picture.path)
             return Reading(picture, None, text if text.startswith(path) else f'{path}: {text}')
@@ -182,7 +182,7 @@ def save_labelled(picture, classes, preprocessing, names):
         name += extension                   # a.png and a.jpg become a.png.jpg and a.jpg
     path = names.make(name, '.jpg')
     try:
-        draw_labels(read_image(picture.path), lines).save(path, quality=90)
+        draw_labels(picture.read(), lines).save(path, quality=90)
     except OSError as error:
         raise RunError(f'Cannot write {show_path(path)}: {error.strerror or error}.') from None
 

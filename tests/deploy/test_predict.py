@@ -24,6 +24,7 @@ from common.deploy.preprocessing import read_folder, write_folder
 from common.deploy.ranking import rank_classes
 from common.errors import RunError, UserError
 from tests.support.paths import FIXTURES, ROOT
+from tests.support.sources import list_files, write_tar, write_zip
 from tests.support.trained_digits import fixture_path, load_fixture
 from ViT.config import get_config
 from ViT.datasets import get_val_transforms
@@ -189,6 +190,19 @@ def test_arguments_that_name_pictures(folder):
     os.makedirs(path / 'empty')
     with pytest.raises(UserError, match='no pictures'):
         list(find_pictures([str(path / 'empty')], ()))
+
+
+@pytest.mark.parametrize('kind', ['zip', 'tar'])
+def test_pictures_in_an_archive_are_those_of_the_folder(folder, tmp_path, capsys, kind):
+    root, _ = folder
+    path = (write_zip if kind == 'zip' else write_tar)(root, tmp_path / f'x.{kind}')
+    assert run(root) == 0
+    expected = capsys.readouterr().out
+    assert run(path, f'-save_dir={tmp_path}/saved') == 0
+    assert capsys.readouterr().out.replace(f'{path}: ', f'{root}/') == expected
+    assert len(list_files(tmp_path / 'saved')) == 8
+    empty = write_zip(root, tmp_path / 'empty.zip', names=[])
+    assert run(empty) == 2 and 'no pictures in this archive' in capsys.readouterr().err
 
 
 def test_output_names_never_meet_or_leave_the_folder(tmp_path):

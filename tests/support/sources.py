@@ -22,7 +22,7 @@ def list_files(root):
 def write_zip(root, path, method=zipfile.ZIP_STORED, prefix='', names=None):
     """Pack a folder. names: in this order; by default the reverse of the sorted one."""
     with zipfile.ZipFile(path, 'w', method) as archive:
-        for name in names or reversed(list_files(root)):
+        for name in reversed(list_files(root)) if names is None else names:
             archive.write(os.path.join(root, name), prefix + name)
     return str(path)
 
@@ -30,7 +30,7 @@ def write_zip(root, path, method=zipfile.ZIP_STORED, prefix='', names=None):
 def write_tar(root, path, prefix='', names=None, **options):
     """Pack a folder, as write_zip does."""
     with tarfile.open(path, 'w', **options) as archive:
-        for name in names or reversed(list_files(root)):
+        for name in reversed(list_files(root)) if names is None else names:
             archive.add(os.path.join(root, name), prefix + name)
     return str(path)
 
@@ -61,16 +61,17 @@ def write_csv(root, path):
     return str(path)
 
 
-def write_shards(root, folder, count=3):
-    """Write `count` shards a part, labels as text."""
+def write_shards(root, folder, count=3, ending='txt'):
+    """Write `count` shards a part, labels as text, or as numbers if the ending is "cls"."""
     os.makedirs(folder)
     for part, rows in find_rows(root).items():
         for number in range(count):
             with tarfile.open(os.path.join(folder, f'x-{part}-{number:05}.tar'), 'w') as archive:
-                for name, _, class_name in rows[number * len(rows) // count:
-                                                (number + 1) * len(rows) // count]:
+                for name, label, class_name in rows[number * len(rows) // count:
+                                                    (number + 1) * len(rows) // count]:
                     archive.add(os.path.join(root, name), name)
-                    add_to_tar(archive, f'{name.partition(".")[0]}.txt', class_name.encode())
+                    text = str(label) if ending == 'cls' else class_name
+                    add_to_tar(archive, f'{name.partition(".")[0]}.{ending}', text.encode())
     return str(folder)
 
 
