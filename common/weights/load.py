@@ -191,8 +191,8 @@ def check_recorded_options(report: LoadReport, config: Any, project: Project) ->
     keys = project.fixed_options
     if config.EVAL and not config.MODEL.ALLOW_MISSING:
         shared = list_options(Options)
-        keys = [key for key in list_options(project.options)
-                if key.startswith('MODEL.') and key not in shared and key not in INIT_ONLY]
+        keys = tuple(key for key in list_options(project.options)
+                     if key.startswith('MODEL.') and key not in shared and key not in INIT_ONLY)
     wrong = [key for key in keys if key in report.options
              and report.options[key] != get_value(config, key)]
     if wrong:
@@ -210,7 +210,8 @@ def find_preprocessing(source: str | os.PathLike, project: Project) -> dict[str,
     """
     path = resolve(source, project)
     folder = path if os.path.isdir(path) else os.path.dirname(path)
-    stated = read_beside(folder)
+    # A checkpoint of our own records it, whatever else lies in its folder.
+    stated = {} if path.endswith('.pdparams') else read_beside(folder)
     return name_options(stated) if stated else open_weights(path, project).preprocessing_options
 
 

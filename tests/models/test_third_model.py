@@ -159,12 +159,14 @@ def test_other_families_files_are_named(project):
         load_pretrained(build(project), timm)
 
 
+@pytest.mark.runs                                   # pictures are read by processes
 def test_it_predicts_draws_and_exports(root, trained, project, capsys):
     picture = root / 'digit.png'
     Image.fromarray(load_digits_rgb()[0][3]).save(picture)
     weights = f'-pretrained={trained / "last"}'
     classes = {}
-    for name, source in (('model', [weights]), ('export', [f'-model={root / "exported"}'])):
+    for name, source in (('model', [weights]),
+                         ('export', [f'-model={root / "exported"}', '-engine=plain'])):
         if name == 'export':
             assert export.main(project, [weights, f'-output={root / "exported"}']) == 0
         table = root / f'{name}.csv'
