@@ -9,6 +9,7 @@ Random generators are not stored: seeds are derived from (seed, rank, update).
 """
 
 import numbers
+from typing import Any
 
 import numpy as np
 import paddle
@@ -55,7 +56,7 @@ PROGRESS = {
 MANY_UPDATES = 1 << 30
 
 
-def capture(state, progress, buffers=None):
+def capture(state: Any, progress: dict, buffers: dict | None = None) -> dict:
     """Return the file's content as a copy on the host, which later updates do not change.
 
     state: has .model, .optimizer, .ema (ModelEma or None) and .scaler (GradScaler or None).
@@ -107,7 +108,7 @@ def capture(state, progress, buffers=None):
     return payload
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: str) -> dict:
     """Return a verified training checkpoint, ours or PaddleViT's, as a dictionary.
 
     Keys: those of PROGRESS; 'path'; 'format_version' and 'paddle_version' (None:
@@ -126,7 +127,7 @@ def read_checkpoint(path):
     return read_content(content, path, is_ours)
 
 
-def read_content(content, path, is_ours=True):
+def read_content(content: Any, path: str, is_ours: bool = True) -> dict:
     """Return what `read_checkpoint` does, from what the file holds. Raises UserError.
 
     is_ours: whether the file has our trailer.
@@ -159,7 +160,7 @@ def read_content(content, path, is_ours=True):
     return checkpoint
 
 
-def restore(state, checkpoint, world_size=1):
+def restore(state: Any, checkpoint: dict, world_size: int = 1) -> list[str]:
     """Set weights, optimizer, EMA and scaler of `state` (see `capture`) from read_checkpoint.
 
     Position, best metric and learning rate are the caller's to take from the dictionary.
@@ -202,12 +203,12 @@ def restore(state, checkpoint, world_size=1):
     return lines
 
 
-def unwrap(model):
+def unwrap(model: paddle.nn.Layer) -> paddle.nn.Layer:
     """Return the model inside paddle.DataParallel, or the model itself."""
     return model._layers if isinstance(model, paddle.DataParallel) else model
 
 
-def describe(error):
+def describe(error: Exception) -> str:
     """Return the reason in an OSError or CheckpointError as text."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 

@@ -9,7 +9,9 @@ the live accumulators, so that nothing can be left over or missed.
 """
 
 import re
+from typing import Any
 
+import numpy as np
 import paddle
 
 from common.errors import UserError
@@ -17,12 +19,13 @@ from common.errors import UserError
 MASTER_WEIGHT = 'master_weight'     # float32 copy of a half-precision parameter (AMP O2)
 
 
-def name_parameters(model):
+def name_parameters(model: paddle.nn.Layer) -> dict[str, str]:
     """Return {structured name: generated name} of a model's parameters."""
     return {name: parameter.name for name, parameter in model.named_parameters()}
 
 
-def read_optimizer(optimizer, generated_names):
+def read_optimizer(optimizer: paddle.optimizer.Optimizer, generated_names: dict[str, str]
+                   ) -> dict[str, dict[str, Any]]:
     """Return the live state {structured name: {accumulator: tensor}}; empty before any step.
 
     generated_names: {structured name: generated name}, see `name_parameters`.
@@ -30,7 +33,8 @@ def read_optimizer(optimizer, generated_names):
     return group_by_parameter(optimizer.state_dict(), generated_names)
 
 
-def group_by_parameter(state_dict, generated_names):
+def group_by_parameter(state_dict: dict, generated_names: dict[str, str]
+                       ) -> dict[str, dict[str, Any]]:
     """Sort an optimizer's `state_dict()` by parameter.
 
     Returns {structured name: {accumulator: value}}. Raises UserError for an entry
@@ -52,7 +56,8 @@ def group_by_parameter(state_dict, generated_names):
     return grouped
 
 
-def write_optimizer(optimizer, model, state, weights):
+def write_optimizer(optimizer: paddle.optimizer.Optimizer, model: paddle.nn.Layer,
+                    state: dict[str, dict], weights: dict[str, np.ndarray]) -> None:
     """Set an optimizer's state and its model's parameters, exactly.
 
     state: {structured name: {accumulator: ndarray}}. weights: {structured name: ndarray},
@@ -96,7 +101,7 @@ def write_optimizer(optimizer, model, state, weights):
             assign_array(target, array)
 
 
-def assign_array(tensor, array):
+def assign_array(tensor: paddle.Tensor, array: np.ndarray) -> None:
     """Set a live tensor to an ndarray of the same shape, in the tensor's own dtype."""
     tensor.set_value(paddle.to_tensor(array, place=paddle.CPUPlace()).cast(tensor.dtype))
 

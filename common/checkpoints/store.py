@@ -1,14 +1,14 @@
-"""A run's checkpoints: saved in the background, the best and the last always there, found again.
+"""A run's checkpoints: saved in the background, the best and the last always there.
 
 A folder holds `Epoch-{epoch}-Loss-{loss}.pdparams` files and two stable names,
 `last.pdparams` and `best.pdparams`, which are further names (hard links) of two of them.
 """
 
-import dataclasses
 import logging
 import os
 import threading
 import time
+from typing import Any
 
 from common.checkpoints.content import capture, describe, read_content
 from common.checkpoints.file import (
@@ -16,11 +16,9 @@ from common.checkpoints.file import (
     remove_temporary_files,
     write_checkpoint,
 )
-from common.errors import UserError
-from common.weights.trailer import CheckpointError, read_summary, verify_checkpoint
+from common.checkpoints.find import BEST, LAST, find_problem, list_checkpoints
+from common.weights.trailer import CheckpointError, verify_checkpoint
 
-BEST = 'best.pdparams'
-LAST = 'last.pdparams'
 WRITER_NICENESS = 19            # training goes first where both want the same core
 
 
@@ -33,7 +31,7 @@ class CheckpointStore:
     if the last save failed.
     """
 
-    def __init__(self, folder, keep=2, logger=None):
+    def __init__(self, folder: str, keep: int = 2, logger: logging.Logger | None = None):
         self.folder = folder
         self.keep = keep
         self.logger = logger or logging.getLogger(__name__)
@@ -51,10 +49,10 @@ class CheckpointStore:
         except OSError as error:
             self.logger.warning('%s could not be put in order: %s.', folder, describe(error))
 
-    def save(self, state, progress, is_best=False):
+    def save(self, state: Any, progress: dict, is_best: bool = False) -> str:
         """Copy the state and start writing it; returns the path once the copy is made.
 
-        state and progress: see `checkpoint.capture`; progress needs 'epoch', 'update' and
+        state and progress: see `content.capture`; progress needs 'epoch', 'update' and
         'loss'. Waits for an unfinished earlier save first, so that there is never more than
         one copy in memory.
         """
@@ -77,17 +75,17 @@ class CheckpointStore:
             self._write(path, payload, summary)
         return path
 
-    def wait(self):
+    def wait(self) -> None:
         """Wait for the save under way. Raises CheckpointError if the last save failed."""
         self.join()
         if self.error:
             raise CheckpointError(self.error)
 
     @property
-    def is_writing(self):
+    def is_writing(self) -> bool:
         return self._writer is not None and self._writer.is_alive()
 
-    def adopt_best(self, folder):
+    def adopt_best(self, folder: str) -> None:
         """Take over the best checkpoint of the run that is continued in this new folder."""
         source = os.path.join(folder, BEST)
         target = os.path.join(self.folder, BEST)
@@ -98,7 +96,7 @@ class CheckpointStore:
             except (OSError, CheckpointError) as error:
                 self.logger.warning('%s was not taken over: %s.', source, describe(error))
 
-    def join(self):
+    def join(self) -> None:
         """Wait for the save under way, whether it succeeds or not."""
         if self._writer is not None:
             started = time.monotonic()
@@ -165,94 +163,6 @@ class CheckpointStore:
                     break
         good = next((entry for entry in entries if find_problem(entry) is None), None)
         self.last_good = good.path if good else None
-
-
-@dataclasses.dataclass
-class Entry:
-    """A checkpoint file in a folder."""
-
-    path: str
-    time: float                 # when it was saved; of a damaged file, when it was changed
-    summary: dict | None        # None: damaged
-    problem: str | None         # why there is no summary
-
-    @property
-    def is_link(self):
-        return os.path.basename(self.path) in (BEST, LAST)
-
-
-def list_checkpoints(folder):
-    """Return the Entry of every .pdparams file in a folder, newest first."""
-    entries = []
-    for name in os.listdir(folder):
-        if not name.endswith('.pdparams') or name.startswith('.'):
-            continue
-        path = os.path.join(folder, name)
-        try:
-            summary = read_summary(path)
-            entries.append(Entry(path, float(summary['time']), summary, None))
-        except (OSError, CheckpointError, KeyError, TypeError, ValueError) as error:
-            changed = os.path.getmtime(path) if os.path.exists(path) else 0.0
-            entries.append(Entry(path, changed, None, describe(error)))
-    return sorted(entries, key=lambda entry: (-entry.time, entry.is_link, entry.path))
-
-
-def find_problem(entry):
-    """Return why a checkpoint is not good, or None. Reads the whole file."""
-    if entry.problem:
-        return entry.problem
-    try:
-        verify_checkpoint(entry.path)
-    except (OSError, CheckpointError) as error:
-        return describe(error)
-    return None
-
-
-def find_resume(target, run_parent, model_name=None, logger=None):
-    """Return the path of the checkpoint that `-resume=target` means, or None.
-
-    target: a file, with or without .pdparams; a run directory: its newest that verifies;
-    or "auto": the newest that verifies among the run directories in `run_parent` that
-    belong to `model_name`, None if there is none. Says which was taken, and which newer
-    ones were passed over and why. Raises UserError if a path leads to no good checkpoint.
-    """
-    logger = logger or logging.getLogger(__name__)
-    if target == 'auto':
-        path = _newest_good(_list_run_directories(run_parent), model_name, logger)
-        if path is None:
-            logger.info('-resume=auto: no checkpoint%s in %s; starting from the beginning.',
-                        f' of {model_name}' if model_name else '', run_parent)
-        return path
-    if os.path.isdir(target):
-        path = _newest_good([target], None, logger)
-        if path is None:
-            raise UserError(f'-resume: the folder {target} has no good checkpoint.')
-        return path
-    for path in (target, f'{target}.pdparams'):
-        if os.path.isfile(path):
-            return path
-    raise UserError(f'-resume: there is no file or folder {target}, nor {target}.pdparams.')
-
-
-def _list_run_directories(run_parent):
-    if not os.path.isdir(run_parent):
-        return []
-    with os.scandir(run_parent) as entries:
-        return sorted(entry.path for entry in entries if entry.is_dir())
-
-
-def _newest_good(folders, model_name, logger):
-    entries = [entry for folder in folders for entry in list_checkpoints(folder)]
-    for entry in sorted(entries, key=lambda entry: -entry.time):
-        if entry.summary and model_name and entry.summary.get('model_name') != model_name:
-            continue
-        problem = find_problem(entry)
-        if problem is None:
-            logger.info('Resuming from %s (epoch %s, update %s): the newest that is good.',
-                        entry.path, entry.summary.get('epoch'), entry.summary.get('update'))
-            return entry.path
-        logger.warning('Passed over %s: %s.', entry.path, problem)
-    return None
 
 
 def _is_same(path, other):

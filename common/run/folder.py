@@ -4,7 +4,7 @@ import os
 
 from yacs.config import CfgNode
 
-from common.checkpoints.store import find_resume
+from common.checkpoints.find import find_resume
 from common.errors import UserError
 from common.machine.distributed import broadcast_texts, get_rank
 from common.run.lock import RunLock, choose_alone, refuse_running

@@ -14,7 +14,8 @@ from common.checkpoints import file as checkpoint_file
 from common.checkpoints import store as checkpoint_store
 from common.checkpoints.content import read_checkpoint
 from common.checkpoints.file import NamedArray, write_checkpoint
-from common.checkpoints.store import BEST, LAST, CheckpointStore, find_resume
+from common.checkpoints.find import BEST, LAST, find_resume
+from common.checkpoints.store import CheckpointStore
 from common.errors import RunError, UserError
 from common.weights.containers import open_container
 from common.weights.trailer import CheckpointError, read_summary, verify_checkpoint

@@ -9,7 +9,8 @@ import pytest
 
 from common.checkpoints import store as checkpoint_store
 from common.checkpoints.content import read_checkpoint
-from common.checkpoints.store import BEST, LAST, CheckpointStore, find_resume
+from common.checkpoints.find import BEST, LAST, find_resume
+from common.checkpoints.store import CheckpointStore
 from common.errors import UserError
 from common.weights.trailer import read_summary, verify_checkpoint
 from tests.support.saving import Log, list_files, make_progress, save

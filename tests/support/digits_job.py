@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.checkpoints.content import read_checkpoint
-from common.checkpoints.store import BEST, LAST, list_checkpoints
+from common.checkpoints.find import BEST, LAST, list_checkpoints
 from tests.support.paths import ROOT
 
 OPTIONS = {

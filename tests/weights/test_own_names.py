@@ -12,7 +12,7 @@ import pytest
 from paddle import nn
 
 from common.checkpoints.content import read_checkpoint
-from common.checkpoints.store import find_resume, list_checkpoints
+from common.checkpoints.find import find_resume, list_checkpoints
 from common.errors import UserError
 from common.project import find_project, load_project
 from common.weights import describe_numerics, load_pretrained, safe_pickle, safetensors_file
