@@ -33,7 +33,9 @@ class Attention:
     logits: [B, classes]. layers: [L, B, H, T, T], rows sum to one: row i is how token
     i mixes the others. prefix: tokens before those of the image. grid: (rows,
     columns) of the image's tokens. reader: the tokens that the classifier reads, as
-    indices. stem: {name: ([B, N, N], (rows, columns))} of the token modules.
+    indices. stem: {name: ([B, N, N], (rows, columns))} of the token modules. shares:
+    [B, tokens of reader], what each counts where attention pools them, rows sum to one; None
+    where it does not.
     """
 
     logits: np.ndarray
@@ -42,20 +44,25 @@ class Attention:
     grid: tuple
     reader: list
     stem: dict = field(default_factory=dict)
+    shares: np.ndarray | None = None
 
 
 @paddle.no_grad()
 def record_attention(model, images, token_modules=()):
     """Run a model on images [B, 3, S, S] and return its Attention.
 
-    model: has `blocks`, each with `attn.attn_dropout`, whose input are the
-    probabilities; it is left in the mode (train or eval) it came in.
+    model: has `blocks`, each with `attn.attn_dropout`, whose input are the probabilities, and
+    may have `attention_pool` with the same, of one query; it is left in the mode (train or eval)
+    it came in.
     token_modules: TokenModule of the model's stem, as its directory lists them.
     """
-    layers, stem = [], {}
+    layers, stem, shares = [], {}, []
 
     def keep_layer(layer, inputs):
         layers.append(_to_array(inputs[0]))
+
+    def keep_shares(layer, inputs):
+        shares.append(_to_array(inputs[0])[:, :, 0].mean(axis=1))
 
     def keep_stem(module):
         def hook(layer, inputs, output):
@@ -68,6 +75,9 @@ def record_attention(model, images, token_modules=()):
         for block in model.blocks:
             handle = block.attn.attn_dropout.register_forward_pre_hook(keep_layer)
             stack.callback(handle.remove)
+        pool = getattr(model, 'attention_pool', None)
+        if pool is not None:
+            stack.callback(pool.attn_dropout.register_forward_pre_hook(keep_shares).remove)
         for module in token_modules:
             stack.callback(module.layer.register_forward_post_hook(keep_stem(module)).remove)
         logits = _to_array(model(paddle.to_tensor(images)))
@@ -79,7 +89,8 @@ def record_attention(model, images, token_modules=()):
     if getattr(model, 'pool', 'token') == 'token':
         reader = range(getattr(model, 'num_class_tokens', 1))
     return Attention(logits=logits, layers=np.stack(layers), prefix=prefix,
-                     grid=tuple(model.grid_size), reader=list(reader), stem=stem)
+                     grid=tuple(model.grid_size), reader=list(reader), stem=stem,
+                     shares=shares[0] if shares else None)
 
 
 def roll_out(layers):
@@ -98,13 +109,15 @@ def roll_out(layers):
     return np.stack(products).astype('float32')
 
 
-def make_map(weights, tokens, prefix, grid):
+def make_map(weights, tokens, prefix, grid, shares=None):
     """Return how much `tokens` attend to each place of the image: [..., rows, columns].
 
-    weights: [..., T, T]. tokens: indices, whose rows are averaged. The columns of the
-    prefix (the class token) are left out, so that a map need not sum to one.
+    weights: [..., T, T]. tokens: indices, whose rows are averaged; shares: by how much each
+    counts, numbers that sum to one, None: all the same. The columns of the prefix (the class
+    token) are left out, so that a map need not sum to one.
     """
-    rows = weights[..., tokens, :].mean(axis=-2)
+    rows = weights[..., tokens, :]
+    rows = rows.mean(axis=-2) if shares is None else np.einsum('t,...tj->...j', shares, rows)
     return rows[..., prefix:].reshape(*rows.shape[:-1], *grid)
 
 

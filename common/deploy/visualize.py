@@ -85,7 +85,9 @@ class View:
         self.layer = layer if layer > 0 else depth + 1 + layer
         self.cell = parse_cell(token, attention.grid)
         self.tokens = attention.reader
+        self.shares = None if attention.shares is None else attention.shares[0]
         if self.cell is not None:
+            self.shares = None
             self.tokens = [attention.prefix + self.cell[0] * attention.grid[1] + self.cell[1]]
         self.rollout = roll_out(attention.layers)[:, 0]                     # [L, T, T]
 
@@ -115,6 +117,8 @@ class View:
     def name_token(self):
         if self.cell is not None:
             return f'token {self.cell[0]},{self.cell[1]}'
+        if self.shares is not None:
+            return 'tokens by the pooling'
         return 'class token' if self.attention.reader == [0] else 'mean of tokens'
 
     def list_arrays(self):
@@ -123,13 +127,16 @@ class View:
                   'rollout': self.rollout, 'rollout_maps': self.map_rollout(),
                   'head_maps': self.map_heads(), 'layer': self.layer, 'tokens': self.tokens,
                   'grid': self.attention.grid, 'prefix_tokens': self.attention.prefix}
+        if self.shares is not None:
+            arrays['shares'] = self.shares
         for name, (weights, grid) in self.attention.stem.items():
             arrays[name.replace(' ', '_')] = weights[0]
             arrays[name.replace(' ', '_') + '_grid'] = grid
         return arrays
 
     def _map(self, weights):
-        return make_map(weights, self.tokens, self.attention.prefix, self.attention.grid)
+        return make_map(weights, self.tokens, self.attention.prefix, self.attention.grid,
+                        self.shares)
 
 
 def parse_cell(text, grid):

@@ -89,6 +89,27 @@ def test_vit_attention_equals_numpy(options):
     assert attention.layers.shape == (3, 2, 3, tokens, tokens)
 
 
+def test_attention_pooling_says_how_much_each_patch_counts():
+    model, images = make_vit(pool='map', register_tokens=2), images_of(VIT)
+    pool = model.attention_pool
+    attention = record_attention(model, images)
+    _, (keys_values,) = run_and_capture(model, [pool.kv], images)
+    query = pool.q(pool.latent).numpy().astype('float64').reshape(3, 8)
+    keys = keys_values[..., :24].reshape(2, 24, 3, 8)
+    expected = softmax(np.einsum('hd,bnhd->bhn', query, keys) * 8 ** -0.5).mean(axis=1)
+    np.testing.assert_allclose(attention.shares, expected, rtol=0, atol=1e-6)
+    assert not pool.attn_dropout._forward_pre_hooks
+
+    view = View(attention)
+    rolled = roll_out(attention.layers)[-1, 0]
+    by_hand = sum(share * rolled[token, 3:] for share, token in zip(expected[0], range(3, 27)))
+    np.testing.assert_allclose(view.map_rollout()[-1].reshape(-1), by_hand, rtol=1e-5)
+    cell = View(attention, token='1,2').map_rollout()[-1]
+    np.testing.assert_allclose(cell.reshape(-1), rolled[3 + 8, 3:], rtol=1e-6)
+    assert view.name_token() != View(attention, token='1,2').name_token()
+    assert make_vit(pool='avg').attention_pool is None
+
+
 @pytest.mark.parametrize('qk_scale', [None, 0.3])
 def test_t2t_attention_equals_numpy(qk_scale):
     model, images = make_t2t(qk_scale=qk_scale), images_of(T2T)
