@@ -7,4 +7,4 @@ from project import PROJECT
 from common.tools.check_data import main
 
 if __name__ == '__main__':
-    sys.exit(main(PROJECT.get_config))
+    sys.exit(main(PROJECT))

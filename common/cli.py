@@ -5,6 +5,7 @@ Flags that stand for an option are declared with it, in common/config.py.
 
 import argparse
 import os
+import sys
 from typing import Any, NoReturn
 
 from yacs.config import CfgNode
@@ -33,6 +34,11 @@ class FlagParser(argparse.ArgumentParser):
 
     def add_flag(self, name: str, **options: Any) -> None:
         self.add_argument(f'-{name}', f'--{name}', dest=name, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse, with the home folder for a ~ that the shell has left, as after "="."""
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([expand_home(argument) for argument in args], namespace)
 
     def check_names(self, argv: list[str]) -> None:
         """Raise UserError for a flag that is not spelt out exactly."""
@@ -99,8 +105,17 @@ def build_config(project: Project, path: str | None, flags: dict[str, Any],
         path, flags={**{key: told[key] for key in unset}, **flags}, opts=opts)
 
 
+def expand_home(argument: str) -> str:
+    """Return an argument with the home folder for the ~ that it, or its value, begins with."""
+    flag, equals, value = argument.partition('=')
+    if argument.startswith('-') and equals and value.startswith('~'):
+        return f'{flag}={os.path.expanduser(value)}'
+    return os.path.expanduser(argument) if argument.startswith('~') else argument
+
+
 def find_config(path: str, folder: str) -> str:
     """Return the yaml file's path: as given, or else relative to the model directory."""
+    path = os.path.expanduser(path)
     beside_the_script = os.path.join(folder, path)
     if not os.path.exists(path) and os.path.exists(beside_the_script):
         return beside_the_script

@@ -41,9 +41,10 @@ class Options:
         DATASET = Option('digits', flag='dataset',
                          help='imagenet2012, imagefolder, csv, shards, parquet, cifar10, cifar100, '
                          'mnist, fashion_mnist or digits')
-        DATA_PATH = Option('', flag='data_path', help='root of the data set, its train/ or val/ '
-                           'folder, or the file that holds it')
-        VAL_PATH = Option('', needs=(IN_TABLES,),
+        DATA_PATH = Option('', flag='data_path', path='home',
+                           help='root of the data set, its train/ or val/ folder, or the file '
+                           'that holds it')
+        VAL_PATH = Option('', path='home', needs=(IN_TABLES,),
                           help='validation data, where it is not found at DATA_PATH')
         TABLE = Option('', needs=('DATA.DATASET=csv',),
                        help='the table, with paths relative to DATA_PATH; "": DATA_PATH is it')
@@ -76,15 +77,15 @@ class Options:
                               help='count unreadable images and go on')
         VAL_FRACTION = Option(0.0, at_least=0, at_most=1,
                               help='share split off for validation where there is no val/')
-        LABELS = Option(None, kind=str, help='file with one class name a line')
+        LABELS = Option(None, kind=str, path='absolute', help='file with one class name a line')
 
     class MODEL:
         TYPE = Option('', help='the model family; fixed by the directory')
         NAME = Option('', help='names the run and its checkpoints')
-        PRETRAINED = Option(None, kind=str, flag='pretrained',
+        PRETRAINED = Option(None, kind=str, flag='pretrained', path='home',
                             help='weights: a file of any known format (.pdparams may be left '
                             'off), a folder, or a name')
-        RESUME = Option(None, kind=str, flag='resume',
+        RESUME = Option(None, kind=str, flag='resume', path='home',
                         help='checkpoint or run folder to continue from; "auto": the newest good '
                         'one under -output')
         NUM_CLASSES = Option(1000, above=0, flag='num_classes',
@@ -219,7 +220,8 @@ class Options:
                             needs=(f'TRAIN.MIXUP_ALPHA|{CUTMIX}',),
                             help='what shares one draw: the batch, a pair, or nothing')
 
-    SAVE = Option('./output', flag='output', help='folder in which run folders are made')
+    SAVE = Option('./output', flag='output', path='home',
+                  help='folder in which run folders are made')
     SAVE_FREQ = Option(1, above=0, help='epochs between checkpoints')
     SAVE_STEPS = Option(None, kind=int, above=0, help='updates between checkpoints')
     SAVE_MINUTES = Option(None, kind=float, above=0, help='minutes between checkpoints')

@@ -13,6 +13,7 @@ import ast
 import copy
 import functools
 import math
+import os
 import re
 import reprlib
 from dataclasses import KW_ONLY, dataclass, replace
@@ -41,6 +42,8 @@ class Option:
     pattern: regular expression that a text must match as a whole; the help says in words, up
     to its first semicolon, what that is. Integers are taken as text.
     flag: of the command line, with its other names, if any, after blanks.
+    path: 'home' for a path whose ~ stands for the home folder, also where no shell has seen it;
+    'absolute' for one that later runs must find from wherever they are started.
     needs: what must hold for the option to be read, as conditions on others, all of them:
     "KEY" is neither 0, False, empty nor None; "KEY|KEY" one of them is; "KEY=a,b" has one of the
     values; "!..." the contrary.
@@ -62,6 +65,7 @@ class Option:
     is_range: bool = False
     pattern: str = ''
     flag: str = ''
+    path: str = ''
     needs: tuple[str, ...] = ()
 
     def with_default(self, default: Any, **changes: Any) -> 'Option':
@@ -99,6 +103,9 @@ class Option:
         if type(value) is not wanted:
             raise ValueError(f'must be {TYPE_NAMES[wanted]}, not {show(value)} '
                              f'({TYPE_NAMES.get(type(value), type(value).__name__)})')
+        if self.path and value:
+            value = os.path.expanduser(value)
+            value = os.path.abspath(value) if self.path == 'absolute' else value
         return value
 
     def _convert_item(self, item: Any) -> Any:

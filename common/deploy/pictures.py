@@ -2,13 +2,14 @@
 
 import glob
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image
 
 from common.data.archives import list_pictures
 from common.data.folders import walk
-from common.data.images import read_image, show_path
+from common.data.images import is_image_name, read_image, show_path
 from common.data.readers import Reader
 from common.errors import UserError
 
@@ -52,12 +53,44 @@ def find_pictures(arguments, lines):
             yield Picture(argument, os.path.basename(argument))
 
 
-class OutputNames:
-    """Paths in an output folder, no two the same."""
+def list_inputs(arguments: Sequence[str], folder: str | None
+                ) -> tuple[int | None, set[str] | None]:
+    """Return (number of pictures, real paths of those inside `folder`); (None, None): not known.
 
-    def __init__(self, folder):
+    folder: of the output, None for none.
+    """
+    if '-' in arguments:
+        return None, None
+    inside = None if folder is None else os.path.realpath(folder) + os.sep
+    count, inputs = 0, set()
+    for picture in find_pictures(arguments, ()):
+        count += 1
+        if inside and (path := os.path.realpath(picture.path)).startswith(inside):
+            inputs.add(path)
+    return count, inputs
+
+
+def check_output_file(path: str | None, arguments: Sequence[str]) -> None:
+    """Raise UserError if a file for text is one of the pictures."""
+    if path is None or not os.path.exists(path):
+        return
+    real = os.path.realpath(path)
+    if is_image_name(os.path.basename(path)) or '-' not in arguments and any(
+            os.path.realpath(picture.path) == real for picture in find_pictures(arguments, ())):
+        raise UserError(f'-output={show_path(path)} is a picture, which would be written over.')
+
+
+class OutputNames:
+    """Paths in an output folder, no two the same, and none of a picture that is read.
+
+    inputs: real paths of the pictures, None where they are not known beforehand: then no file is
+    written over.
+    """
+
+    def __init__(self, folder: str, inputs: set[str] | None = frozenset()):
         self.folder = folder
         self.taken = set()
+        self.inputs = inputs
 
     def make(self, name, extension):
         """Return <folder>/<name><extension>, numbered if it is taken; its folder is made."""
@@ -68,6 +101,9 @@ class OutputNames:
             path = os.path.join(self.folder, f'{name}-{number}{extension}')
             number += 1
         self.taken.add(path)
+        if os.path.exists(path) if self.inputs is None else os.path.realpath(path) in self.inputs:
+            raise UserError(f'{show_path(path)} would be written over, which is one of the '
+                            'pictures, or may be. Choose another folder for the output.')
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         except OSError as error:

@@ -24,7 +24,13 @@ from common.data.classes import read_class_names, rename_classes
 from common.data.images import ImageError, show_path
 from common.deploy import engine as engines
 from common.deploy.drawing import draw_labels
-from common.deploy.pictures import OutputNames, Picture, find_pictures
+from common.deploy.pictures import (
+    OutputNames,
+    Picture,
+    check_output_file,
+    find_pictures,
+    list_inputs,
+)
 from common.deploy.preprocessing import check_class_names, read_folder
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import FLAGS, add_model_flags, load_trained
@@ -62,15 +68,15 @@ def main(project, argv=None):
 def _run(project, argv):
     arguments = _parse(project, argv)
     log_to_stderr()
-    total = None
-    if '-' not in arguments.images:         # also finds a wrong pattern before the model is built
-        total = sum(1 for _ in find_pictures(arguments.images, ()))
+    # This also finds a wrong pattern before the model is built.
+    total, inputs = list_inputs(arguments.images, arguments.save_dir)
+    check_output_file(arguments.output, arguments.images)
     preprocessing, predict = load_predictor(project, arguments)
     pictures = find_pictures(arguments.images, sys.stdin)
     try:
         with open_output(arguments.output) as file:
             failed, count = write_predictions(
-                pictures, preprocessing, predict, file, arguments, total)
+                pictures, preprocessing, predict, file, arguments, total, inputs)
             file.flush()
     except BrokenPipeError:                 # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,10 +131,14 @@ def make_dynamic_predictor(model):
     return predict
 
 
-def write_predictions(pictures, preprocessing, predict, file, arguments, total=None):
-    """Predict all pictures and write each one's classes; return (failures, pictures)."""
+def write_predictions(pictures, preprocessing, predict, file, arguments, total=None,
+                      inputs=frozenset()):
+    """Predict all pictures and write each one's classes; return (failures, pictures).
+
+    total: number of pictures, None for unknown. inputs: see OutputNames.
+    """
     writer = WRITERS[arguments.format](file, preprocessing)
-    names = OutputNames(arguments.save_dir) if arguments.save_dir else None
+    names = OutputNames(arguments.save_dir, inputs) if arguments.save_dir else None
     show_bar = sys.stderr.isatty() and not file.isatty()
     failed = count = 0
     readings = read_ahead(pictures, preprocessing, arguments.batch_size)

@@ -118,14 +118,34 @@ def count_cores():
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    try:
-        with open('/sys/fs/cgroup/cpu.max', encoding='ascii') as file:
+    quota = read_cpu_quota()
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def read_cpu_quota(root: str = '/sys/fs/cgroup', own: str = '/proc/self/cgroup') -> float | None:
+    """Return the processors that a container's quota allows, such as 1.5; None: no quota.
+
+    root: where control groups are mounted, version 2 or 1. own: the file that names the groups of
+    this process, below whose path the limits are where the container sees its host's groups.
+    """
+    below = {'': ''}
+    with contextlib.suppress(OSError), open(own, encoding='utf-8') as file:
+        for line in file:
+            _, names, path = line.rstrip('\n').split(':', 2)
+            below.update(dict.fromkeys(names.split(','), path.lstrip('/')))
+    quotas = []
+    for path in {'', below['']}:
+        with contextlib.suppress(OSError, ValueError), \
+                open(os.path.join(root, path, 'cpu.max'), encoding='ascii') as file:
             quota, period = file.read().split()
-        if quota != 'max':
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass                                # no quota, or not a cgroup v2 system
-    return max(1, cores)
+            quotas.append(int(quota) / int(period))         # "max" is no number
+    for path in {'', below.get('cpu', '')}:
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (_read_number(os.path.join(root, 'cpu', path, f'cpu.cfs_{name}_us'))
+                             for name in ('quota', 'period'))
+            if quota > 0:                                   # -1: none
+                quotas.append(quota / period)
+    return min(quotas, default=None)
 
 
 def measure_memory() -> int | None:
@@ -138,3 +158,8 @@ def measure_memory() -> int | None:
         with contextlib.suppress(OSError, ValueError), open(path, encoding='ascii') as file:
             memory = min(memory, int(file.read()))
     return memory
+
+
+def _read_number(path):
+    with open(path, encoding='ascii') as file:
+        return int(file.read())

@@ -2,11 +2,29 @@
 # launch.sh SCRIPT CONFIG BATCH_SIZE [argument ...]: run a main script on ImageNet.
 #
 # The run_*.sh of the model directories call it. From the environment: DATA_PATH, CFG,
-# BATCH_SIZE, PYTHON. On several machines, start the same run_*_multi.sh on each:
+# BATCH_SIZE, PYTHON, and PRETRAINED for evaluations. On several machines, start the same run_*_multi.sh on each:
 #   MASTER=10.0.0.1:6170 NNODES=2 RANK=0 sh run_train_multi.sh      # on 10.0.0.1
 #   MASTER=10.0.0.1:6170 NNODES=2 RANK=1 sh run_train_multi.sh      # on the other
 script=$1 config=$2 batch_size=$3
 shift 3
+data_path=${DATA_PATH:-/dataset/imagenet} pretrained=
+for argument; do
+    case $argument in
+        -data_path=* | --data_path=*) data_path=${argument#*=} ;;
+        -pretrained=* | --pretrained=*) pretrained=${argument#*=} ;;
+    esac
+done
+if [ ! -e "$data_path" ]; then
+    echo "error: there is no $data_path. Set DATA_PATH to the folder of ImageNet." >&2
+    exit 2
+fi
+case $pretrained in
+    ./*) if [ ! -e "$pretrained" ] && [ ! -e "$pretrained.pdparams" ]; then
+        echo "error: there is no $pretrained. Set PRETRAINED to the weights, and CFG to the yaml" \
+            "file that belongs to them." >&2
+        exit 2
+    fi ;;
+esac
 launch=
 if [ "${NNODES:-1}" -gt 1 ]; then
     : "${MASTER:?is the address and a free port of the first machine, such as 10.0.0.1:6170}"

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # Beside a project's fixed options, what the weights are of no use without.
 FIXED = ('MODEL.NUM_HEADS', 'MODEL.POOL', 'DATA.IMAGENET_MEAN', 'DATA.IMAGENET_STD')
+IMAGENET = 'imagenet2012'
 SIZED_FILES = 4096          # whose sizes tell whether files have changed; all would take minutes
 
 
@@ -69,14 +70,17 @@ def match_fine_tuned(report: LoadReport, datasets: Sequence[Dataset], num_classe
 
 
 def check_head(dataset: Dataset, num_classes: int) -> None:
-    """Compare the size of the head with the data's classes. Raises UserError before training."""
+    """Compare the size of the head with the data's classes. Raises UserError before training.
+
+    What is called ImageNet may be a part of it, and lists may lack classes: that is said.
+    """
     if dataset.num_classes >= num_classes:
         return
-    if dataset.class_names is not None:
+    if dataset.class_names is not None and dataset.name != IMAGENET:
         raise UserError(f'{dataset.describe()}: fewer than the model has, {num_classes}. '
                         f'Use -num_classes={dataset.num_classes}.')
-    logger.warning('The labels of the training data go up to %d, and the model has %d classes: '
-                   'those above have no image.', dataset.num_classes - 1, num_classes)
+    logger.warning('The training data has labels 0 to %d, and the model %d classes: those above '
+                   'have no image.', dataset.num_classes - 1, num_classes)
 
 
 def match_continued(checkpoint: dict[str, Any], datasets: Sequence[Dataset], config: CfgNode,

@@ -5,6 +5,7 @@ validation mean the same by a label, and how many images each class has.
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
@@ -14,7 +15,7 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 from tqdm import tqdm
 
-from common.cli import FlagParser
+from common.cli import FlagParser, find_config
 from common.data.datasets import (
     DATASETS,
     StoredDataset,
@@ -26,7 +27,9 @@ from common.data.lists import LIST_NAMES, write_list
 from common.data.readers import ListedReader
 from common.data.trees import FolderTree, open_tree
 from common.errors import UserError, report_errors
+from common.project import Project
 
+ANY_LABEL = 2**31 - 1
 SHOWN = 20                  # problems and classes that are printed in full
 BAR_WIDTH = 40
 PARTS = {True: 'train', False: 'val'}       # by is_train
@@ -40,14 +43,14 @@ exit code: 0 nothing found, 1 problems found, 2 the data set cannot be read at a
 """
 
 
-def main(get_config, argv=None):
-    """Run the command line. Returns the exit code. get_config: the model directory's."""
-    return report_errors(_run, get_config, sys.argv[1:] if argv is None else argv)
+def main(project: Project, argv: list[str] | None = None) -> int:
+    """Run the command line of a model directory. Returns the exit code."""
+    return report_errors(_run, project, sys.argv[1:] if argv is None else argv)
 
 
-def _run(get_config, argv):
+def _run(project, argv):
     arguments = _parse_arguments(argv)
-    config = _read_config(get_config, arguments)
+    config = _read_config(project, arguments)
     if arguments.write_lists:
         write_lists(config)
     return 1 if check_data(config, arguments.fast, arguments.num_workers) else 0
@@ -57,21 +60,53 @@ def check_data(config, fast=False, num_workers=1):
     """Print a report on both parts of the data set. Returns the problems found, as texts.
 
     fast: open the files without decoding their pixels. num_workers: threads.
-    Raises UserError if a part cannot be read at all.
+    Raises UserError if a part cannot be read at all, once what can be read is reported.
     """
-    datasets, problems = {}, []
+    datasets, problems, failures = {}, [], []
     for is_train in (True, False):
-        dataset = datasets[is_train] = open_dataset(config, is_train)
+        dataset, failure = open_part(config, is_train)
+        if failure is not None:
+            failures.append(failure)
+        if dataset is None:
+            continue
+        datasets[is_train] = dataset
         print(dataset.describe())
         print_histogram(dataset)
         problems += find_unreadable(dataset, fast, num_workers)
-    problems += compare_parts(datasets[True], datasets[False])
+    if len(datasets) == 2:
+        problems += compare_parts(datasets[True], datasets[False])
     for problem in problems[:SHOWN]:
         print(f'  {problem}')
     if len(problems) > SHOWN:
         print(f'  ... and {len(problems) - SHOWN:,} more')
+    if failures:
+        raise failures[0]
     print(f'{len(problems):,} problems found.' if problems else 'No problem found.')
     return problems
+
+
+def open_part(config, is_train):
+    """Return (data set, None); where it does not fit the config (data set or None, UserError)."""
+    try:
+        return open_dataset(config, is_train), None
+    except UserError as error:
+        relaxed = config.clone()
+        relaxed.defrost()
+        relaxed.MODEL.NUM_CLASSES = ANY_LABEL
+        for open_again in (open_dataset, _open_folder):
+            with contextlib.suppress(UserError):
+                return open_again(relaxed, is_train), error
+        return None, error
+
+
+def _open_folder(config, is_train):
+    """Return the class folders of a part, whatever the other part holds. Raises UserError."""
+    tree = open_tree(config.DATA.DATA_PATH)
+    part = PARTS[is_train]
+    if not tree.has_folder(part):
+        raise UserError(f'{tree.describe()} has no {part} folder.')
+    class_names = tree.scan_classes(part)
+    return StoredDataset(config, is_train, tree.scan(part, class_names), class_names)
 
 
 def print_histogram(dataset):
@@ -225,12 +260,13 @@ def _parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def _read_config(get_config, arguments):
+def _read_config(project, arguments):
     flags = {
         'DATA.DATASET': arguments.dataset, 'DATA.DATA_PATH': arguments.data_path,
         'MODEL.NUM_CLASSES': arguments.num_classes}
     flags = {key: value for key, value in flags.items() if value is not None}
     if arguments.num_classes is None and arguments.cfg is None and (
             arguments.dataset != 'imagenet2012'):
-        flags['MODEL.NUM_CLASSES'] = 2**31 - 1      # no model is named, so any label will do
-    return get_config(arguments.cfg, flags=flags, opts=arguments.opts)
+        flags['MODEL.NUM_CLASSES'] = ANY_LABEL      # no model is named
+    path = find_config(arguments.cfg, project.folder) if arguments.cfg else None
+    return project.get_config(path, flags=flags, opts=arguments.opts)

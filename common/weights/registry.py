@@ -12,6 +12,7 @@ from common.machine.download import download
 from common.project import Project, list_projects
 from common.weights.containers import open_container
 
+RUN_FILES = ('best.pdparams', 'last.pdparams')      # as common.checkpoints.store names them
 HUGGING_FACE = 'https://huggingface.co'
 
 
@@ -37,13 +38,16 @@ def list_all_released(project: Project | None = None) -> dict[str, Released]:
 def resolve(source: str | os.PathLike, project: Project | None = None) -> str:
     """Return the path of a file, a folder, or the weights of a released name (downloaded).
 
-    A file's ending .pdparams may be left off. project: whose names to know beside those of the
+    A file's ending .pdparams may be left off, and a run folder stands for its best checkpoint, or
+    its last. project: whose names to know beside those of the
     model directories next to common/. Raises UserError if there is none.
     """
     source = os.fspath(source)
     if not source:
         raise UserError('No weights given: an empty path.')
     for path in (os.path.expanduser(source), os.path.expanduser(source) + '.pdparams'):
+        if os.path.isdir(path):
+            return find_in_run(path) or path
         if os.path.exists(path):
             return path
     released = list_all_released(project)
@@ -53,6 +57,12 @@ def resolve(source: str | os.PathLike, project: Project | None = None) -> str:
     hint = near if near.startswith(' Did') else ' "python weights.py list" lists all names.'
     raise UserError(f'{source}: no such file or folder, with or without .pdparams, and no name '
                     f'of released weights.{hint}')
+
+
+def find_in_run(folder: str) -> str | None:
+    """Return the best checkpoint of a run folder, or its last; None for another folder."""
+    paths = (os.path.join(folder, name) for name in RUN_FILES)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def cached_path(name: str, released: Released) -> str | None:

@@ -8,19 +8,15 @@ import sys
 import numpy as np
 import pytest
 
-from common.config import Options, load_config
 from common.data.datasets import build_dataset
 from common.tools.check_data import main
 from tests.support.data_folders import make_config, make_folders, make_image, make_lists
 from tests.support.paths import ROOT
-
-
-def get_config(path=None, flags=None, opts=None):
-    return load_config(Options, path, flags, opts)
+from ViT.project import PROJECT
 
 
 def run(*arguments):
-    return main(get_config, ['-num_workers=1', *arguments])
+    return main(PROJECT, ['-num_workers=1', *arguments])
 
 
 def run_folder(path, *arguments):
