@@ -50,8 +50,8 @@ TAUGHT = {'MODEL.DISTILLED': True, 'TRAIN.TEACHER': '{weights}'}
 EVALUATION = {'EVAL': True, 'MODEL.PRETRAINED': '{weights}'}
 
 # key: (value, what shows it, options that it needs). {weights}: a checkpoint; {lacking}: a file
-# without one tensor; {corrupt}: data with a picture that cannot be read; {table}, {fewer}: csv
-# files; {other}: a free folder.
+# without one tensor; {four}: one for four classes; {corrupt}: data with a picture that cannot be
+# read; {table}, {fewer}: csv files; {other}: a free folder.
 SHARED = {
     'BASE': (['a.yaml'], 'refused: yaml files only'),
     'DATA.DATASET': ('digits', 'refused: -dataset=imagefolder'),
@@ -77,7 +77,7 @@ SHARED = {
     'MODEL.NAME': ('other', 'log: Training other'),
     'MODEL.PRETRAINED': ('/no/such', 'refused: /no/such'),
     'MODEL.RESUME': ('/no/such', 'refused: /no/such'),
-    'MODEL.NUM_CLASSES': (4, 'metrics'),
+    'MODEL.NUM_CLASSES': (4, 'refused: -num_classes=3'),
     'MODEL.DROPOUT': (0.3, 'metrics'),
     'MODEL.ATTENTION_DROPOUT': (0.3, 'metrics'),
     'MODEL.DROPPATH': (0.5, 'metrics'),
@@ -87,7 +87,7 @@ SHARED = {
     'MODEL.NUMERICS': ('model', 'metrics', {**PRETRAINED, 'MODEL.GELU': 'tanh'}),
     'MODEL.PRETRAINED_EMA': (False, 'metrics', PRETRAINED),
     'MODEL.POSITION_RESIZE': ('google', 'metrics', {**PRETRAINED, 'DATA.IMAGE_SIZE': 64}),
-    'MODEL.HEAD_INIT': ('trunc_normal', 'metrics', {**PRETRAINED, 'MODEL.NUM_CLASSES': 4}),
+    'MODEL.HEAD_INIT': ('trunc_normal', 'metrics', {'MODEL.PRETRAINED': '{four}'}),
     'MODEL.ALLOW_MISSING': (True, 'code', {'EVAL': True, 'MODEL.PRETRAINED': '{lacking}'}),
     'MODEL.FREEZE': ('backbone', 'metrics'),
     'TRAIN.LAST_EPOCH': (1, 'metrics'),
@@ -242,15 +242,18 @@ def places(tmp_path_factory):
         paths = [f'{"train" if place < 12 else "val"}/{"abc"[place % 12 % 3]}/{place % 12}.png'
                  for place in (number, 17 - number)]
         rows.append(f'{paths[0]},{"abc"[number % 3]},{"train" if number < 12 else "val"},'
-                    f'{paths[1]},{"abc"[number % 2]},{"val" if number < 5 else "train"}')
+                    f'{paths[1]},{"bca"[number % 3]},{"val" if number < 5 else "train"}')
     (root / 'data' / 'all.csv').write_text('\n'.join(rows))
     (root / 'data' / 'fewer.csv').write_text('\n'.join([rows[0], *rows[1:8], *rows[-3:]]))
     for name, project in PROJECTS.items():
         observed = observe(project, {**EMA, 'TRAIN.MODEL_EMA_DECAY': 0.3}, root, root / name)
         assert observed.code == 0, observed.error
         state = paddle.load(fill('{weights}', name, root))['model']
-        del state[HEADS[name].replace('weight', 'bias')]
-        paddle.save(state, str(root / f'{name}-lacking.pdparams'))
+        bias = HEADS[name].replace('weight', 'bias')
+        lacking = {key: value for key, value in state.items() if key != bias}
+        paddle.save(lacking, str(root / f'{name}-lacking.pdparams'))
+        four = {key: paddle.zeros([*state[key].shape[:-1], 4]) for key in (HEADS[name], bias)}
+        paddle.save({**state, **four}, str(root / f'{name}-four.pdparams'))
     return root
 
 
@@ -262,7 +265,8 @@ def fill(value, name, places):
         return value
     return value.format(
         weights=next((places / name).glob('*/best.pdparams')) if '{weights}' in value else '',
-        lacking=places / f'{name}-lacking.pdparams', corrupt=places / 'corrupt',
+        lacking=places / f'{name}-lacking.pdparams', four=places / f'{name}-four.pdparams',
+        corrupt=places / 'corrupt',
         table=places / 'data' / 'all.csv', fewer=places / 'data' / 'fewer.csv',
         other=places / 'other', head=HEADS[name])
 

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 
+from common.checkpoints.saver import SaveOptions, Saver
 from common.data.digits import load_digits
 from common.project import build_default_loss
+from common.run.log import RunLog
 from common.training.ema import ModelEma
 from common.training.loop import TrainSetup, TrainState, read_loop_options, train
 from common.training.losses import build_criterion
@@ -51,20 +53,16 @@ def load_data():
     return (pixels - 0.5) / 0.5, labels.astype('int64')
 
 
-class MetricsOnly:
-    """A run log that keeps the metrics."""
+class MetricsOnly(RunLog):
+    """A run log without a folder that keeps the metrics."""
 
     def __init__(self):
+        super().__init__(None)
         self.steps = []
 
     def write_metrics(self, event, **values):
         if event == 'train_step':
             self.steps.append(values)
-
-    def start_bar(self, *_):
-        pass
-
-    advance_bar = close_bar = lambda self, **_: None
 
 
 class Batches(list):
@@ -108,8 +106,7 @@ def train_as_reference(name, build_model=build_vit):
     ema = ModelEma(model, config.TRAIN.MODEL_EMA_DECAY) if config.TRAIN.MODEL_EMA else None
     precision = build_precision(config, 'cpu')
     state = TrainState(model, build_optimizer(config, model), precision.scaler, ema)
-    saver = SimpleNamespace(steps_due=lambda update: False, minutes_due=lambda: False,
-                            save=lambda state, loss, is_best: None)
+    saver = Saver(None, SaveOptions(), plan, record={})
     log = MetricsOnly()
     train(TrainSetup(
         options=read_loop_options(config), plan=plan,
