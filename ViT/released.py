@@ -108,6 +108,31 @@ _PADDLECLAS = (
     'large_patch16_224', 'large_patch16_384', 'large_patch32_384')
 
 
+# Tags of timm's repositories, whose config.json says what the tensors do not; the model is built
+# from it, without a yaml file.
+_TIMM = (
+    *(f'deit_{size}_{kind}patch16_224.fb_in1k' for size in ('tiny', 'small', 'base')
+      for kind in ('', 'distilled_')),
+    *(f'deit3_{size}_224.fb_in22k_ft_in1k' for size in (
+        'small_patch16', 'base_patch16', 'large_patch16', 'huge_patch14')),
+    *(f'vit_{size}_patch{patch}_224.dino' for size in ('small', 'base') for patch in (16, 8)),
+    *(f'vit_{size}_patch14_{kind}dinov2.lvd142m' for size in ('small', 'base', 'large')
+      for kind in ('', 'reg4_')),
+    *(f'vit_{size}_224.mae' for size in ('base_patch16', 'large_patch16', 'huge_patch14')),
+    *(f'vit_{size}_clip_224.laion2b' for size in (
+        'base_patch16', 'large_patch14', 'huge_patch14')),
+    'vit_base_patch16_siglip_224.webli', 'vit_large_patch16_siglip_256.webli',
+    'vit_so400m_patch14_siglip_384.webli', 'vit_base_patch16_siglip_224.v2_webli',
+    'vit_large_patch16_siglip_256.v2_webli', 'vit_so400m_patch16_siglip_256.v2_webli',
+    *(f'vit_{size}_patch16_dinov3.lvd1689m' for size in ('small', 'base', 'large')),
+    'eva_giant_patch14_224.clip_ft_in1k')
+
+# By the end of a tag.
+_LICENCES = {'.mae': 'CC BY-NC 4.0, no commercial use',
+             '_dinov3.lvd1689m': 'DINOv3 License, https://ai.meta.com/resources/'
+                                 'models-and-libraries/dinov3-license/'}
+
+
 def list_released() -> dict[str, Released]:
     """Return {name: Released} of ViT's released weights."""
     released = {}
@@ -116,6 +141,11 @@ def list_released() -> dict[str, Released]:
                 f'{GOOGLE}/{file}.npz')
         released[f'google/augreg/{config}'] = Released(urls)
         released[f'timm/{config}'] = Released(urls)
+    for tag in _TIMM:
+        licence = next((text for end, text in _LICENCES.items() if tag.endswith(end)), '')
+        released[f'timm/{tag}'] = Released(
+            (hugging_face_url(f'timm/{tag}', 'model.safetensors'),),
+            extra_urls=(hugging_face_url(f'timm/{tag}', 'config.json'),), licence=licence)
     for config, file in _AUGREG_IN21K.items():
         released[f'google/augreg_in21k/{config}'] = Released((f'{GOOGLE}/augreg/{file}.npz',))
     for folder, names in (('imagenet21k', _ORIGINAL_IN21K),

@@ -34,7 +34,8 @@ def _run(project, argv):
         width = max((len(name) for name in released), default=0)
         for name, entry in released.items():
             state = 'cached' if registry.cached_path(name, entry) else ''
-            print(f'{name:{width}}  {state:6}  {entry.urls[0]}')
+            licence = f'  ({entry.licence})' if entry.licence else ''
+            print(f'{name:{width}}  {state:6}  {entry.urls[0]}{licence}')
         return
     if options.name not in released:
         raise UserError(f'{options.name}: unknown name.{suggest(options.name, released)}')

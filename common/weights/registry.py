@@ -3,6 +3,7 @@
 The names and addresses themselves are the model directories': Project.list_released.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -15,15 +16,19 @@ from common.weights.containers import open_container
 RUN_FILES = ('best.pdparams', 'last.pdparams')      # as common.checkpoints.store names them
 HUGGING_FACE = 'https://huggingface.co'
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Released:
     """urls: the same weights, the best source first. extra_urls: small files that belong beside
-    them. sha256: hexadecimal, or its first digits; '' where it is not published."""
+    them. sha256: hexadecimal, or its first digits; '' where it is not published. licence: one that
+    restricts use, for the list and the log; '' for others."""
 
     urls: tuple[str, ...]
     extra_urls: tuple[str, ...] = ()
     sha256: str = ''
+    licence: str = ''
 
 
 def list_all_released(project: Project | None = None) -> dict[str, Released]:
@@ -82,6 +87,8 @@ def fetch(name: str, released: Released) -> str:
     """
     path = cached_path(name, released)
     if path is None:
+        if released.licence:
+            logger.warning('%s has a licence that restricts use: %s', name, released.licence)
         folder = os.path.join(cache_folder(), *name.split('/'))
         targets = [(url, os.path.join(folder, _file_name(url))) for url in released.urls]
         for url in released.extra_urls:

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import logging
 import os
 import subprocess
 import sys
@@ -312,7 +313,20 @@ def test_names():
     assert ('https://storage.googleapis.com/vit_models/augreg/L_16-i21k-300ep-lr_0.001-aug_medium1'
             '-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01-res_384.npz') in urls
     assert entries['mmpretrain/vit-base-p16_3rdparty_pt-64xb64_in1k-224'].sha256 == '02284250'
-    assert len(entries) == 2 * 13 + 6 + 15 + 11 + 7 + 3 + 7 + 14
+    assert len(entries) == 2 * 13 + 6 + 15 + 11 + 7 + 3 + 7 + 14 + 6 + 4 + 4 + 6 + 3 + 3 + 6 + 3 + 1
+    plain, restricted = (entries[f'timm/vit_base_patch1{name}'] for name in (
+        '4_reg4_dinov2.lvd142m', '6_dinov3.lvd1689m'))
+    assert plain.extra_urls[0].endswith('dinov2.lvd142m/resolve/main/config.json')
+    assert not plain.licence and 'DINOv3 License' in restricted.licence
+
+
+def test_a_licence_that_restricts_use_is_said_before_the_download(server, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger('common'), 'propagate', True)
+    entry = registry.Released((f'{server.url}/checkpoint.safetensors',), licence='no dancing')
+    for words in ('a/b has a licence that restricts use: no dancing', ''):
+        caplog.clear()
+        registry.fetch('a/b', entry)
+        assert words in caplog.text and bool(caplog.text) == bool(words)
 
 
 def test_unknown_name_gets_the_nearest():
