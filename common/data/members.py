@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from common.data.images import ImageError, show_path
 from common.errors import UserError
+from common.files import open_regular
 
 MAX_MEMBER_BYTES = 512 << 20    # more than Pillow's limit of pixels takes uncompressed
 MAX_MEMBER_NAME = 4096          # bytes; no system's paths are longer
@@ -57,7 +58,7 @@ class Member(NamedTuple):
 def recognise_archive(path: str) -> str:
     """Return "zip" or "tar" by a file's content. Raises UserError saying what to do otherwise."""
     try:
-        with open(path, 'rb') as file:
+        with open_regular(path) as file:
             head = file.read(512)
             is_zip = head.startswith((b'PK\x03\x04', b'PK\x05\x06')) or \
                 _find_zip_end(file) is not None

@@ -165,21 +165,17 @@ def compare_parts(train, val):
 
 
 def write_lists(config):
-    """Write train_list.txt, val_list.txt and labels.txt from the class folders, at the root."""
-    if config.DATA.DATASET not in ('imagenet2012', 'imagefolder'):
-        raise UserError(f'-write_lists is for folders of images, not for {config.DATA.DATASET}.')
-    tree = open_tree(config.DATA.DATA_PATH)
-    if not isinstance(tree, FolderTree):
-        raise UserError(f'-write_lists is for folders of images, not for {tree.describe()}.')
-    root = tree.root
+    """Write train_list.txt, val_list.txt and labels.txt at the root of a folder or a table."""
+    datasets, root = _open_for_lists(config)
     paths = {is_train: os.path.join(root, name) for is_train, name in LIST_NAMES.items()}
     for path in paths.values():
         if os.path.exists(path):
             raise UserError(f'{path} exists already. Remove it to write a new one.')
-    datasets = {is_train: build_folders(config, is_train, tree) for is_train in paths}
     for is_train, path in paths.items():
         write_list(datasets[is_train].reader.table, path)
         print(f'{path}: {len(datasets[is_train]):,} images')
+    if datasets[True].class_names is None:
+        return
     labels = os.path.join(root, 'labels.txt')
     try:
         with open(labels, 'w', encoding='utf-8', errors='surrogateescape') as file:
@@ -187,6 +183,23 @@ def write_lists(config):
     except OSError as error:
         raise UserError(f'Cannot write {labels}: {error.strerror}.') from None
     print(f'{labels}: {datasets[True].num_classes:,} class names')
+
+
+def _open_for_lists(config):
+    """Return ({is_train: its data set}, the folder that paths are relative to)."""
+    data = config.DATA
+    if data.DATASET == 'csv':
+        datasets = {is_train: open_dataset(config, is_train) for is_train in (True, False)}
+        return datasets, os.fsdecode(datasets[True].reader.root)
+    if data.DATASET not in ('imagenet2012', 'imagefolder'):
+        raise UserError(f'-write_lists is for files in folders or in a table, not for '
+                        f'{data.DATASET}.')
+    tree = open_tree(data.DATA_PATH)
+    if not isinstance(tree, FolderTree):
+        raise UserError(f'-write_lists is for files in folders or in a table, not for '
+                        f'{tree.describe()}, whose pictures are no files.')
+    return {is_train: build_folders(config, is_train, tree) for is_train in (True, False)}, \
+        tree.root
 
 
 def _compare_folders(train, val):

@@ -12,6 +12,7 @@ from common.data.datasets import build_dataset
 from common.tools.check_data import main
 from tests.support.data_folders import make_config, make_folders, make_image, make_lists
 from tests.support.paths import ROOT
+from tests.support.sources import write_csv, write_zip
 from ViT.project import PROJECT
 
 
@@ -137,6 +138,19 @@ def test_lists_are_written_and_used(tmp_path, capsys):
             new.describe_sample(i) for i in range(8)]
     assert run_folder(path, '-write_lists') == 2
     assert 'exists already' in capsys.readouterr().err
+
+
+def test_lists_of_a_table_and_none_of_an_archive(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('VIT_CACHE', str(tmp_path / 'cache'))
+    root = make_folders(tmp_path / 'data')
+    archive = write_zip(root, tmp_path / 'x.zip')
+    table = write_csv(root, tmp_path / 'data' / 'table.csv')
+    assert run('-dataset=csv', f'-data_path={table}', '-write_lists') == 0
+    assert (tmp_path / 'data' / 'val_list.txt').read_text().splitlines()[4] == 'val/dog/0.jpg 1'
+    assert (tmp_path / 'data' / 'labels.txt').read_text() == 'cat\ndog\nemu\n'
+    assert run_folder(root) == 0 and '12 training images, 3 classes' in capsys.readouterr().out
+    assert run_folder(archive, '-write_lists') == 2
+    assert 'x.zip, whose pictures are no files' in capsys.readouterr().err
 
 
 def test_lists_of_one_split_folder(tmp_path, capsys):
