@@ -8,7 +8,6 @@ In the file the layout is PaddleViT's (`model`, `optimizer`, `epoch`, `lr_schedu
 Random generators are not stored: seeds are derived from (seed, rank, update).
 """
 
-import numbers
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,14 @@ from common.checkpoints.optimizer_state import (
     name_parameters,
     read_optimizer,
     write_optimizer,
+)
+from common.checkpoints.record import (
+    check_record,
+    check_tensors,
+    is_flag,
+    is_mapping,
+    is_number,
+    is_text,
 )
 from common.errors import UserError
 from common.weights import safe_pickle
@@ -139,10 +146,10 @@ def read_content(content: Any, path: str, is_ours: bool = True) -> dict:
             'To start from its weights, use -pretrained.')
     if not is_ours and 'format_version' in content:
         raise UserError(f'{path} cannot be resumed from: its end, with the checksum, is missing.')
-    if is_ours and content.get('format_version') != FORMAT_VERSION:
+    version = content.get('format_version')
+    if is_ours and (type(version) is not int or version != FORMAT_VERSION):
         raise UserError(
-            f'{path} has format {content.get("format_version")}; this version reads '
-            f'{FORMAT_VERSION}.')
+            f'{path} has format {str(version)[:40]}; this version reads {FORMAT_VERSION}.')
 
     checkpoint = {key: content.get(key, default) for key, default in PROGRESS.items()}
     checkpoint['path'] = path
@@ -153,10 +160,11 @@ def read_content(content: Any, path: str, is_ours: bool = True) -> dict:
     if isinstance(content.get('model_ema'), dict):
         checkpoint['model_ema'] = _without_names(content['model_ema'])
     checkpoint['ema_updates'] = content.get('ema_updates', MANY_UPDATES)
-    checkpoint['amp_grad_scaler'] = _without_names(content.get('amp_grad_scaler') or {})
-    checkpoint['optimizer'], checkpoint['optimizer_problem'] = _read_optimizer_entry(content)
-    if not isinstance(checkpoint['epoch'], numbers.Integral):
-        raise UserError(f'{path} is not a training checkpoint: its epoch is not a number.')
+    scaler = content.get('amp_grad_scaler')
+    checkpoint['amp_grad_scaler'] = _without_names(scaler) if isinstance(scaler, dict) else \
+        {} if scaler is None else scaler
+    check_record(checkpoint, path)
+    checkpoint['optimizer'], checkpoint['optimizer_problem'] = _read_optimizer_entry(content, path)
     return checkpoint
 
 
@@ -169,6 +177,8 @@ def restore(state: Any, checkpoint: dict, world_size: int = 1) -> list[str]:
     """
     model = unwrap(state.model)
     weights = checkpoint['model']
+    check_tensors(weights, 'model', checkpoint['path'], finite=True)
+    check_tensors(checkpoint['model_ema'] or {}, 'model_ema', checkpoint['path'], finite=True)
     _check_model(model, checkpoint)
     lines = [_describe_origin(checkpoint)]
     optimizer_state = dict(checkpoint['optimizer'] or {})
@@ -193,7 +203,7 @@ def restore(state: Any, checkpoint: dict, world_size: int = 1) -> list[str]:
     elif checkpoint['model_ema'] is not None:
         lines.append('The averaged weights (EMA) in the checkpoint are not used: '
                      'TRAIN.MODEL_EMA is off.')
-    lines += _restore_scaler(state.scaler, checkpoint['amp_grad_scaler'])
+    lines += _restore_scaler(state.scaler, checkpoint['amp_grad_scaler'], checkpoint['path'])
     if checkpoint['world_size'] not in (None, world_size):
         lines.append(f'Saved by {checkpoint["world_size"]} processes, resumed by {world_size}: '
                      'the run continues, but not bit for bit as it would have.')
@@ -233,9 +243,13 @@ def _check_model(model, checkpoint):
         'Use the config it was trained with, or -pretrained to start from its weights.')
 
 
-def _restore_scaler(scaler, saved):
+def _restore_scaler(scaler, saved, path):
     is_enabled = scaler is not None and bool(scaler.state_dict())
     if is_enabled and saved:
+        if set(saved) != set(scaler.state_dict()) or not all(
+                is_flag(value) or is_number(value) or isinstance(value, np.ndarray)
+                and value.size == 1 and value.dtype.kind == 'f' for value in saved.values()):
+            raise UserError(f'{path} cannot be resumed from: its amp_grad_scaler is no loss scale.')
         scaler.load_state_dict(saved)
         return []
     if is_enabled:
@@ -254,14 +268,19 @@ def _describe_origin(checkpoint):
             f'update {checkpoint["update"]}.')
 
 
-def _read_optimizer_entry(content):
-    """Return (state by structured names or None, why None)."""
+def _read_optimizer_entry(content, path):
+    """Return (state by structured names or None, why None). Raises UserError."""
     optimizer = content.get('optimizer')
     if not isinstance(optimizer, dict):
         return None, 'the file has none'
     names = content.get('parameter_names')
     if names is None:                       # PaddleViT's: a tensor's own name lies beside it
         names = {name: value[0] for name, value in content['model'].items() if _is_pair(value)}
+    for entries in (optimizer, names, optimizer.get('master_weights', {})):
+        if not is_mapping(entries):
+            raise UserError(f'{path} cannot be resumed from: its optimizer is no tensors by name.')
+    if not all(map(is_text, names.values())):
+        raise UserError(f'{path} cannot be resumed from: its parameter_names are no names.')
     optimizer = {key: value for key, value in optimizer.items() if key != 'LR_Scheduler'}
     if optimizer and not names:
         return None, 'the file does not say which entry belongs to which parameter'
@@ -269,7 +288,10 @@ def _read_optimizer_entry(content):
         state = group_by_parameter(optimizer, names)
     except UserError as error:
         return None, str(error).rstrip('.')
-    return {name: _without_names(accumulators) for name, accumulators in state.items()}, None
+    state = {name: _without_names(accumulators) for name, accumulators in state.items()}
+    for name, accumulators in state.items():
+        check_tensors(accumulators, f'optimizer, {name}', path)
+    return state, None
 
 
 def _without_names(entries):

@@ -16,7 +16,7 @@ from common.data.batch import build_train_batch
 from common.data.loader import build_loader
 from common.data.preprocessing import read_preprocessing
 from common.data.sampler import TrainBatches
-from common.errors import Interrupted
+from common.errors import Interrupted, UserError
 from common.machine.distributed import gather_over_ranks, get_rank, get_world_size
 from common.run.announce import log_changes, log_plan, log_skipped, log_superseded
 from common.run.log import RunLog, build_run_log, format_duration
@@ -153,8 +153,11 @@ def resume(state: TrainState, checkpoint: dict, plan: Plan, config) -> None:
     for line in restore(state, checkpoint, get_world_size()):
         logger.info('%s', line)
     saved_numerics = checkpoint['numerics'] or {}
-    state.model.set_numerics(**{name: saved_numerics[name] for name in state.model.get_numerics()
-                                if name in saved_numerics})
+    try:
+        state.model.set_numerics(**{name: saved_numerics[name] for name in
+                                    state.model.get_numerics() if name in saved_numerics})
+    except (ValueError, TypeError) as error:
+        raise UserError(f'{checkpoint["path"]} cannot be resumed from: {error}.') from None
     state.best = checkpoint['best']
     state.epoch_loss = checkpoint['loss']
     state.awaits_validation = checkpoint['awaits_validation']
@@ -166,6 +169,9 @@ def resume(state: TrainState, checkpoint: dict, plan: Plan, config) -> None:
         state.update = checkpoint['epoch'] * plan.updates_per_epoch
     elif saved_updates_per_epoch == plan.updates_per_epoch:
         state.update = checkpoint['update']
+    elif saved_updates_per_epoch is None:
+        raise UserError(f'{checkpoint["path"]} cannot be resumed from: it does not say how many '
+                        'updates an epoch had.')
     else:
         epochs = checkpoint['update'] / saved_updates_per_epoch
         state.update = round(epochs * plan.updates_per_epoch)

@@ -116,7 +116,8 @@ def test_progress_and_what_describes_the_model_come_back(tmp_path):
     progress = make_progress(
         17, epoch=2, loss=0.25, micro_batch=40, best={'value': np.float64(93.75), 'epoch': 2},
         seed=5, config='MODEL:\n  NAME: tiny\n', class_names=['katze', 'h\u00fcnd'],
-        meter={'epoch': [np.float32(0.5), 3]}, numerics={'gelu': 'tanh', 'layer_norm_eps': 1e-7},
+        meter={'report': [0.0, 0], 'epoch': [np.float32(0.5), 3], 'overflows': 0},
+        numerics={'gelu': 'tanh', 'layer_norm_eps': 1e-7},
         preprocessing={'image_size': 224, 'mean': (0.5, 0.5, 0.5)})
     store = CheckpointStore(tmp_path)
     path = store.save(build_run(), progress)
