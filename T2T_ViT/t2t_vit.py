@@ -13,10 +13,11 @@ given others that compute the same (see common/kernels); these are the plain one
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 # Kernel, stride and padding of the three soft splits (paper, Sec. 3.1). Together
@@ -27,22 +28,22 @@ TOKEN_STRIDE = 16
 TOKEN_TYPES = ('performer', 'transformer')
 
 
-def gelu(x, form):
+def gelu(x: Tensor, form: str) -> Tensor:
     """GELU: "erf", the exact one, or "tanh", its approximation (Hendrycks and Gimpel, 2016)."""
     return F.gelu(x, approximate=form == 'tanh')
 
 
-def layer_norm(x, weight, bias, epsilon):
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Normalise over the last axis (Ba et al., 2016)."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
 
-def gelu_linear(hidden, form, linear, dropout):
+def gelu_linear(hidden: Tensor, form: str, linear: nn.Layer, dropout: nn.Layer) -> Tensor:
     """The second half of an MLP: GELU, dropout, linear layer."""
     return linear(dropout(gelu(hidden, form)))
 
 
-def project_heads(tokens, projection, num_heads):
+def project_heads(tokens: Tensor, projection: nn.Layer, num_heads: int) -> list[Tensor]:
     """Tokens [B, N, D] to queries, keys and values, [B, H, N, d] each.
 
     projection: the linear layer D -> 3 H d; its outputs are q, k, v side by side.
@@ -53,7 +54,7 @@ def project_heads(tokens, projection, num_heads):
     return qkv.transpose([2, 0, 3, 1, 4]).unbind(0)
 
 
-def attention(q, k, v, scale, dropout):
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: nn.Layer) -> Tensor:
     """softmax(scale q k^T) v, heads merged: [B, H, N, d] each -> [B, N, H d]."""
     scores = paddle.matmul(q * scale, k, transpose_y=True)
     probabilities = dropout(F.softmax(scores, axis=-1))
@@ -179,7 +180,7 @@ class TokenTransformer(nn.Layer):
         x = self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
-    def attention_macs(self, tokens):
+    def attention_macs(self, tokens: int) -> int:
         return 2 * tokens ** 2 * self.dim                               # q k^T, probabilities v
 
 
@@ -246,7 +247,7 @@ class TokenPerformer(nn.Layer):
         projected = paddle.matmul(x, _to_float32(self.w), transpose_y=True)
         return paddle.exp(projected - half_norm) / math.sqrt(self.num_features)
 
-    def attention_macs(self, tokens):
+    def attention_macs(self, tokens: int) -> int:
         # Features of q and k, context and output: C * m each; the normalizer: m.
         return tokens * self.num_features * (4 * self.dim + 1)
 
@@ -274,7 +275,7 @@ class T2TModule(nn.Layer):
         x = self.attn2(soft_split(as_image(x, self.grids[0]), *SOFT_SPLITS[1]))
         return self.proj(soft_split(as_image(x, self.grids[1]), *SOFT_SPLITS[2]))
 
-    def attention_macs(self):
+    def attention_macs(self) -> int:
         return sum(layer.attention_macs(rows * columns)
                    for layer, (rows, columns) in zip((self.attn1, self.attn2), self.grids))
 
@@ -370,10 +371,10 @@ class T2TViT(nn.Layer):
         initialize_weights(self, zero_head)
         self.set_numerics(gelu, layer_norm_eps)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return self.head(self.forward_features(images)[:, 0])
 
-    def forward_features(self, images):
+    def forward_features(self, images: Tensor) -> Tensor:
         """Return the tokens after the last norm, class token first: [B, 1 + N, D]."""
         if list(images.shape[1:]) != [self.in_channels, *self.image_size]:
             raise ValueError(
@@ -391,11 +392,11 @@ class T2TViT(nn.Layer):
                 x = block(x)
         return self.norm(x)
 
-    def get_numerics(self):
+    def get_numerics(self) -> dict:
         """Return what differs between the sources of checkpoints, as set_numerics takes it."""
         return {'gelu': self.gelu, 'layer_norm_eps': self.layer_norm_eps}
 
-    def set_numerics(self, gelu=None, layer_norm_eps=None):
+    def set_numerics(self, gelu: str | None = None, layer_norm_eps: float | None = None) -> None:
         """Set the form of GELU ("erf" or "tanh") and LayerNorm's epsilon; None keeps one."""
         if gelu is not None:
             check_choice('gelu', gelu, ('erf', 'tanh'))
@@ -408,12 +409,12 @@ class T2TViT(nn.Layer):
             elif isinstance(layer, LayerNorm):
                 layer._epsilon = self.layer_norm_eps
 
-    def no_weight_decay(self):
+    def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters, beside biases and norms, that must not decay."""
         fixed = {name for name, parameter in self.named_parameters() if parameter.stop_gradient}
         return {'cls_token', 'pos_embed'} | {name for name in fixed if name.endswith('.w')}
 
-    def attention_macs(self):
+    def attention_macs(self) -> int:
         """Return an image's multiply-adds in matmuls without parameters.
 
         They are q k^T and probabilities v of the blocks, and all of the token modules'
@@ -441,23 +442,23 @@ def check_sizes(image_size, token_type, embed_dim, num_heads, token_dim, mlp_rat
         raise ValueError(f'mlp_ratio {mlp_ratio} leaves the MLP no width')
 
 
-def check_choice(name, value, choices):
+def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise ValueError if value is not among choices."""
     if value not in choices:
         raise ValueError(f'{name} must be one of {", ".join(choices)}, not {value!r}')
 
 
-def soft_split(x, kernel, stride, padding):
+def soft_split(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """Cut overlapping windows: [B, C, H, W] -> [B, windows, C * kernel * kernel]."""
     return F.unfold(x, kernel, stride, padding).transpose([0, 2, 1])
 
 
-def as_image(tokens, grid):
+def as_image(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """[B, rows * columns, C] -> [B, C, rows, columns]. grid: (rows, columns)."""
     return tokens.transpose([0, 2, 1]).reshape([0, 0, *grid])
 
 
-def sinusoid(num_tokens, dim):
+def sinusoid(num_tokens: int, dim: int) -> np.ndarray:
     """Return the fixed position embedding [1, num_tokens, dim] (Vaswani et al., Sec. 3.5).
 
     Sine in the even channels, cosine in the odd; position 0 is the class token.
@@ -468,7 +469,7 @@ def sinusoid(num_tokens, dim):
     return table[None].astype('float32')
 
 
-def keep_in_float32(layer):
+def keep_in_float32(layer: nn.Layer) -> None:
     """Leave a layer's own parameters (not its sublayers') in float32 under AMP O2.
 
     The fixed tensors would otherwise be rounded, in checkpoints too.
@@ -477,7 +478,7 @@ def keep_in_float32(layer):
     layer._cast_to_low_precison = False     # Paddle 2
 
 
-def initialize_weights(model, zero_head=False):
+def initialize_weights(model: nn.Layer, zero_head: bool = False) -> None:
     """Initialise as the official models/t2t_vit.py: linear weights and class token from
     a normal of std 0.02, biases 0, LayerNorm 1 and 0.
 
@@ -496,7 +497,7 @@ def initialize_weights(model, zero_head=False):
         zero(model.head.weight)
 
 
-def recompute_in_backward(layer, tokens):
+def recompute_in_backward(layer: nn.Layer, tokens: Tensor) -> Tensor:
     """Run a layer without keeping its activations; backward computes them again.
 
     Without re-entrance, because the other form fails under DataParallel.
@@ -525,7 +526,7 @@ def _to_float32(x):
     return x.astype('float32') if x.dtype in (paddle.float16, paddle.bfloat16) else x
 
 
-def get_model_arguments(config):
+def get_model_arguments(config: Any) -> dict[str, Any]:
     """Return the arguments of T2TViT that a config tree holds."""
     model = config.MODEL
     return {
@@ -550,6 +551,6 @@ def get_model_arguments(config):
     }
 
 
-def build_t2t_vit(config):
+def build_t2t_vit(config: Any) -> T2TViT:
     """Return the T2TViT that a config tree describes, with new weights."""
     return T2TViT(**get_model_arguments(config))

@@ -15,42 +15,40 @@ registers), D embed_dim, H heads, d channels of a head, C classes.
 
 import inspect
 import math
+from typing import Any
 
 import numpy as np
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 PRE_LOGITS_ACTIVATIONS = {'tanh': nn.Tanh, 'relu': nn.ReLU}
 
 
-def gelu(x, form):
+def gelu(x: Tensor, form: str) -> Tensor:
     """GELU (Hendrycks and Gimpel, 2016). form: "erf", "tanh" or "quick"."""
     return x * F.sigmoid(1.702 * x) if form == 'quick' else F.gelu(x, form == 'tanh')
 
 
-def layer_norm(x, weight, bias, epsilon):
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Normalise over the last axis (Ba et al., 2016)."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
 
-def gelu_linear(hidden, form, linear, dropout):
+def gelu_linear(hidden: Tensor, form: str, linear: nn.Layer, dropout: nn.Layer) -> Tensor:
     """The second half of an MLP: GELU, dropout, linear layer."""
     return linear(dropout(gelu(hidden, form)))
 
 
-def project_heads(tokens, projection, num_heads):
-    """Tokens [B, N, D] to queries, keys and values, [B, H, N, d] each.
-
-    projection: the linear layer D -> 3 H d; its outputs are q, k, v side by side.
-    """
+def project_heads(tokens: Tensor, projection: nn.Layer, num_heads: int) -> list[Tensor]:
+    """Tokens [B, N, D] to q, k and v, [B, H, N, d] each, by one linear layer D -> 3 H d."""
     num_tokens = tokens.shape[1]
     qkv = projection(tokens)
     qkv = qkv.reshape([-1, num_tokens, 3, num_heads, qkv.shape[2] // num_heads // 3])
     return qkv.transpose([2, 0, 3, 1, 4]).unbind(0)
 
 
-def attention(q, k, v, scale, dropout):
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: nn.Layer) -> Tensor:
     """softmax(scale q k^T) v, heads merged: [B, H, N, d] each -> [B, N, H d]."""
     scores = paddle.matmul(q * scale, k, transpose_y=True)
     probabilities = dropout(F.softmax(scores, axis=-1))
@@ -207,7 +205,7 @@ class Encoder(nn.Layer):
         return self.encoder_norm(tokens)
 
 
-def recompute_in_backward(layer, tokens):
+def recompute_in_backward(layer: nn.Layer, tokens: Tensor) -> Tensor:
     """Run a layer without keeping its activations; backward computes them again."""
     from paddle.distributed.fleet.utils import recompute
     if int(paddle.__version__.split('.')[0]) >= 3 or paddle.get_device() != 'cpu':
@@ -324,11 +322,11 @@ class VisionTransformer(nn.Layer):
         initialize_weights(self, zero_head)
 
     @property
-    def blocks(self):
+    def blocks(self) -> nn.LayerList:
         """The encoder's blocks, from the input to the output."""
         return self.encoder.layers
 
-    def forward_features(self, images):
+    def forward_features(self, images: Tensor) -> Tensor:
         """Return the tokens after the last norm, prefix tokens first: [B, P + N, D]."""
         if list(images.shape[1:]) != self.input_shape:
             raise ValueError(f'the model takes images [B, {str(self.input_shape)[1:]}, '
@@ -343,7 +341,7 @@ class VisionTransformer(nn.Layer):
             tokens = tokens + self.position_embedding                       # [B, P + N, D]
         return self.encoder(self.pre_norm(self.pos_dropout(tokens)))
 
-    def forward_head(self, tokens, pre_logits=False):
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor | tuple:
         """Return logits [B, C] of forward_features' tokens; pre_logits: what the head reads."""
         if self.classifier_dist is not None:
             if pre_logits:
@@ -361,10 +359,10 @@ class VisionTransformer(nn.Layer):
             features = self.pre_logits(features)
         return features if pre_logits else self.classifier(features)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor | tuple:
         return self.forward_head(self.forward_features(images))
 
-    def get_numerics(self):
+    def get_numerics(self) -> dict:
         """Return what differs between the sources of checkpoints, as set_numerics takes it."""
         numerics = {'gelu': self.blocks[0].mlp.gelu,
                     'layer_norm_eps': self.blocks[0].attn_norm._epsilon}
@@ -373,7 +371,8 @@ class VisionTransformer(nn.Layer):
                 numerics['pre_logits_activation'] = name
         return numerics
 
-    def set_numerics(self, gelu=None, layer_norm_eps=None, pre_logits_activation=None):
+    def set_numerics(self, gelu: str | None = None, layer_norm_eps: float | None = None,
+                     pre_logits_activation: str | None = None) -> None:
         """Change what differs between the sources of checkpoints; None leaves a setting alone."""
         if gelu is not None:
             check_choice('gelu', gelu, ('erf', 'tanh', 'quick'))
@@ -389,12 +388,12 @@ class VisionTransformer(nn.Layer):
             if self.pre_logits is not None:
                 self.pre_logits[1] = PRE_LOGITS_ACTIVATIONS[pre_logits_activation]()
 
-    def no_weight_decay(self):
+    def no_weight_decay(self) -> set[str]:
         """Return names in the state dict of what is not decayed, beside biases and norms."""
         return {*self.prefix_names, 'position_embedding', 'attention_pool.latent'} & set(
             self.state_dict())
 
-    def attention_macs(self):
+    def attention_macs(self) -> int:
         """Return the multiply-accumulates of q k^T and of the weighted sum of v, for one image."""
         patches = self.grid_size[0] * self.grid_size[1]
         macs = sum(2 * (self.num_prefix_tokens + patches) ** 2 * attn.num_heads * attn.head_size
@@ -403,7 +402,8 @@ class VisionTransformer(nn.Layer):
         return macs if pool is None else macs + 2 * patches * pool.latent.shape[2]
 
 
-def build_sincos_table(grid_size, embed_dim, num_prefix_positions, temperature=10000.):
+def build_sincos_table(grid_size: tuple[int, int], embed_dim: int, num_prefix_positions: int,
+                       temperature: float = 10000.) -> np.ndarray:
     """Return the fixed 2-D position embedding [1, P + N, D] of MoCo v3 and "Better plain ViT".
 
     Quarters of D: sine and cosine of the column, then of the row, at frequencies from 1 to
@@ -417,7 +417,7 @@ def build_sincos_table(grid_size, embed_dim, num_prefix_positions, temperature=1
     return table[None].astype('float32')
 
 
-def initialize_weights(model, zero_head):
+def initialize_weights(model: nn.Layer, zero_head: bool) -> None:
     """Set every parameter to its starting value.
 
     Normal, deviation 0.02: linear layers (BERT, DeiT and timm; timm's truncation lies 100
@@ -490,13 +490,13 @@ def check_sizes(image_size, patch_size, embed_dim, num_heads, attn_head_size, ml
                              'number of groups in its norms')
 
 
-def check_choice(name, value, choices):
+def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise ValueError if value is not among choices."""
     if value not in choices:
         raise ValueError(f'{name} must be one of {", ".join(choices)}, not {value!r}')
 
 
-def get_model_arguments(config):
+def get_model_arguments(config: Any) -> dict[str, Any]:
     """Return VisionTransformer's arguments: keys of MODEL in capitals, but for four."""
     elsewhere = {'image_size': config.DATA.IMAGE_SIZE, 'in_channels': config.DATA.IMAGE_CHANNELS,
                  'resnet_layers': config.MODEL.HYBRID, 'resnet_width': config.MODEL.HYBRID_WIDTH}
@@ -504,7 +504,7 @@ def get_model_arguments(config):
     return {**elsewhere, **{name: config.MODEL[name.upper()] for name in names}}
 
 
-def build_vit(config):
+def build_vit(config: Any) -> VisionTransformer:
     """Return the VisionTransformer that a config tree describes, with new weights."""
     return VisionTransformer(**get_model_arguments(config))
 
