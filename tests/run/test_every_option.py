@@ -342,7 +342,9 @@ def observed_of(places, tmp_path_factory):
 
 
 @pytest.mark.parametrize('name, key', [
-    (name, key) for name, rows in EFFECTS.items() for key in rows])
+    # An engine is tried in a process of its own first.
+    pytest.param(name, key, marks=[pytest.mark.runs] if key == 'EVAL_ENGINE' else [])
+    for name, rows in EFFECTS.items() for key in rows])
 def test_another_value_shows(name, key, observed_of):
     project = PROJECTS[name]
     value, effect, context = (*EFFECTS[name][key], {})[:3]
