@@ -5,6 +5,7 @@ training from either is the same.
 """
 
 import os
+import weakref
 from array import array
 from collections import Counter, defaultdict
 from typing import TypeVar
@@ -41,6 +42,9 @@ LISTS = {'train': LIST_NAMES[True], 'val': LIST_NAMES[False]}
 MAX_LIST_BYTES = 1 << 30
 ROWS_AT_ONCE = 1 << 20          # of an index that are checked, so that copies stay small
 
+# Indexes that readers of this process use, by path, size and time of their archives.
+_IN_USE: 'weakref.WeakValueDictionary[tuple, Index]' = weakref.WeakValueDictionary()
+
 
 class MemberReader(Reader):
     """Pictures that are members of archives. places: {name: array [N]}, where their bytes lie."""
@@ -66,6 +70,7 @@ class ArchiveReader(MemberReader):
         super().__init__(table, places, path, show_path(path), [path])
         self.kind = kind
         self.prefix = prefix
+        self.index: Index | None = None
 
     def read_bytes(self, index: int) -> bytes:
         """Return the encoded picture. Raises ImageError naming archive and member."""
@@ -90,15 +95,26 @@ class ArchiveTree:
     def __init__(self, path: str):
         self.path = path
         self.kind = recognise_archive(path)
-        index = open_index(f'archive {self.kind}', [path], PLACES[self.kind],
-                           lambda: build_archive_index(path, self.kind),
-                           lambda index: _is_possible(index, os.path.getsize(path)))
+        index = self._open_index()
         self.parts = index.header['parts']          # {part: [first, stop, class names]}
         self.lists = index.header['lists']          # {part: [first, stop]}
         self.loose = index.header['loose']
         self.endings = index.header['endings']      # {part: {ending: files left out}}
         self._all = ArchiveReader(index.table, index.places, path, self.kind,
                                   os.fsencode(index.header['prefix']))
+        self._all.index = index                     # for as long as a reader is in use
+
+    def _open_index(self) -> Index:
+        """Return the index, the same one for training and validation of a process."""
+        path, info = self.path, os.stat(self.path)
+        key = path, info.st_size, info.st_mtime_ns
+        index = _IN_USE.get(key)
+        if index is None:
+            index = open_index(f'archive {self.kind}', [path], PLACES[self.kind],
+                               lambda: build_archive_index(path, self.kind),
+                               lambda index: _is_possible(index, info.st_size))
+            _IN_USE[key] = index
+        return index
 
     def describe(self, part: str = '') -> str:
         """Return the archive, or a folder in it, printable."""

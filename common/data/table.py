@@ -91,7 +91,7 @@ class SampleTable:
                                self.labels[part])
         chosen = SampleTable()
         labels = self.labels
-        for index in indices:
+        for index in part:
             chosen.append(self.name(index), labels[index])
         return chosen
 

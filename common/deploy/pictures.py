@@ -19,17 +19,17 @@ ARCHIVES = ('.zip', '.tar')
 class Picture(NamedTuple):
     """A picture's path, and its path below the folder or in the archive that was asked for.
 
-    reader, index: of a picture in an archive, whose path is archive and member.
+    reader, row: of a picture in an archive, whose path is archive and member.
     """
 
     path: str
     name: str
     reader: Reader | None = None
-    index: int = 0
+    row: int = 0
 
     def read(self) -> Image.Image:
         """Return the picture, RGB. Raises ImageError naming it."""
-        return read_image(self.path) if self.reader is None else self.reader.read_image(self.index)
+        return read_image(self.path) if self.reader is None else self.reader.read_image(self.row)
 
 
 def find_pictures(arguments, lines):

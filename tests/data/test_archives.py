@@ -189,6 +189,16 @@ def test_the_index_is_made_once_and_anew_when_the_archive_changes(tmp_path, cach
     assert [name for name in os.listdir(cache) if name.endswith('.npz')] == kept
 
 
+def test_training_and_validation_share_one_index(tmp_path):
+    path = pack(make_folders(tmp_path / 'data'), 'zip')
+    train = build(path)
+    first, second = archives.ArchiveTree(path), archives.ArchiveTree(path)
+    assert first._all.table is second._all.table
+    assert np.shares_memory(train.reader.places['offset'], first._all.places['offset'])
+    del train, first, second
+    assert not archives._IN_USE
+
+
 @pytest.mark.parametrize('spoil', ['cut', 'text', 'pickle', 'offset', 'label', 'size', 'span',
                                    'lengths', 'names', 'shape'])
 def test_a_damaged_index_is_made_again(tmp_path, cache, spoil):
