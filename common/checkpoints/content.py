@@ -77,7 +77,7 @@ def capture(state: Any, progress: dict, buffers: dict | None = None) -> dict:
     model = unwrap(state.model)
     names = name_parameters(model)
     schedule = {'last_epoch': progress.get('epoch', 0), 'last_lr': progress.get('learning_rate')}
-    optimizer = {}
+    optimizer: dict[str, Any] = {}
     master_weights = {}
 
     def copy(part, name, tensor):

@@ -37,7 +37,7 @@ class CheckpointStore:
         self.logger = logger or logging.getLogger(__name__)
         self.last_good = None           # path of the newest checkpoint known to be good
         self.error = None               # text, if the last save failed
-        self._writer = None
+        self._writer: threading.Thread | None = None
         self._buffers = {}              # the copy's memory, used again by every save
         removed = remove_temporary_files(folder)
         if removed:

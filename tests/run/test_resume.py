@@ -65,6 +65,21 @@ def test_killed_anywhere_and_resumed_bit_for_bit(tmp_path, request, processes):
     assert_same_result(result, expected.read_result())
 
 
+def test_two_processes_stop_while_they_validate(tmp_path):
+    """Each after a batch of its own; the run that continues begins with the validation."""
+    options = {'DATA.BATCH_SIZE_EVAL': 1}       # 225 batches of each, twice
+    whole = Job(tmp_path / 'whole', 2, options)
+    assert whole.run() == 0, whole.text
+    job = Job(tmp_path / 'job', 2, options)
+    job.start().wait_for_text('Epoch 1/2: train loss')
+    kill(job.process.pid, signal.SIGTERM)
+    assert job.wait() == 128 + signal.SIGTERM, job.text
+    assert 'Evaluation (averaged weights)' not in job.text
+    assert read_checkpoint(job.find_checkpoints()[0].path)['awaits_validation']
+    assert job.run() == 0, job.text
+    assert_same_result(job.read_result(), whole.read_result())
+
+
 def test_the_result_is_that_of_all_that_was_asked_for(whole):
     """Fails if the job above no longer has the state that it is there to lose."""
     result = whole.read_result()
