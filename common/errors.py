@@ -28,7 +28,7 @@ class RunError(Exception):
 class Interrupted(Exception):
     """A signal ended the run after its state was saved: exit code 128 + signal number."""
 
-    def __init__(self, number):
+    def __init__(self, number: int):
         super().__init__(f'Stopped by {signal.Signals(number).name}')
         self.exit_code = 128 + number
 

@@ -104,7 +104,7 @@ class Option:
             raise ValueError(f'must be {TYPE_NAMES[wanted]}, not {show(value)} '
                              f'({TYPE_NAMES.get(type(value), type(value).__name__)})')
         if self.path and value:
-            value = os.path.expanduser(value)
+            value = os.path.expanduser(str(value))
             value = os.path.abspath(value) if self.path == 'absolute' else value
         return value
 

@@ -10,7 +10,8 @@ Everything random comes from the numpy Generator that is passed in.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -96,15 +97,15 @@ def scale_solarize_add(level: float, generator: np.random.Generator) -> int:
 
 # Operations on pixel values: (image, argument) -> image.
 
-def auto_contrast(image: Image.Image, _) -> Image.Image:
+def auto_contrast(image: Image.Image, _: Any) -> Image.Image:
     return ImageOps.autocontrast(image)
 
 
-def equalize(image: Image.Image, _) -> Image.Image:
+def equalize(image: Image.Image, _: Any) -> Image.Image:
     return ImageOps.equalize(image)
 
 
-def invert(image: Image.Image, _) -> Image.Image:
+def invert(image: Image.Image, _: Any) -> Image.Image:
     return ImageOps.invert(image)
 
 
@@ -123,7 +124,7 @@ def solarize_add(image: Image.Image, amount: int) -> Image.Image:
                            for value in range(256)])
 
 
-def look_up(image: Image.Image, table) -> Image.Image:
+def look_up(image: Image.Image, table: Any) -> Image.Image:
     return image.point(table * len(image.getbands()))
 
 
@@ -279,18 +280,19 @@ class Operation:
     look: (fill colour of what a move uncovers, filters to draw the resampling from).
     """
 
-    def __init__(self, name, prob, magnitude, levels, look):
+    def __init__(self, name: str, prob: float, magnitude: float | None, levels: Any, look: Any):
         self.name = name
         self.prob = prob
         self.magnitude = magnitude
         self.magnitude_std, self.max_level = levels
         self.fill, self.resampling = look
 
-    def __call__(self, image, generator):
+    def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
         if generator.random() >= self.prob:
             return image
         moves = self.name in MOVE_OPERATIONS
-        scale, apply = (MOVE_OPERATIONS if moves else POINT_OPERATIONS)[self.name]
+        table: dict[str, Any] = MOVE_OPERATIONS if moves else POINT_OPERATIONS
+        scale, apply = table[self.name]
         level = self.draw_level(generator)
         argument = None if scale is None else scale(level, generator)
         if moves:
@@ -311,11 +313,11 @@ class Operation:
 class RandAugment:
     """Apply `num_ops` operations drawn with replacement."""
 
-    def __init__(self, operations, num_ops):
+    def __init__(self, operations: Sequence[Operation], num_ops: int):
         self.operations = operations
         self.num_ops = num_ops
 
-    def __call__(self, image, generator):
+    def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
         for choice in generator.integers(len(self.operations), size=self.num_ops):
             image = self.operations[choice](image, generator)
         return image
@@ -324,10 +326,10 @@ class RandAugment:
 class AutoAugment:
     """Apply the two operations of one sub-policy drawn at random."""
 
-    def __init__(self, policy):
+    def __init__(self, policy: Any):
         self.policy = policy
 
-    def __call__(self, image, generator):
+    def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
         for operation in self.policy[generator.integers(len(self.policy))]:
             image = operation(image, generator)
         return image
@@ -339,10 +341,10 @@ class ColorJitter:
     Each factor is uniform over [max(0, 1 - strength), 1 + strength].
     """
 
-    def __init__(self, strength):
+    def __init__(self, strength: Any):
         self.low, self.high = max(0.0, 1 - strength), 1 + strength
 
-    def __call__(self, image, generator):
+    def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
         factors = generator.uniform(self.low, self.high, size=3)
         changes = (change_brightness, change_contrast, change_color)
         for choice in generator.permutation(3):
@@ -374,7 +376,7 @@ def parse_spec(spec: str, fill: tuple[int, ...],
             raise UserError(f'TRAIN.AUTO_AUGMENT: {key!r} is given twice in {spec!r}.')
         settings[key] = value
     std = settings.get('mstd', 0.0)
-    shared = {
+    shared: dict[str, Any] = {
         'levels': (float('inf') if std > 100 else std, settings.get('mmax', MAX_LEVEL)),
         'look': (fill, resampling),
     }

@@ -112,19 +112,19 @@ def _open_bytes(data):
     return image
 
 
-def check_size(size):
+def check_size(size: tuple[int, int]) -> None:
     """Raise ImageError if an image of `size` (width, height) would be unreasonably large."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(f'{width} x {height} pixels are too many (at most {MAX_PIXELS}).')
 
 
-def is_image_name(name):
+def is_image_name(name: str) -> bool:
     """Tell whether a file name has the extension of an image, hidden files left out."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith('.')
 
 
-def show_path(path):
+def show_path(path: str | bytes | os.PathLike) -> str:
     """Return a path as text that can be printed, whatever bytes it holds."""
     text = os.fsdecode(path)
     if text.isprintable():

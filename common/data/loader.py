@@ -14,12 +14,15 @@ import signal
 import threading
 import time
 import traceback
+from typing import Any
 
 import numpy as np
 import paddle
+from yacs.config import CfgNode
 
 from common.data import shared_files
 from common.data.images import ImageError
+from common.data.sampler import EvalBatches, TrainBatches
 from common.errors import RunError
 from common.machine.distributed import get_world_size
 from common.machine.host_memory import keep_freed_memory
@@ -30,6 +33,7 @@ USUAL_CAUSES = {
     9: ', often out of memory',
     7: f', often because {shared_files.FOLDER} is full: -opts DATA.USE_SHARED_MEMORY False'}
 
+Batches = TrainBatches | EvalBatches
 logger = logging.getLogger(__name__)
 
 
@@ -37,7 +41,8 @@ class LoaderError(RunError):
     """A worker process died, or failed otherwise than at an unreadable image."""
 
 
-def build_loader(dataset, batches, config, num_workers=None):
+def build_loader(dataset: Any, batches: Batches, config: CfgNode,
+                 num_workers: int | None = None) -> 'Loader':
     """Return a Loader of `dataset` in the order of `batches` (common.data.sampler).
 
     num_workers: number of processes; None: DATA.NUM_WORKERS; 0: load in this process.
@@ -60,7 +65,8 @@ class Loader:
     ends them.
     """
 
-    def __init__(self, dataset, batches, num_workers, use_shared_memory):
+    def __init__(self, dataset: Any, batches: Batches, num_workers: int,
+                 use_shared_memory: bool):
         self.batches = batches
         self.num_workers = num_workers
         self.skipped = {}
@@ -98,7 +104,7 @@ class Loader:
         finally:
             self.close()
 
-    def close(self):
+    def close(self) -> None:
         """End the workers."""
         iterator, self._iterator = self._iterator, None
         atexit.unregister(self.close)
@@ -106,7 +112,7 @@ class Loader:
             self._reader.let_workers_end()
             iterator._try_shutdown_all(1)
 
-    def describe_workers(self):
+    def describe_workers(self) -> str:
         """Return what each worker is reading at the moment, one line each."""
         return '\n'.join(
             f'loader worker {worker}: {self._reader.describe_progress(worker)}'

@@ -14,6 +14,8 @@ import itertools
 import logging
 import math
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import PIL
@@ -28,7 +30,9 @@ PILLOW = int(PIL.__version__.split('.')[0])
 logger = logging.getLogger(__name__)
 
 
-def resize(image, size, resample, box=None, window=None):
+def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling,
+           box: Any = None,
+           window: Any = None) -> Image.Image:
     """Return image.crop(box).resize(size, resample).crop(window), none of the rest computed.
 
     image: PIL image. box, window: (left, top, right, bottom), by default everything.
@@ -46,7 +50,8 @@ def resize(image, size, resample, box=None, window=None):
     return image if window == (0, 0, *size) else image.crop(window)
 
 
-def transform(image, matrix, resample, fill=0):
+def transform(image: Image.Image, matrix: Sequence[float], resample: Image.Resampling,
+              fill: Any = 0) -> Image.Image:
     """Return image.transform(image.size, AFFINE, matrix, resample, fillcolor=fill)."""
     memory = _find_memory(image) if resample in FILTERS else None
     if memory is None:
@@ -55,7 +60,8 @@ def transform(image, matrix, resample, fill=0):
     return _transform(load_kernels(), memory, matrix, resample, fill)
 
 
-def rotate(image, degrees, resample, fill=0):
+def rotate(image: Image.Image, degrees: float, resample: Image.Resampling,
+           fill: Any = 0) -> Image.Image:
     """Return image.rotate(degrees, resample, fillcolor=fill)."""
     if degrees % 90 == 0 or load_kernels() is None:
         return image.rotate(degrees, resample=resample, fillcolor=fill)
@@ -66,14 +72,14 @@ def rotate(image, degrees, resample, fill=0):
     return transform(image, matrix, resample, fill)
 
 
-def to_array(image):
+def to_array(image: Image.Image) -> np.ndarray:
     """Return a PIL RGB image as uint8 [height, width, 3]."""
     memory = _find_memory(image)
     return np.asarray(image, dtype=np.uint8) if memory is None else _pack(load_kernels(), memory)
 
 
 @functools.lru_cache(maxsize=1)
-def load_kernels():
+def load_kernels() -> Any:
     """Return the compiled kernels, or None with the reason in the log."""
     if not hasattr(Image.Image, '__arrow_c_array__'):
         reason = f'Pillow {PIL.__version__} does not show its memory, 11.2 does'

@@ -23,14 +23,16 @@ class TrainBatches:
     left after the last full global batch is dropped.
     """
 
-    def __init__(self, num_samples, batch_size, seed, rank=0, world_size=1):
+    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0,
+                 world_size: int = 1):
         assert 0 <= rank < world_size
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.start, self.stop = 0, None
+        self.start = 0
+        self.stop: int | None = None
         self.batches_per_epoch = num_samples // (batch_size * world_size)
         if self.batches_per_epoch == 0:
             raise UserError(
@@ -38,7 +40,7 @@ class TrainBatches:
                 f'{batch_size} x {world_size} process{"es" if world_size > 1 else ""}. '
                 f'Use -batch_size={max(1, num_samples // world_size)} or less.')
 
-    def slice(self, start, stop=None):
+    def slice(self, start: int, stop: int | None = None) -> 'TrainBatches':
         """Return batches start, start + 1, ..., stop - 1 of training; stop None: without end."""
         part = copy.copy(self)
         part.start, part.stop = start, stop
@@ -73,7 +75,7 @@ class EvalBatches:
     have one batch fewer than another, or none.
     """
 
-    def __init__(self, num_samples, batch_size, rank=0, world_size=1):
+    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
         assert 0 <= rank < world_size
         self.indices = range(rank, num_samples, world_size)
         self.batch_size = batch_size
@@ -86,7 +88,7 @@ class EvalBatches:
         return (len(self.indices) + self.batch_size - 1) // self.batch_size
 
 
-def shuffle_epoch(num_samples, seed, epoch):
+def shuffle_epoch(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of an epoch: int32 (int64 if needed) [num_samples]."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
     dtype = np.int32 if num_samples < 2**31 else np.int64    # 50 million samples: 200 MB

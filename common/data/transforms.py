@@ -6,7 +6,7 @@ process it is made. Pixel values stay uint8: they are normalised on the device.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -55,10 +55,10 @@ def build_eval_transform(config: CfgNode) -> 'ResizeCentreCrop':
 class Compose:
     """Apply transforms one after another."""
 
-    def __init__(self, steps):
+    def __init__(self, steps: Sequence[Callable]):
         self.steps = steps
 
-    def __call__(self, image, rng):
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         for step in self.steps:
             image = step(image, rng)
         return image
@@ -71,12 +71,12 @@ class ResizeCentreCrop:
     same Pillow: the longer side is truncated, offsets are rounded half to even.
     """
 
-    def __init__(self, size, crop_pct, interpolation):
+    def __init__(self, size: int, crop_pct: float | None, interpolation: str):
         self.size = size
         self.shorter_side = math.floor(size / crop_pct)
         self.filter = FILTERS[interpolation]
 
-    def __call__(self, image, rng=None):
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Image.Image:
         width, height = image.size
         if width <= height:
             new_size = self.shorter_side, int(self.shorter_side * height / width)
@@ -91,11 +91,11 @@ class ResizeCentreCrop:
 class Resize:
     """Resize the whole image to size x size, whatever its shape."""
 
-    def __init__(self, size, interpolation):
+    def __init__(self, size: int, interpolation: str):
         self.size = size
         self.interpolation = interpolation
 
-    def __call__(self, image, rng):
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         filter = _choose_filter(self.interpolation, rng)
         return pixels.resize(image, (self.size, self.size), filter)
 
@@ -108,14 +108,15 @@ class RandomResizedCrop:
     within the ratio is taken (as in torchvision).
     """
 
-    def __init__(self, size, scale, ratio, interpolation):
+    def __init__(self, size: int, scale: Sequence[float], ratio: Sequence[float],
+                 interpolation: str):
         self.size = size
         self.scale = scale
         self.log_ratio = math.log(ratio[0]), math.log(ratio[1])
         self.ratio = ratio
         self.interpolation = interpolation
 
-    def __call__(self, image, rng):
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         box = self.choose_box(image.size, rng)
         filter = _choose_filter(self.interpolation, rng)
         return pixels.resize(image, (self.size, self.size), filter, box)
@@ -147,10 +148,10 @@ class RandomResizedCrop:
 class RandomFlip:
     """Mirror left and right with a probability."""
 
-    def __init__(self, probability):
+    def __init__(self, probability: float):
         self.probability = probability
 
-    def __call__(self, image, rng):
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if rng.random() < self.probability:
             return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
@@ -163,7 +164,8 @@ class RandomAffine:
     the height, uniform. scale: (low, high), uniform. Bilinear.
     """
 
-    def __init__(self, degrees, translate, scale, shear):
+    def __init__(self, degrees: float, translate: float, scale: tuple[float, float],
+                 shear: float):
         self.degrees = degrees
         self.translate = translate
         self.scale = scale
@@ -173,7 +175,7 @@ class RandomAffine:
     def is_identity(self) -> bool:
         return not (self.degrees or self.translate or self.shear or list(self.scale) != [1, 1])
 
-    def __call__(self, image, rng):
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         width, height = image.size
         angle = math.radians(rng.uniform(-self.degrees, self.degrees))
         shift_x = width * rng.uniform(-self.translate, self.translate)

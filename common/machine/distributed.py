@@ -5,6 +5,7 @@ One process is world size 1: every function works there and does nothing.
 
 import contextlib
 import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import paddle
@@ -13,23 +14,23 @@ import paddle.distributed as dist
 from common.errors import RunError
 
 
-def get_rank():
+def get_rank() -> int:
     """Return this process's rank, 0 to world size - 1."""
     return dist.get_rank()
 
 
-def get_world_size():
+def get_world_size() -> int:
     """Return the number of training processes."""
     return dist.get_world_size()
 
 
-def is_launched():
+def is_launched() -> bool:
     """Whether paddle.distributed.launch started this process."""
     return 'PADDLE_TRAINERS_NUM' in os.environ and 'PADDLE_TRAINER_ID' in os.environ
 
 
 @contextlib.contextmanager
-def explain_lost_rank():
+def explain_lost_rank() -> Iterator[None]:
     """Turn what Gloo raises when another process is gone into a RunError."""
     try:
         yield
@@ -40,18 +41,18 @@ def explain_lost_rank():
                        f'({str(error).strip().splitlines()[-1]})') from None
 
 
-def gather_over_ranks(values):
+def gather_over_ranks(values: Sequence[float]) -> np.ndarray:
     """Return every rank's numbers: float64 array [world size, len(values)]."""
-    values = np.ascontiguousarray(values, dtype='float64')
+    array = np.ascontiguousarray(values, dtype='float64')
     if get_world_size() == 1:
-        return values[None]
+        return array[None]
     gathered = []
     with explain_lost_rank():       # as integers: not every accelerator has float64
-        dist.all_gather(gathered, paddle.to_tensor(values.view('int32')))
+        dist.all_gather(gathered, paddle.to_tensor(array.view('int32')))
     return np.stack([item.numpy().view('float64') for item in gathered])
 
 
-def broadcast_texts(texts):
+def broadcast_texts(texts: Sequence[str]) -> Sequence[str]:
     """Return rank 0's list of texts on every rank."""
     if get_world_size() == 1:
         return texts
@@ -60,7 +61,7 @@ def broadcast_texts(texts):
     return texts
 
 
-def agree_on(name, value):
+def agree_on(name: str, value: int) -> None:
     """Raise RunError on every rank unless the number `value` is the same on all.
 
     name: what the value stands for, for the message.
@@ -73,7 +74,7 @@ def agree_on(name, value):
                        f'{len(values) - 1}. Give every process the same files and options.')
 
 
-def wait_for_all():
+def wait_for_all() -> None:
     """Block until every rank has come here."""
     if get_world_size() > 1:
         gather_over_ranks([0])      # unlike dist.barrier, the same call on every backend

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class DownloadError(Exception):
     """One address does not deliver the file. may_retry: another try could."""
 
-    def __init__(self, reason, may_retry):
+    def __init__(self, reason: str, may_retry: bool):
         super().__init__(reason)
         self.may_retry = may_retry
 

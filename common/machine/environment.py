@@ -13,6 +13,8 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 # Of a container, in bytes: cgroup v2 and v1.
 MEMORY_LIMITS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes')
@@ -26,14 +28,14 @@ _AVX512 = {'avx512f', 'avx512cd', 'avx512dq', 'avx512bw', 'avx512vl'}
 _AVX2 = {'avx2', 'fma'}
 
 
-def tune_cpu():
+def tune_cpu() -> None:
     """Set threads and the MKL code path for this machine, unless the user did; import Paddle.
 
     Does nothing once Paddle is imported. describe_cpu() tells what was set.
     """
     if 'paddle' not in sys.modules:
         launched = os.environ.get('PADDLE_LOCAL_SIZE')      # by paddle.distributed.launch
-        share_cores(int(launched or os.environ.get(_SHARED_BY, 1)))
+        share_cores(int(launched or os.environ.get(_SHARED_BY, '1')))
         _import_paddle()
 
 
@@ -52,7 +54,7 @@ def _import_paddle():
             print(line, file=sys.stderr)
 
 
-def share_cores(processes):
+def share_cores(processes: int) -> None:
     """Set what `tune_cpu` sets, for processes that are started from here and share the cores."""
     inherited = set(filter(None, os.environ.get(_MARKER, '').split(',')))
     users = {name: value for name, value in os.environ.items() if name not in inherited}
@@ -63,7 +65,7 @@ def share_cores(processes):
     os.environ[_SHARED_BY] = str(processes)
 
 
-def describe_cpu():
+def describe_cpu() -> str:
     """Return one line for the log: what was chosen here, and what the user had set."""
     ours = list(filter(None, os.environ.get(_MARKER, '').split(',')))
     users = [name for name in _TUNED if name in os.environ and name not in ours]
@@ -75,7 +77,8 @@ def describe_cpu():
 _TUNED = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'KMP_BLOCKTIME', 'MKL_DEBUG_CPU_TYPE')
 
 
-def choose_settings(vendor, flags, cores, environment):
+def choose_settings(vendor: str, flags: AbstractSet[str], cores: int,
+                    environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables to set, as a dict of text.
 
     vendor: "AuthenticAMD", "GenuineIntel" or other. flags: the processor's
@@ -98,7 +101,7 @@ def choose_settings(vendor, flags, cores, environment):
     return {name: value for name, value in settings.items() if name not in environment}
 
 
-def read_cpu(path='/proc/cpuinfo'):
+def read_cpu(path: str = '/proc/cpuinfo') -> tuple[str, set[str]]:
     """Return (vendor, set of feature flags); ("", empty) where it cannot be read."""
     try:
         with open(path, encoding='utf-8', errors='replace') as file:
@@ -112,7 +115,7 @@ def read_cpu(path='/proc/cpuinfo'):
     return fields.get('vendor_id', ''), set(fields.get('flags', '').split())
 
 
-def count_cores():
+def count_cores() -> int:
     """Return how many processors this process may use (affinity and container quota)."""
     if hasattr(os, 'sched_getaffinity'):
         cores = len(os.sched_getaffinity(0))

@@ -4,15 +4,20 @@ import ctypes
 import functools
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import paddle
 
 NUMBERS_AT_ONCE = 1 << 18   # numbers that a thread works on at a time: 1 MB
 LEAST = 1 << 15         # numbers that are worth another thread
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> bool:
     """Let the C library keep what is freed instead of giving it back to the system.
 
     Large tensors are otherwise mapped anew at every use, and the system clears each page:
@@ -27,7 +32,7 @@ def keep_freed_memory():
     return mallopt(mmap_max, 0) == 1 and mallopt(trim_threshold, 2 ** 31 - 1) == 1
 
 
-def release_freed_memory():
+def release_freed_memory() -> bool:
     """Give back to the system, once, what the C library keeps; False where it cannot."""
     try:
         return bool(ctypes.CDLL(None).malloc_trim(0))
@@ -35,7 +40,7 @@ def release_freed_memory():
         return False
 
 
-def share(tensor):
+def share(tensor: 'paddle.Tensor') -> np.ndarray:
     """Return a float32 array over a contiguous CPU tensor's memory, which it keeps alive."""
     size = math.prod(tensor.shape)
     buffer = (ctypes.c_float * size).from_address(tensor.data_ptr())
@@ -43,16 +48,16 @@ def share(tensor):
     return np.frombuffer(buffer, 'float32').reshape(tensor.shape)
 
 
-def make_contiguous(tensor):
+def make_contiguous(tensor: 'paddle.Tensor') -> 'paddle.Tensor':
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def share_rows(tensor):
+def share_rows(tensor: 'paddle.Tensor') -> np.ndarray:
     """Return share(tensor) as a matrix: all axes but the last joined."""
     return share(tensor).reshape(-1, tensor.shape[-1])
 
 
-def run_by_rows(work, array):
+def run_by_rows(work: Callable[[slice], None], array: np.ndarray) -> None:
     """Call work(slice) for slices that cover the rows (first axis) of an array, on all cores.
 
     NumPy lets other threads run while it computes. A slice is NUMBERS_AT_ONCE or few more:
@@ -78,7 +83,7 @@ def run_by_rows(work, array):
 
 
 @functools.cache
-def count_threads():
+def count_threads() -> int:
     """Return the number of threads that Paddle computes with, too."""
     try:
         return max(1, int(os.environ.get('OMP_NUM_THREADS', '1').split(',')[0]))

@@ -15,6 +15,8 @@ import threading
 import time
 import warnings
 
+from yacs.config import CfgNode
+
 from common.machine.environment import count_cores, share_cores, tune_cpu
 
 tune_cpu()      # before Paddle is imported
@@ -86,7 +88,7 @@ def _run_multi(project, argv):
     return _spawn(project, argv, processes, backend)
 
 
-def choose_processes(config):
+def choose_processes(config: CfgNode) -> tuple[int, str]:
     """Return (number of processes, backend). Raises UserError for more than the devices."""
     wanted = config.NPROCS
     device = choose_device(config.DEVICE)

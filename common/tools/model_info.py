@@ -3,14 +3,16 @@
 import glob
 import os
 import sys
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import paddle
 from paddle import nn
+from yacs.config import CfgNode
 
 from common.cli import FlagParser, find_config
 from common.errors import report_errors
-from common.project import Project
+from common.project import Model, Project
 
 
 class ModelInfo(NamedTuple):
@@ -24,7 +26,8 @@ class ModelInfo(NamedTuple):
     macs_with_attention: int    # and the products of attention
 
 
-def measure_config(get_config, build_model, path):
+def measure_config(get_config: Callable[..., CfgNode], build_model: Callable[[CfgNode], Model],
+                   path: str) -> ModelInfo:
     """Return the ModelInfo of a yaml file.
 
     A model's blocks have equal shapes, so its size and cost are linear in
@@ -40,7 +43,8 @@ def measure_config(get_config, build_model, path):
     return ModelInfo(config.MODEL.NAME, config.DATA.IMAGE_SIZE, *counts)
 
 
-def measure_model(model, channels, image_size):
+def measure_model(model: paddle.nn.Layer, channels: int,
+                  image_size: int | tuple[int, int]) -> tuple[int, int, int, int]:
     """Return (params, layer_params, macs, macs_with_attention) by running one image."""
     leaves = [layer for layer in model.sublayers() if not layer.sublayers()]
     macs = []
@@ -63,7 +67,7 @@ def measure_model(model, channels, image_size):
     return params, layer_params, sum(macs), sum(macs) + model.attention_macs()
 
 
-def format_table(infos):
+def format_table(infos: Iterable[ModelInfo]) -> list[str]:
     """Return the lines of a table, one a model."""
     name_width = max([len(info.name) for info in infos] + [5])
     lines = [f'{"model":{name_width}}  image  {"params":>12}  {"in layers":>12}  '

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 
 from common.cli import FlagParser
 from common.errors import UserError, report_errors
@@ -31,7 +32,7 @@ def _run(argv):
     print(f'Wrote {arguments.output}')
 
 
-def read_metrics(path):
+def read_metrics(path: str) -> list[dict]:
     """Return the events of a run, a list of dicts. Raises UserError if there are none."""
     if os.path.isdir(path):
         path = os.path.join(path, METRICS)
@@ -57,7 +58,7 @@ def read_metrics(path):
     return events
 
 
-def name_runs(paths):
+def name_runs(paths: Sequence[str]) -> list[str]:
     """Return a short name for each run, by which they differ."""
     folders = [os.path.dirname(os.path.abspath(path)) if os.path.isfile(path)
                else os.path.abspath(path) for path in paths]
@@ -67,14 +68,15 @@ def name_runs(paths):
     return names if len(set(names)) == len(names) else list(paths)
 
 
-def select(events, event, key, weights=None):
+def select(events: Iterable[dict], event: str, key: str,
+           weights: str | None = None) -> tuple[list[float], list[float]]:
     """Return (updates, values) of one curve. weights: "model" or "ema", for evaluations."""
     chosen = [line for line in events if line.get('event') == event and key in line
               and (weights is None or line.get('weights', 'model') == weights)]
     return [line['update'] for line in chosen], [line[key] for line in chosen]
 
 
-def draw_curves(runs, names, path):
+def draw_curves(runs: Sequence[list[dict]], names: Sequence[str], path: str) -> None:
     """Draw runs (lists of events) over each other and write a PNG.
 
     Raises UserError if matplotlib is missing or the file cannot be written.
@@ -110,7 +112,8 @@ def draw_curves(runs, names, path):
         if not axes.lines:
             axes.text(0.5, 0.5, 'not recorded', transform=axes.transAxes, ha='center')
     for axes, present in styles.items():
-        lines = [Line2D([], [], color='black', linestyle=style, label=label)
+        lines = [Line2D([], [], color='black', linestyle=style,        # type: ignore[arg-type]
+                        label=label)
                  for style, label in STYLES.items() if style in present]
         if lines:
             axes.legend(handles=lines, fontsize='small')

@@ -83,9 +83,9 @@ def open_slots() -> np.ndarray | None:
     memory = descriptor = None
     found = ['', '']
     if get_rank() == 0:
-        token = os.urandom(TOKEN)
-        memory, descriptor = create_memory(size, token)
-        found = [f'/proc/{os.getpid()}/fd/{descriptor}' if memory else '', token.hex()]
+        secret = os.urandom(TOKEN)
+        memory, descriptor = create_memory(size, secret)
+        found = [f'/proc/{os.getpid()}/fd/{descriptor}' if memory else '', secret.hex()]
     path, token = broadcast_texts(found)
     if path and memory is None:
         memory = open_memory(path, size, bytes.fromhex(token))

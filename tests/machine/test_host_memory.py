@@ -19,7 +19,7 @@ def three_threads(monkeypatch):
     """Three threads, from 10 numbers on, at 30 numbers a time."""
     monkeypatch.setattr(host_memory, 'count_threads', lambda: 3)
     monkeypatch.setattr(host_memory, 'LEAST', 10)
-    monkeypatch.setattr(host_memory, 'BLOCK', 30)
+    monkeypatch.setattr(host_memory, 'NUMBERS_AT_ONCE', 30)
     host_memory._get_pool.cache_clear()
     yield
     host_memory._get_pool.cache_clear()

@@ -69,6 +69,7 @@ CALLABLES = ('os system', 'posix system', 'subprocess Popen', 'subprocess call',
 
 
 @pytest.mark.parametrize('name', FILES)
+@pytest.mark.runs
 def test_mutated_files(name):
     run(name, 25)
 
