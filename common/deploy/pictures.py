@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from PIL import Image
@@ -87,7 +88,7 @@ class OutputNames:
     written over.
     """
 
-    def __init__(self, folder: str, inputs: set[str] | None = frozenset()):
+    def __init__(self, folder: str, inputs: AbstractSet[str] | None = frozenset()):
         self.folder = folder
         self.taken = set()
         self.inputs = inputs
