@@ -17,7 +17,10 @@ from common.data.datasets import build_dataset
 from common.data.idx import FILES, read_idx
 from common.data.transforms import build_eval_transform
 from common.errors import UserError
+from common.run.launch import run_single
 from tests.support.data_folders import make_config
+from tests.support.paths import ROOT
+from ViT.project import PROJECT
 
 
 def encode(array):
@@ -123,3 +126,13 @@ def test_download(tmp_path, monkeypatch):
         with pytest.raises(UserError, match='wrong MD5'):
             build('', False)
     assert np.array_equal(build('').labels, arrays[True][1])        # from the cache
+
+
+def test_the_recipe_trains_from_idx_files(tmp_path):
+    write(tmp_path / 'data')
+    assert run_single(PROJECT, [
+        f'-cfg={ROOT}/ViT/configs/vit_fashion_mnist.yaml', f'-data_path={tmp_path}/data',
+        f'-output={tmp_path}/output', '-device=cpu', '-batch_size=8', '-num_workers=0', '-opts',
+        'TRAIN.NUM_STEPS', '2', 'TRAIN.WARMUP_EPOCHS', '0', 'MODEL.DEPTH', '1']) == 0
+    metrics, = (tmp_path / 'output').glob('train-*/metrics.jsonl')
+    assert '"images": 10' in metrics.read_text()

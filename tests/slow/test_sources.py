@@ -11,7 +11,7 @@ from tests.support.data_folders import make_folders
 from tests.support.digits_job import Job, assert_same_result
 from tests.support.sources import write_all
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.runs]
 OPTIONS = {'TRAIN.NUM_EPOCHS': 1, 'SAVE_STEPS': 10, 'DATA.NUM_WORKERS': 2}
 
 
