@@ -70,9 +70,11 @@ def recognise_archive(path: str) -> str:
                 f'{show_path(path)} is compressed as a whole ({name}), so that no picture in it '
                 'can be read by itself. Decompress it once to a .tar (gunzip FILE.tar.gz, say), '
                 'or pack a .zip; pictures hardly grow by that.')
+    if head[257:262] == b'ustar':       # a .tar may end with a .zip file in it
+        return 'tar'
     if is_zip:
         return 'zip'
-    if head[257:262] == b'ustar' or path.lower().endswith('.tar'):
+    if path.lower().endswith('.tar'):
         return 'tar'
     raise UserError(f'{show_path(path)} is neither a .zip nor a .tar file.')
 

@@ -18,7 +18,7 @@ from common.data.images import ImageError
 from common.data.transforms import build_train_transform
 from common.errors import UserError
 from tests.support.data_folders import make_config, make_folders, make_image, make_lists
-from tests.support.sources import add_to_tar, write_tar, write_zip
+from tests.support.sources import add_to_tar, list_files, write_tar, write_zip
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +163,14 @@ def test_many_archives_are_read_with_few_files_open(tmp_path, monkeypatch):
     for number in [*range(10), *range(10)]:
         assert files.read(number, 1, 2) == b'%d' % number * 2
     assert len(os.listdir('/proc/self/fd')) <= before + 3
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
+    root = make_folders(tmp_path / 'data', parts=('',))
+    inner = write_zip(root, tmp_path / 'data' / 'inner.zip')
+    names = [name for name in list_files(root) if name != 'inner.zip']
+    path = write_tar(root, tmp_path / 'x.bin', names=[*names, os.path.basename(inner)])
+    assert members.recognise_archive(path) == 'tar' and len(build(path)) == 12
 
 
 # The index
