@@ -93,8 +93,11 @@ def list_known_names(recorded: Sequence[str] | None, num_classes: int,
     """Return the names of a model's classes: recorded, or by convention; None: not known.
 
     Models of 1000 classes that say nothing are of ImageNet where the data's folders are named by
-    WordNet ids, and have these in their order.
+    WordNet ids, or by labels as ImageNetV2's are, and have these in their order.
     """
+    labels = [str(label) for label in range(num_classes)]
+    if recorded is None and found and num_classes == IMAGENET_CLASSES and set(found) <= set(labels):
+        return labels
     ids = read_imagenet_ids()
     are_ids = found and num_classes == IMAGENET_CLASSES and set(found) <= set(ids)
     if are_ids and (recorded is None or not set(found) <= set(recorded)):

@@ -125,6 +125,8 @@ def test_names_that_nobody_recorded():
     assert list_known_names(['tench', *map(str, range(999))], 1000, [ids[5]]) == ids
     assert list_known_names(ids[::-1], 1000, ids) == ids[::-1]
     assert list_known_names(None, 999, [ids[5]]) is None
+    assert list_known_names(None, 1000, ['100', '7'])[100] == '100'     # ImageNetV2's folders
+    assert list_known_names(None, 999, ['100', '7']) is None
     assert list_known_names(None, 1000, ['cat']) is None
     assert list_known_names(None, 1000, None) is None
     assert list_known_names(['a', 'b'], 2, None) == ['a', 'b']
