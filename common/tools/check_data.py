@@ -101,6 +101,8 @@ def open_part(config, is_train):
 
 def _open_folder(config, is_train):
     """Return the class folders of a part, whatever the other part holds. Raises UserError."""
+    if config.DATA.DATASET not in ('imagenet2012', 'imagefolder'):
+        raise UserError(f'{config.DATA.DATASET} has no class folders.')
     tree = open_tree(config.DATA.DATA_PATH)
     part = PARTS[is_train]
     if not tree.has_folder(part):
