@@ -19,6 +19,7 @@ pytest.importorskip('pyarrow', reason='pip install -r requirements-dev.txt')
 
 FORMS = ['list', 'csv', 'zip', 'deflated zip', 'tar', 'shards', 'parquet']
 CLASSES = ('B', 'a', 'a b', 'ünï')
+FOUR = {'MODEL.NUM_CLASSES': 4}
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +72,8 @@ def test_classes_and_the_check_are_those_of_the_folder(forms, form, capsys):
 
 @pytest.fixture(scope='module')
 def uninterrupted(forms, tmp_path_factory):
-    job = Job(tmp_path_factory.mktemp('whole'), options=forms['folders'], resume=None)
+    job = Job(tmp_path_factory.mktemp('whole'), options={**FOUR, **forms['folders']},
+              resume=None)
     assert job.run() == 0, job.text
     return job.read_result()
 
@@ -79,7 +81,7 @@ def uninterrupted(forms, tmp_path_factory):
 @pytest.mark.runs
 @pytest.mark.parametrize('form', ['shards', 'parquet'])
 def test_a_killed_and_resumed_run_ends_as_from_the_folder(forms, uninterrupted, tmp_path, form):
-    job = Job(tmp_path / 'killed', options=forms[form])
+    job = Job(tmp_path / 'killed', options={**FOUR, **forms[form]})
     assert job.run(fault='any:9:kill') == -9, job.text
     assert job.run() == 0, job.text
     assert_same_result(job.read_result(), uninterrupted)
