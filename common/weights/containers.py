@@ -194,7 +194,7 @@ def read_npz(file):
                         arrays[info.filename[:-4]] = _read_npy(member, info.file_size)
     except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, ValueError, NotImplementedError,
             RuntimeError, OverflowError, IndexError) as error:
-        raise PickleError(f'damaged or cut short ({error}).') from None
+        raise PickleError(f'damaged or cut short ({str(error)[:100]}).') from None
     return arrays, {}
 
 
