@@ -36,7 +36,9 @@ def test_a_sink_that_fails_leaves_the_weights_as_they_are(sink, data, right, tmp
         fault, weights, lines = try_fault(
             sink, first, always, data, tmp_path / f'{first}-{always}', monkeypatch)
         assert weights == right, (first, always)
-        assert fault.failures > 0
+        if fault.failures == 0:         # a bar is drawn by the clock
+            assert sink == 'stderr' and first > 1
+            continue
         said = [line for line in lines
                 if 'cannot be written: No space' in line or 'takes no more lines' in line]
         # log.txt cannot say what it lacks; of the tables each is said.

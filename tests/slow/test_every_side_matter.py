@@ -17,4 +17,4 @@ def test_every_call(sink, always, tmp_path, monkeypatch):
     for first in range(1, calls + 1):
         fault, weights, _ = try_fault(sink, first, always, data, tmp_path / str(first), monkeypatch)
         assert weights == right, first
-        assert fault.failures > 0
+        assert fault.failures > 0 or sink == 'stderr'       # a bar is drawn by the clock
