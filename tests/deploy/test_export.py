@@ -89,6 +89,7 @@ def test_engines_equal_the_dynamic_model_at_any_batch_size(exported, name, engin
     {'distilled': True}, {'pre_norm': True, 'gelu': 'quick'},
     {'pool': 'map', 'class_token': False, 'norm_after_pooling': True},
 ], ids=['rope, registers', 'distilled', 'pre-norm, quick GELU', 'attention pooling'])
+@pytest.mark.runs
 def test_a_model_of_every_family_is_exported(options, tmp_path):
     model = fill_by_recipe(VisionTransformer(image_size=32, patch_size=8, embed_dim=32, depth=2,
                                              num_heads=4, num_classes=10, **options))
@@ -117,6 +118,7 @@ def test_load_engine_tries_it_and_gives_a_callable(exported):
 
 @needs_bfloat16
 @pytest.mark.parametrize('name', NAMES)
+@pytest.mark.runs
 def test_bfloat16_predicts_the_same_classes(exported, name):
     folder, _, trained = exported[name]
     if IS_PADDLE_2 and name == 't2t':

@@ -39,6 +39,7 @@ def test_every_digit_is_in_one_place_with_its_label(folders):
                       ('second_half', 'train'): 674, ('second_half', 'val'): 224}
 
 
+@pytest.mark.runs
 def test_both_halves_are_picture_folders_of_ten_classes(folders):
     for half in ('first_half', 'second_half'):
         config = make_config(DATA__DATA_PATH=str(folders / half), MODEL__NUM_CLASSES=10)

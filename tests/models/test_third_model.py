@@ -160,6 +160,7 @@ def test_other_families_files_are_named(project):
 
 
 @pytest.mark.runs                                   # pictures are read by processes
+@pytest.mark.runs
 def test_it_predicts_draws_and_exports(root, trained, project, capsys):
     picture = root / 'digit.png'
     Image.fromarray(load_digits_rgb()[0][3]).save(picture)

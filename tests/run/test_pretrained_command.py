@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-import common.run.job
 from common.run.launch import run_single
+from common.run.validation import Validator
 from T2T_ViT.project import PROJECT as T2T_PROJECT
 from tests.support.data_folders import make_folders
 from tests.support.foreign_weights import CASES, WEIGHTS, case_name
@@ -42,13 +42,13 @@ def test_evaluation_has_the_sources_logits(case, pictures, tmp_path, monkeypatch
     expected = np.load(os.path.join(WEIGHTS, folder, f'{expected_file}.npz'))
     found = []
 
-    def validate(job, run_log):
+    def validate(validator):
         """Compute the fixture's logits where the command evaluates the data."""
-        job.model.eval()
-        found.append(job.model(paddle.to_tensor(expected['x'])).numpy())
+        validator.model.eval()
+        found.append(validator.model(paddle.to_tensor(expected['x'])).numpy())
 
-    monkeypatch.setattr(common.run.job.Job, 'validate', validate)
-    monkeypatch.setattr(common.run.job.Job, 'report_mistakes', lambda job: None)
+    monkeypatch.setattr(Validator, 'validate', validate)
+    monkeypatch.setattr(Validator, 'report_mistakes', lambda *arguments: None)
     for name, value in options.items():
         model_options = [*model_options, OPTIONS[name], value]
     code = run_single(project, [
