@@ -6,6 +6,8 @@ from T2T_ViT.project import PROJECT as T2T_VIT
 from tests.support.config_fuzz import check_command_lines, check_runs
 from ViT.project import PROJECT as VIT
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.mark.parametrize('project', [VIT, T2T_VIT], ids=['ViT', 'T2T-ViT'])
 def test_command_lines_are_read_or_refused(project, tmp_path):

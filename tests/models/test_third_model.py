@@ -27,6 +27,8 @@ from common.tools import convert_weights
 from common.weights import load_pretrained
 from tests.support.paths import FIXTURES, ROOT
 
+pytestmark = pytest.mark.runs
+
 SCRIPTS = ('main_single_gpu.py', 'predict.py', 'weights.py', 'model_info.py')
 CONFIG = '-cfg=configs/register_vit_digits.yaml'
 
@@ -160,7 +162,6 @@ def test_other_families_files_are_named(project):
 
 
 @pytest.mark.runs                                   # pictures are read by processes
-@pytest.mark.runs
 def test_it_predicts_draws_and_exports(root, trained, project, capsys):
     picture = root / 'digit.png'
     Image.fromarray(load_digits_rgb()[0][3]).save(picture)
@@ -186,7 +187,6 @@ def test_it_predicts_draws_and_exports(root, trained, project, capsys):
         np.testing.assert_allclose(arrays['attention'].sum(-1), 1, atol=1e-5)
 
 
-@pytest.mark.runs
 def test_its_scripts_run(root):
     """ViT's scripts, copied: each takes its PROJECT from the project.py beside it."""
     folder = root / 'RegisterViT'

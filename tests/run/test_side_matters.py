@@ -16,6 +16,8 @@ from tests.support.colours import list_arguments, make_colours
 from tests.support.paths import ROOT
 from tests.support.side_faults import SINKS, Fault, Stream, run, try_fault
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
@@ -90,7 +92,6 @@ def test_a_process_without_streams(data, right, tmp_path, monkeypatch):
 MAIN = str(ROOT / 'ViT' / 'main_single_gpu.py')
 
 
-@pytest.mark.runs
 @pytest.mark.parametrize('kind', ['full disk', 'closed pipe', 'closed terminal'])
 def test_a_process_whose_output_goes_away(kind, data, right, tmp_path):
     command = [sys.executable, MAIN, '-device=cpu', f'-data_path={data}', f'-output={tmp_path}',

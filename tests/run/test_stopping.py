@@ -28,6 +28,8 @@ from tests.support.faulty_os import FaultyOs
 from tests.support.paths import ROOT
 from ViT.project import PROJECT
 
+pytestmark = pytest.mark.runs
+
 TINY = ['MODEL.DEPTH', '1', 'MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2',
         'TRAIN.WARMUP_EPOCHS', '0', 'VALIDATE_FREQ', '1000']
 
@@ -102,7 +104,6 @@ def test_auto_resume_goes_on_in_the_same_folder(tmp_path):
     assert code == 0 and 'Nothing to do' in read_run(tmp_path).log
 
 
-@pytest.mark.runs
 def test_a_second_signal_ends_at_once():
     code = textwrap.dedent("""
         import os, signal, time
@@ -119,7 +120,6 @@ def test_a_second_signal_ends_at_once():
     assert 'a second signal stops at once' in done.stderr
 
 
-@pytest.mark.runs
 def test_the_watchdog_ends_a_hang():
     code = textwrap.dedent("""
         import time
