@@ -132,6 +132,7 @@ def test_bfloat16_predicts_the_same_classes(exported, name):
     assert (actual == expected).mean() >= 0.99
 
 
+@pytest.mark.runs
 def test_auto_takes_the_fastest_that_is_right(exported, monkeypatch, tmp_path):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
     speeds = {'plain': (50.0, ''), 'onednn': (90.0, ''), 'openvino': (99.0, 'wrong logits'),

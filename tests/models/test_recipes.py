@@ -253,10 +253,11 @@ def test_trains_three_updates_from_the_command_line(path, small_data, tmp_path):
         image_size = 32
         opts += ['MODEL.TOKEN_DIM', 8]
     accumulation = min(2, config.TRAIN.ACCUM_ITER)
+    classes = ['-num_classes=2'] if config.DATA.DATASET == 'imagefolder' else []
     code = run_single(project, [
         f'-cfg={path}', f'-data_path={small_data[config.DATA.DATASET]}', f'-output={tmp_path}',
         '-device=cpu', '-num_workers=0', '-batch_size=4', f'-accum_iter={accumulation}',
-        f'-image_size={image_size}', '-opts', *map(str, opts)])
+        f'-image_size={image_size}', *classes, '-opts', *map(str, opts)])
     assert code == 0
     run, = tmp_path.iterdir()
     events = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
