@@ -29,7 +29,7 @@ WARMUP = 'TRAIN.WARMUP_EPOCHS|TRAIN.WARMUP_STEPS'
 CUTMIX = 'TRAIN.CUTMIX_ALPHA|TRAIN.CUTMIX_MINMAX'
 IN_TABLES = 'DATA.DATASET=csv,shards,parquet'
 IN_COLUMNS = 'DATA.DATASET=csv,parquet'
-IN_MEMORY = '!DATA.DATASET=digits,cifar10,cifar100,mnist,fashion_mnist'
+IN_FILES = '!DATA.DATASET=digits,cifar10,cifar100,mnist,fashion_mnist'
 
 
 class Options:
@@ -73,7 +73,7 @@ class Options:
                              help='processes that load images; 0: none')
         USE_SHARED_MEMORY = Option(True, needs=('DATA.NUM_WORKERS',),
                                    help='False where /dev/shm is small (containers, notebooks)')
-        SKIP_CORRUPT = Option(False, needs=(IN_MEMORY,),
+        SKIP_CORRUPT = Option(False, needs=(IN_FILES,),
                               help='count unreadable images and go on')
         VAL_FRACTION = Option(0.0, at_least=0, at_most=1,
                               help='share split off for validation where there is no val/')

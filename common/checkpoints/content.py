@@ -36,7 +36,7 @@ from common.weights.trailer import CheckpointError, has_trailer, verify_checkpoi
 
 FORMAT_VERSION = 1
 
-# What the loop passes to `capture`, with the value for what a checkpoint lacks.
+# What Saver.save passes to `capture`, with the value for what a checkpoint lacks.
 PROGRESS = {
     'epoch': 0,             # epochs completed
     'update': None,         # optimizer updates done

@@ -1,4 +1,4 @@
-"""When and where a run's checkpoints are written, and what they say of the run."""
+"""What a run's checkpoints say of it, and whether steps or minutes call for one."""
 
 import logging
 import time

@@ -69,8 +69,8 @@ def open_image(source: str | bytes | IO[bytes]) -> Image.Image:
     return Image.open(source, formats=FORMATS)
 
 
-def check_header(path: str | bytes, max_bytes: int, max_pixels: int) -> None:
-    """Raise ImageError, starting with the path, for a file or an image above these limits.
+def check_upload(path: str | bytes, max_bytes: int, max_pixels: int) -> None:
+    """Raise ImageError for a file of a stranger, or its image, above these limits.
 
     Reads no more than the beginning of the file.
     """

@@ -1,8 +1,8 @@
 """From the config to transforms, data set and loader, under PaddleViT's function names.
 
-The model directories' `datasets.py` are built on these. The training loop, which
-continues in the middle of an epoch, uses build_dataset, TrainBatches and
-build_loader itself.
+The model directories' `datasets.py` are built on these. A run takes its data set from there
+and makes its batches by TrainBatches and build_loader, because it may continue in the middle
+of an epoch.
 """
 
 from collections.abc import Callable

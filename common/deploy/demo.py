@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from common.cli import FlagParser
-from common.data.images import ImageError, check_header, read_image, show_path
+from common.data.images import ImageError, check_upload, read_image, show_path
 from common.deploy import engine as engines
 from common.deploy.attention import record_attention
 from common.deploy.drawing import overlay
@@ -139,7 +139,7 @@ def read_upload(path: str | None) -> Image.Image | None:
     if path is None:
         return None
     try:
-        check_header(path, MAX_BYTES, MAX_PIXELS)
+        check_upload(path, MAX_BYTES, MAX_PIXELS)
         return read_image(path)
     except ImageError as error:
         raise UserError(str(error).removeprefix(f'{show_path(path)}: ').capitalize()) from None

@@ -22,7 +22,7 @@ import paddle
 from common.cli import FlagParser
 from common.deploy import engine as engines
 from common.deploy.predict import make_dynamic_predictor
-from common.deploy.preprocessing import write_folder
+from common.deploy.preprocessing import write_preprocessing
 from common.deploy.program import write_record
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
@@ -78,7 +78,7 @@ def export_model(trained, folder, formats=('paddle',)):
     except OSError as error:
         raise UserError(f'Cannot write to {parent}: {error.strerror}.') from None
     with scratch as work:
-        write_folder(trained.preprocessing, work)
+        write_preprocessing(trained.preprocessing, work)
         engines.write_check(work, expected, image_size)
         save_program(trained.model, image_size, work)
         errors = {'paddle': verify('paddle', work, images, expected)}

@@ -31,7 +31,7 @@ from common.deploy.pictures import (
     find_pictures,
     list_inputs,
 )
-from common.deploy.preprocessing import check_class_names, read_folder
+from common.deploy.preprocessing import check_class_names, load_preprocessing
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import FLAGS, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
@@ -108,7 +108,7 @@ def load_predictor(project, arguments):
         if getattr(arguments, name):
             raise UserError(f'-{name} does not go with -model: an exported model has its own '
                             'options and preprocessing.')
-    preprocessing = read_folder(arguments.model)
+    preprocessing = load_preprocessing(arguments.model)
     logits, image_size = engines.read_check(arguments.model)
     if preprocessing.image_size != image_size:
         raise UserError(f'{arguments.model} is damaged: its pictures have '

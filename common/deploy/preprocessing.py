@@ -14,14 +14,14 @@ FILE_NAME = 'preprocessing.json'
 MAX_BYTES = 64 << 20            # of that file, most of them names of classes
 
 
-def write_folder(preprocessing: Preprocessing, folder: str) -> None:
+def write_preprocessing(preprocessing: Preprocessing, folder: str) -> None:
     """Write preprocessing.json into a folder."""
     with open(os.path.join(folder, FILE_NAME), 'w', encoding='utf-8') as file:
         json.dump(asdict(preprocessing), file, ensure_ascii=False, indent=1)
         file.write('\n')
 
 
-def read_folder(folder):
+def load_preprocessing(folder):
     """Return the Preprocessing beside an exported model. Raises UserError naming the file."""
     path = os.path.join(folder, FILE_NAME)
     try:

@@ -20,7 +20,7 @@ from common.machine.cache import cache_folder
 from common.machine.environment import read_cpu
 
 SWITCH = 'VIT_COMPILED'
-# A fused multiply-add would round differently than separate operations do.
+# pixels.c must round as Pillow does, which has no fused multiply-adds; row_kernels.c turns them on.
 COMPILE = ('cc', '-O3', '-ffp-contract=off', '-shared', '-fPIC')
 COMPILE_SECONDS = 60        # a compiler that takes longer counts as missing
 

@@ -39,7 +39,7 @@ def log_superseded(config: CfgNode) -> None:
 
 
 def log_changes(saved_config: str | None, config: CfgNode) -> None:
-    """Warn of every option that is not as in the run that is continued.
+    """Log every option that is not as in the run that is continued.
 
     saved_config: yaml text, or None (PaddleViT's checkpoints have none). Where the output
     goes and how often it is written may change freely.

@@ -62,7 +62,7 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
         match_continued(checkpoint, [job.dataset_train, job.dataset_val], config, job.project)
         metrics_size = checkpoint['metrics_size']
         del checkpoint                  # gigabytes
-    if has_ended(state, plan, config):
+    if settle_end(state, plan, config):
         complete_report(job, state, plan, stop)
         return
 
@@ -180,8 +180,12 @@ def resume(state: TrainState, checkpoint: dict, plan: Plan, config) -> None:
                     state.update, epochs)
 
 
-def has_ended(state: TrainState, plan: Plan, config) -> bool:
-    """Whether nothing is left to train, by the plan or because the run was stopped early."""
+def settle_end(state: TrainState, plan: Plan, config) -> bool:
+    """Return whether nothing is left to train, by the plan or because the run was stopped early.
+
+    Of a run that may go on, because its options are other ones, the state no longer says that it
+    has ended.
+    """
     if state.awaits_validation:
         return False
     if state.update >= plan.total_updates:
@@ -194,7 +198,7 @@ def has_ended(state: TrainState, plan: Plan, config) -> bool:
                     '%d. To go on, raise TRAIN.EARLY_STOP_EPOCHS.', state.update,
                     state.best['epoch'])
         return True
-    state.has_ended = False             # it may train on: the options are other ones
+    state.has_ended = False
     return False
 
 

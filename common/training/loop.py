@@ -159,7 +159,8 @@ def train(setup: TrainSetup, state: TrainState) -> None:
                 if ends_epoch:
                     watchdog.feed('ending an epoch')
                     finish_epoch(setup, state, learning_rate, save_due, signal_number)
-                    setup.run_log.start_bar(plan.total_updates, update)     # validation had its own
+                    # Validation had a bar of its own; this one is moved on by one below.
+                    setup.run_log.start_bar(plan.total_updates, update)
                 elif save_due:
                     setup.saver.save(state, loss=meter.mean('epoch'), is_best=False)
                 if signal_number:

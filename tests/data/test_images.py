@@ -190,7 +190,7 @@ def test_a_format_that_is_not_listed_is_no_picture(tmp_path, monkeypatch):
 def test_a_pipe_is_no_picture(tmp_path):
     path = str(tmp_path / 'pipe.jpg')
     os.mkfifo(path)
-    for read in (read_image, lambda path: images.check_header(path, 10 ** 6, 10 ** 6)):
+    for read in (read_image, lambda path: images.check_upload(path, 10 ** 6, 10 ** 6)):
         with pytest.raises(ImageError, match='not a regular file'):
             read(path)
     with pytest.raises(OSError, match='not a regular file'):
@@ -200,11 +200,11 @@ def test_a_pipe_is_no_picture(tmp_path):
 def test_limits_are_checked_on_the_header(tmp_path):
     path = str(tmp_path / 'a.png')
     Image.new('RGB', (30, 20)).save(path)
-    images.check_header(path, os.path.getsize(path), 600)
+    images.check_upload(path, os.path.getsize(path), 600)
     with pytest.raises(ImageError, match=r'a\.png: 30 x 20 pixels are too many \(at most 599'):
-        images.check_header(path, 10 ** 6, 599)
+        images.check_upload(path, 10 ** 6, 599)
     with pytest.raises(ImageError, match=r'a\.png: \d+ bytes are too many'):
-        images.check_header(path, os.path.getsize(path) - 1, 600)
+        images.check_upload(path, os.path.getsize(path) - 1, 600)
 
 
 def test_names():

@@ -17,7 +17,7 @@ from common.deploy import engine as engines
 from common.deploy import export, predict
 from common.deploy.engine import load_engine, make_check_images
 from common.deploy.export import export_model
-from common.deploy.preprocessing import read_folder
+from common.deploy.preprocessing import load_preprocessing
 from common.deploy.program import write_record
 from common.deploy.trained import Trained, load_trained
 from common.errors import RunError, UserError
@@ -223,7 +223,7 @@ def test_damaged_files_end_with_code_2(exported, tmp_path, capsys, what, message
 def test_preprocessing_beside_the_model_is_the_checkpoints(exported):
     for name in NAMES:
         folder, _, trained = exported[name]
-        assert read_folder(folder) == trained.preprocessing
+        assert load_preprocessing(folder) == trained.preprocessing
         assert trained.preprocessing.class_names == [str(i) for i in range(10)]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from common.deploy import engine as engines
-from common.deploy.preprocessing import read_folder, write_folder
+from common.deploy.preprocessing import load_preprocessing, write_preprocessing
 from common.errors import UserError
 from tests.support.exported import export_small_vit, make_onnx
 from tests.support.trained_digits import load_fixture
@@ -27,7 +27,7 @@ WORDS = (b'save', b'load', b'print', b'py_func', b'while', b'full', b'1.if', b'm
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     path = export_small_vit(str(tmp_path_factory.mktemp('exported') / 'vit'))
-    write_folder(load_fixture('vit')[1].preprocessing, path)
+    write_preprocessing(load_fixture('vit')[1].preprocessing, path)
     if engines.is_installed('paddle2onnx'):
         from common.deploy.export import convert_to_onnx
         convert_to_onnx(path)
@@ -129,7 +129,7 @@ def test_damaged_folders(folder, tmp_path, count):
             with watch:
                 engines.check_folder(copy)
                 engines.read_check(copy)
-                read_folder(copy)
+                load_preprocessing(copy)
         except UserError as error:
             outcomes['refused'] += 1
             assert copy in str(error) and len(str(error)) < 1000, error

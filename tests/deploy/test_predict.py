@@ -20,7 +20,7 @@ from common.data.preprocessing import Preprocessing, read_preprocessing
 from common.deploy import predict
 from common.deploy.drawing import draw_labels, write_line
 from common.deploy.pictures import OutputNames, Picture, find_pictures
-from common.deploy.preprocessing import read_folder, write_folder
+from common.deploy.preprocessing import load_preprocessing, write_preprocessing
 from common.deploy.ranking import rank_classes
 from common.errors import RunError, UserError
 from tests.support.paths import FIXTURES, ROOT
@@ -70,8 +70,8 @@ def test_preprocessing_file_keeps_every_value(tmp_path):
     config = get_config(opts=['DATA.IMAGENET_MEAN', '[0.485, 0.4560000001, 0.406]',
                               'DATA.CROP_PCT', '0.9'])
     preprocessing = read_preprocessing(config, ['猫', 'dog'])
-    write_folder(preprocessing, tmp_path)
-    assert read_folder(tmp_path) == preprocessing
+    write_preprocessing(preprocessing, tmp_path)
+    assert load_preprocessing(tmp_path) == preprocessing
     assert preprocessing.name_class(0) == '猫'
 
 
@@ -84,7 +84,7 @@ def test_damaged_preprocessing_file_is_named(tmp_path, change, message):
               'std': [0.5] * 3, 'class_names': None, **change}
     (tmp_path / 'preprocessing.json').write_text(json.dumps(values))
     with pytest.raises(UserError, match=message):
-        read_folder(tmp_path)
+        load_preprocessing(tmp_path)
 
 
 def test_ranking_against_a_softmax():

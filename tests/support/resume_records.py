@@ -10,7 +10,7 @@ from common.checkpoints.content import read_checkpoint
 from common.checkpoints.file import NamedArray, write_checkpoint
 from common.config import dump_config
 from common.errors import UserError
-from common.run.training import has_ended, resume
+from common.run.training import resume, settle_end
 from common.training.ema import ModelEma
 from common.training.loop import TrainState
 from common.training.schedule import Plan
@@ -114,7 +114,7 @@ def try_resume(path, state, config):
     """
     try:
         resume(state, read_checkpoint(path), PLAN, config)
-        has_ended(state, PLAN, config)
+        settle_end(state, PLAN, config)
     except UserError as error:
         return str(error)
     return ''
