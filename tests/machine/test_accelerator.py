@@ -15,10 +15,11 @@ from tests.support.accelerator import (
     read_metrics,
     run_jobs,
 )
+from tests.support.data_folders import make_image
 from tests.support.paths import ROOT
 
-SHORT = ['-num_workers=0', '-opts', 'TRAIN.NUM_STEPS', '6', 'TRAIN.WARMUP_EPOCHS', '0',
-         'REPORT_FREQ', '1', 'VALIDATE_FREQ', '1']
+SHORT = ['-num_workers=0', '-dataset=imagefolder', '-num_classes=3', '-opts',
+         'TRAIN.NUM_STEPS', '6', 'TRAIN.WARMUP_EPOCHS', '0', 'REPORT_FREQ', '1']
 MODELS = {'ViT': 'configs/vit_digits.yaml', 'T2T_ViT': 'configs/t2t_vit_digits.yaml'}
 
 # What each run switches on beside the model's own recipe.
@@ -40,11 +41,26 @@ def accelerator(tmp_path_factory):
     return folder
 
 
-def make_job(model, output, device, *options):
-    flags = [option for option in options if option.startswith('-')]
-    keys = [option for option in options if not option.startswith('-')]
-    return [model, f'-cfg={MODELS[model]}', '-batch_size=16', f'-device={device}',
-            f'-output={output}', *flags, *SHORT, *keys]
+@pytest.fixture(scope='module', autouse=True)
+def pictures(tmp_path_factory):
+    """Few pictures, because half precision takes the fake device long."""
+    folder = tmp_path_factory.mktemp('pictures')
+    for part, count in (('train', 48), ('val', 12)):
+        for number in range(count):
+            make_image(folder / part / 'abc'[number % 3] / f'{number}.png', (36, 32),
+                       seed=[len(part), number])
+    return folder
+
+
+@pytest.fixture
+def make_job(pictures):
+    """Return (model, output, device, *options) -> the arguments of a run, see run_jobs."""
+    def make(model, output, device, *options):
+        flags = [option for option in options if option.startswith('-')]
+        keys = [option for option in options if not option.startswith('-')]
+        return [model, f'-cfg={MODELS[model]}', '-batch_size=16', f'-device={device}',
+                f'-output={output}', f'-data_path={pictures}', *flags, *SHORT, *keys]
+    return make
 
 
 def run_all(accelerator, jobs, **variables):
@@ -58,7 +74,7 @@ def read_losses(folder):
 
 
 @pytest.mark.parametrize('model', MODELS)
-def test_float32_trains_as_on_the_cpu(accelerator, tmp_path, model):
+def test_float32_trains_as_on_the_cpu(accelerator, make_job, tmp_path, model):
     """All kernels are the CPU's here, so the losses are equal but for the order of sums."""
     jobs = [make_job(model, tmp_path / f'{device}-{kind}', device, *options)
             for device in ('cpu', TYPE)
@@ -78,7 +94,7 @@ def test_float32_trains_as_on_the_cpu(accelerator, tmp_path, model):
 
 @pytest.mark.skipif(not IS_PADDLE_3, reason='the fake device has half precision on Paddle 3 alone')
 @pytest.mark.parametrize('model', MODELS)
-def test_half_precision_trains_as_float32(accelerator, tmp_path, model):
+def test_half_precision_trains_as_float32(accelerator, make_job, tmp_path, model):
     kinds = {f'{level}-{dtype}': ['-amp', 'AMP_LEVEL', level, 'AMP_DTYPE', dtype, *EVERYTHING]
              for level in ('O1', 'O2') for dtype in ('float16', 'bfloat16')}
     jobs = [make_job(model, tmp_path / 'float32', 'cpu', *EVERYTHING)]
@@ -94,7 +110,7 @@ def test_half_precision_trains_as_float32(accelerator, tmp_path, model):
                                    err_msg=kind)
 
 
-def test_a_resumed_run_ends_where_the_whole_one_does(accelerator, tmp_path):
+def test_a_resumed_run_ends_where_the_whole_one_does(accelerator, make_job, tmp_path):
     whole = make_job('ViT', tmp_path / 'whole', TYPE, *EVERYTHING)
     half = make_job('ViT', tmp_path / 'half', TYPE, *EVERYTHING, 'SAVE_STEPS', '3')
     run_all(accelerator, [whole, half])
@@ -111,7 +127,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(accelerator, tmp_path):
 
 @pytest.mark.parametrize('start', ['spawn', pytest.param('launch', marks=pytest.mark.skipif(
     not IS_PADDLE_3, reason="Paddle 2.6's launcher does not know this plug-in's devices"))])
-def test_two_processes_train_as_one(accelerator, tmp_path, start):
+def test_two_processes_train_as_one(accelerator, make_job, tmp_path, start):
     options = ['TRAIN.MODEL_EMA', 'True']
     directory, *one = make_job('ViT', tmp_path / 'one', TYPE, *options)
     run_all(accelerator, [[directory, *one]])
@@ -129,7 +145,7 @@ def test_two_processes_train_as_one(accelerator, tmp_path, start):
                                rtol=1e-5)
 
 
-def test_a_device_that_is_not_there(accelerator):
+def test_a_device_that_is_not_there(accelerator, make_job):
     for device, expected in ((f'{TYPE}:2', '2 METAX_GPUS'), ('npu', '0 NPUS'), ('gpu', '0 GPUS')):
         job = make_job('ViT', os.devnull, device)
         ended = run_jobs(make_environment(accelerator), [job])
@@ -138,7 +154,7 @@ def test_a_device_that_is_not_there(accelerator):
 
 
 @pytest.mark.skipif(not IS_PADDLE_3, reason='the fake device has half precision on Paddle 3 alone')
-def test_half_precision_gradients_are_added_up_over_processes(accelerator, tmp_path):
+def test_half_precision_gradients_are_added_up_over_processes(accelerator, make_job, tmp_path):
     """O2 with accumulation: gradients in float16 stand beside those of what stays float32."""
     options = ['AMP_LEVEL', 'O2', 'TRAIN.ACCUM_ITER', '2']
     directory, *arguments = make_job('T2T_ViT', tmp_path / 'float32', 'cpu', *options)
@@ -155,7 +171,7 @@ def test_half_precision_gradients_are_added_up_over_processes(accelerator, tmp_p
 
 
 @pytest.mark.skipif(not IS_PADDLE_3, reason='the fake device has half precision on Paddle 3 alone')
-def test_a_device_without_bfloat16(accelerator, tmp_path):
+def test_a_device_without_bfloat16(accelerator, make_job, tmp_path):
     job = make_job('ViT', tmp_path, TYPE, '-amp', 'AMP_DTYPE', 'bfloat16')
     ended = run_jobs(make_environment(accelerator, FAKE_NO_BFLOAT16='1'), [job])
     assert ended.returncode == 2
@@ -163,7 +179,7 @@ def test_a_device_without_bfloat16(accelerator, tmp_path):
     assert 'AMP_DTYPE float16' in ended.stderr
 
 
-def test_a_device_without_memory(accelerator, tmp_path):
+def test_a_device_without_memory(accelerator, make_job, tmp_path):
     job = make_job('ViT', tmp_path, TYPE, 'MODEL.EMBED_DIM', '384', 'MODEL.DEPTH', '4')
     ended = run_jobs(make_environment(accelerator, FAKE_MEGABYTES='24'), [job])
     assert ended.returncode == 1, ended.stderr[-2000:]
