@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle.io.dataloader.dataloader_iter import _DataLoaderIterMultiProcess
 from yacs.config import CfgNode
 
 from common.data import shared_files
@@ -35,6 +36,9 @@ USUAL_CAUSES = {
 
 Batches = TrainBatches | EvalBatches
 logger = logging.getLogger(__name__)
+
+# Paddle asks for it when an iterator is deleted, also of one whose start failed before it was set.
+_DataLoaderIterMultiProcess._shutdown = True
 
 
 class LoaderError(RunError):

@@ -2,19 +2,22 @@
 # launch.sh SCRIPT CONFIG BATCH_SIZE [argument ...]: run a main script on ImageNet.
 #
 # The run_*.sh of the model directories call it. From the environment: DATA_PATH, CFG,
-# BATCH_SIZE, PYTHON, and PRETRAINED for evaluations. On several machines, start the same run_*_multi.sh on each:
+# BATCH_SIZE, PYTHON, and PRETRAINED for evaluations. On several machines, start the same
+# run_*_multi.sh on each:
 #   MASTER=10.0.0.1:6170 NNODES=2 RANK=0 sh run_train_multi.sh      # on 10.0.0.1
 #   MASTER=10.0.0.1:6170 NNODES=2 RANK=1 sh run_train_multi.sh      # on the other
 script=$1 config=$2 batch_size=$3
 shift 3
+# Only what comes from the environment or from here is looked at: its names are told nowhere else.
 data_path=${DATA_PATH:-/dataset/imagenet} pretrained=
 for argument; do
     case $argument in
-        -data_path=* | --data_path=*) data_path=${argument#*=} ;;
+        -data_path* | --data_path* | -dataset* | --dataset*) data_path= ;;
         -pretrained=* | --pretrained=*) pretrained=${argument#*=} ;;
+        -pretrained | --pretrained) pretrained= ;;
     esac
 done
-if [ ! -e "$data_path" ]; then
+if [ -n "$data_path" ] && [ ! -e "$data_path" ]; then
     echo "error: there is no $data_path. Set DATA_PATH to the folder of ImageNet." >&2
     exit 2
 fi
