@@ -11,10 +11,12 @@ DATASETS.
 import logging
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from yacs.config import CfgNode
 
 from common.data.classes import match_classes, read_class_names, rename_classes
 from common.data.digits import load_digits_rgb
@@ -33,7 +35,25 @@ DIGITS_VAL_FRACTION = 0.25
 SKIP_ATTEMPTS = 100         # unreadable images in a row before SKIP_CORRUPT gives up
 
 
-def build_dataset(config, is_train, transform):
+@dataclass(frozen=True)
+class Settings:
+    """What a data set takes from the config: its name, its part and how samples are drawn.
+
+    seed: of the samples' random generators. skip_corrupt: unreadable images end nothing.
+    """
+
+    name: str
+    is_train: bool
+    seed: int
+    skip_corrupt: bool = False
+
+
+def read_settings(config: CfgNode, is_train: bool) -> Settings:
+    """Return what the config says of its training or its validation part."""
+    return Settings(config.DATA.DATASET, is_train, config.SEED, config.DATA.SKIP_CORRUPT)
+
+
+def build_dataset(config: CfgNode, is_train: bool, transform: Callable) -> 'Dataset':
     """Return the data set named by config.DATA.DATASET: its training or its validation part.
 
     transform: callable (PIL image, numpy Generator) -> PIL image of the model's
@@ -45,7 +65,7 @@ def build_dataset(config, is_train, transform):
     return dataset
 
 
-def open_dataset(config, is_train):
+def open_dataset(config: CfgNode, is_train: bool) -> 'Dataset':
     """Return the data set without a transform, its files not looked for yet."""
     name = config.DATA.DATASET
     if config.DATA.IMAGE_CHANNELS != 3:
@@ -72,22 +92,22 @@ class Dataset:
     num_classes: number of classes that labels can name.
     """
 
-    def __init__(self, config, is_train, labels, class_names):
-        self.name = config.DATA.DATASET
-        self.is_train = is_train
-        self.seed = config.SEED
-        self.skip_corrupt = is_train and config.DATA.SKIP_CORRUPT
-        self.leave_out_corrupt = not is_train and config.DATA.SKIP_CORRUPT
+    def __init__(self, settings: Settings, labels: np.ndarray, class_names: list[str] | None):
+        self.name = settings.name
+        self.is_train = settings.is_train
+        self.seed = settings.seed
+        self.skip_corrupt = settings.is_train and settings.skip_corrupt
+        self.leave_out_corrupt = not settings.is_train and settings.skip_corrupt
         self.labels = labels
         self.source_labels = labels         # before relabel
         self.class_names = class_names
         self.is_split = False
-        self.transform = None
+        self.transform: Any = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, int, int]:
         """Return (uint8 [S, S, 3], label, index) of an (epoch, index). Raises ImageError.
 
         With SKIP_CORRUPT an unreadable training image is replaced by the next
@@ -124,31 +144,31 @@ class Dataset:
             self.class_names = rename_classes(known, names, source)
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         if self.class_names is not None:
             return len(self.class_names)
         return int(self.labels.max()) + 1
 
-    def checksum(self):
+    def checksum(self) -> int:
         """Return a number that differs between processes with other samples."""
         return zlib.crc32(np.ascontiguousarray(self.source_labels))
 
-    def read(self, index):
+    def read(self, index: int) -> Image.Image:
         """Return the PIL image (RGB) of a sample, untransformed."""
         raise NotImplementedError
 
-    def check_files(self):
+    def check_files(self) -> None:
         """Raise UserError if files are missing that should be there."""
 
     def find_file(self, index: int) -> bytes | None:
         """Return the path of the file that holds a sample alone, None where there is none."""
         return None
 
-    def describe_sample(self, index):
+    def describe_sample(self, index: int) -> str:
         """Return the path of a sample, or whatever else tells a person which it is."""
         return f'{self.name} {"training" if self.is_train else "validation"} image {index}'
 
-    def describe(self):
+    def describe(self) -> str:
         """Return one line for the log."""
         part = 'training' if self.is_train else 'validation'
         return f'{self.name}: {len(self):,} {part} images, {self.num_classes:,} classes'
@@ -168,9 +188,8 @@ class Dataset:
 class StoredDataset(Dataset):
     """Encoded images, fetched by a reader when they are asked for."""
 
-    def __init__(self, config, is_train: bool, reader: Reader,
-                 class_names: list[str] | None = None):
-        super().__init__(config, is_train, reader.table.labels, class_names)
+    def __init__(self, settings: Settings, reader: Reader, class_names: list[str] | None = None):
+        super().__init__(settings, reader.table.labels, class_names)
         self.reader = reader
 
     def checksum(self) -> int:
@@ -195,16 +214,17 @@ class StoredDataset(Dataset):
 class ArrayDataset(Dataset):
     """Images in memory. images: uint8 [N, height, width, 3], or gray [N, height, width]."""
 
-    def __init__(self, config, is_train, images, labels, class_names):
-        super().__init__(config, is_train, labels, class_names)
+    def __init__(self, settings: Settings, images: np.ndarray, labels: np.ndarray,
+                 class_names: list[str] | None):
+        super().__init__(settings, labels, class_names)
         self.images = images
 
-    def read(self, index):
+    def read(self, index: int) -> Image.Image:
         image = Image.fromarray(self.images[index])
         return image if image.mode == 'RGB' else image.convert('RGB')
 
 
-def build_files(config, is_train: bool) -> StoredDataset:
+def build_files(config: CfgNode, is_train: bool) -> StoredDataset:
     """Images with train_list.txt and val_list.txt beside them, or else in class folders.
 
     They lie in a folder, or in a .zip or .tar file.
@@ -215,7 +235,7 @@ def build_files(config, is_train: bool) -> StoredDataset:
         reader = tree.read_list(part, config.MODEL.NUM_CLASSES)
         if is_train and config.DATA.VAL_FRACTION > 0 and not tree.has_list(other):
             return _split(config, is_train, reader)
-        return StoredDataset(config, is_train, reader)
+        return StoredDataset(read_settings(config, is_train), reader)
     if tree.has_list(other) and not is_train and config.DATA.VAL_FRACTION > 0:
         return _split(config, is_train, tree.read_list(other, config.MODEL.NUM_CLASSES))
     if tree.has_list(other):        # its labels need not be the order of the folders
@@ -224,17 +244,17 @@ def build_files(config, is_train: bool) -> StoredDataset:
     return build_folders(config, is_train, tree)
 
 
-def build_folders(config, is_train: bool, tree: Tree) -> StoredDataset:
+def build_folders(config: CfgNode, is_train: bool, tree: Tree) -> StoredDataset:
     """One folder a class, in train/ and val/, or in one folder that VAL_FRACTION splits."""
     has_train, has_val = tree.has_folder('train'), tree.has_folder('val')
     if has_train and has_val:
         class_names = _match_classes(tree)
         reader = tree.scan('train' if is_train else 'val', class_names)
-        return StoredDataset(config, is_train, reader, class_names)
+        return StoredDataset(read_settings(config, is_train), reader, class_names)
     if has_val:
         if is_train:
             raise UserError(f'{tree.describe()} has no train folder to train on, only val.')
-        return StoredDataset(config, is_train, *_scan_part(tree, 'val'))
+        return StoredDataset(read_settings(config, is_train), *_scan_part(tree, 'val'))
     reader, class_names = _scan_part(tree, 'train' if has_train else '')
     if config.DATA.VAL_FRACTION > 0:
         return _split(config, is_train, reader, class_names)
@@ -242,50 +262,52 @@ def build_folders(config, is_train: bool, tree: Tree) -> StoredDataset:
         raise UserError(
             f'{tree.describe()} has no val folder. Add one, or split a share off the images for '
             f'validation: -opts DATA.VAL_FRACTION 0.1')
-    dataset = StoredDataset(config, is_train, reader, class_names)
+    dataset = StoredDataset(read_settings(config, is_train), reader, class_names)
     dataset.is_split = True
     return dataset
 
 
-def build_labelled(load: Callable[[Any], dict[str, Labelled]], config,
+def build_labelled(load: Callable[[CfgNode], dict[str, Labelled]], config: CfgNode,
                    is_train: bool) -> StoredDataset:
     """Pictures with their labels beside them: a table, shards, parquet. load: of both parts."""
-    labelled, is_split = join_parts(load(config), config, is_train, config.DATA.DATA_PATH)
-    dataset = StoredDataset(config, is_train, labelled.reader, labelled.class_names)
+    labelled, is_split = join_parts(load(config), is_train, config.DATA.VAL_FRACTION, config.EVAL,
+                                    config.DATA.DATA_PATH)
+    dataset = StoredDataset(read_settings(config, is_train), labelled.reader, labelled.class_names)
     dataset.is_split = is_split
     return dataset
 
 
-def build_csv(config, is_train: bool) -> StoredDataset:
+def build_csv(config: CfgNode, is_train: bool) -> StoredDataset:
     """Image files that a table names."""
     from common.data.csv_table import load_csv
 
     return build_labelled(load_csv, config, is_train)
 
 
-def build_shards(config, is_train: bool) -> StoredDataset:
+def build_shards(config: CfgNode, is_train: bool) -> StoredDataset:
     """Pictures in .tar shards, as WebDataset has them."""
     from common.data.shards import load_shards
 
     return build_labelled(load_shards, config, is_train)
 
 
-def build_parquet(config, is_train: bool) -> StoredDataset:
+def build_parquet(config: CfgNode, is_train: bool) -> StoredDataset:
     """Pictures in parquet files, as Hugging Face has them."""
     from common.data.parquet import load_parquet
 
     return build_labelled(load_parquet, config, is_train)
 
 
-def build_idx(config, is_train: bool) -> ArrayDataset:
+def build_idx(config: CfgNode, is_train: bool) -> ArrayDataset:
     """MNIST or Fashion-MNIST, by config.DATA.DATASET."""
     from common.data.idx import load_idx
 
     return ArrayDataset(
-        config, is_train, *load_idx(config.DATA.DATASET, config.DATA.DATA_PATH, is_train))
+        read_settings(config, is_train),
+        *load_idx(config.DATA.DATASET, config.DATA.DATA_PATH, is_train))
 
 
-def build_digits(config, is_train):
+def build_digits(config: CfgNode, is_train: bool) -> ArrayDataset:
     """The embedded digits; a quarter is for validation unless VAL_FRACTION says otherwise."""
     if config.DATA.DATA_PATH:
         raise UserError(f'-data_path={config.DATA.DATA_PATH} is given, and DATA.DATASET digits is '
@@ -296,18 +318,19 @@ def build_digits(config, is_train):
     for index, label in enumerate(labels):
         table.append(b'%d' % index, label)
     chosen = choose_part(table, config.DATA.VAL_FRACTION or DIGITS_VAL_FRACTION, is_train)
-    dataset = ArrayDataset(
-        config, is_train, images[chosen], labels[chosen], [str(digit) for digit in range(10)])
+    dataset = ArrayDataset(read_settings(config, is_train), images[chosen], labels[chosen],
+                           [str(digit) for digit in range(10)])
     dataset.is_split = True
     return dataset
 
 
-def build_cifar(config, is_train):
+def build_cifar(config: CfgNode, is_train: bool) -> ArrayDataset:
     """CIFAR-10 or CIFAR-100, by config.DATA.DATASET."""
     from common.data.cifar import load_cifar  # imports Paddle, which other data sets need not
 
     return ArrayDataset(
-        config, is_train, *load_cifar(config.DATA.DATASET, config.DATA.DATA_PATH, is_train))
+        read_settings(config, is_train),
+        *load_cifar(config.DATA.DATASET, config.DATA.DATA_PATH, is_train))
 
 
 DATASETS = {
@@ -327,7 +350,7 @@ DATASETS = {
 def _split(config, is_train, reader, class_names=None):
     """Return the part of the images that VAL_FRACTION chooses."""
     chosen = choose_part(reader.table, config.DATA.VAL_FRACTION, is_train)
-    dataset = StoredDataset(config, is_train, reader.select(chosen), class_names)
+    dataset = StoredDataset(read_settings(config, is_train), reader.select(chosen), class_names)
     dataset.is_split = True
     return dataset
 

@@ -77,12 +77,13 @@ class LabelTexts:
             f'{place}: the label must be an integer from 0, or text, not {show_path(text)!r}.')
 
 
-def join_parts(parts: dict[str, Labelled], config, is_train: bool,
-               source: str) -> tuple[Labelled, bool]:
-    """Return (the part asked for, whether VAL_FRACTION divides it).
+def join_parts(parts: dict[str, Labelled], is_train: bool, val_fraction: float,
+               evaluate_all: bool, source: str) -> tuple[Labelled, bool]:
+    """Return (the part asked for, whether val_fraction divides it).
 
-    parts: "train" and "val", as far as there are any. source: for messages. Where there is no
-    validation part, VAL_FRACTION splits one off; an evaluation alone (EVAL) takes all.
+    parts: "train" and "val", as far as there are any. Where there is no validation part,
+    the share val_fraction is split off; without one, an evaluation takes all if evaluate_all.
+    source: for messages.
     Raises UserError where a part is missing or the parts' classes differ.
     """
     train, val = parts.get('train'), parts.get('val')
@@ -93,10 +94,10 @@ def join_parts(parts: dict[str, Labelled], config, is_train: bool,
             raise UserError(f'{source}: nothing to train on, only validation data.')
         return val, False
     assert train is not None
-    if config.DATA.VAL_FRACTION > 0:
-        chosen = choose_part(train.reader.table, config.DATA.VAL_FRACTION, is_train)
+    if val_fraction > 0:
+        chosen = choose_part(train.reader.table, val_fraction, is_train)
         return train.select(chosen), True
-    if not is_train and not config.EVAL:
+    if not is_train and not evaluate_all:
         raise UserError(
             f'{source}: no validation data. Give it as -opts DATA.VAL_PATH PATH, or split a '
             'share off: -opts DATA.VAL_FRACTION 0.1')

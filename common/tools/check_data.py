@@ -21,6 +21,7 @@ from common.data.datasets import (
     StoredDataset,
     build_folders,
     open_dataset,
+    read_settings,
 )
 from common.data.images import ImageError, show_path
 from common.data.lists import LIST_NAMES, write_list
@@ -108,7 +109,8 @@ def _open_folder(config, is_train):
     if not tree.has_folder(part):
         raise UserError(f'{tree.describe()} has no {part} folder.')
     class_names = tree.scan_classes(part)
-    return StoredDataset(config, is_train, tree.scan(part, class_names), class_names)
+    return StoredDataset(read_settings(config, is_train), tree.scan(part, class_names),
+                         class_names)
 
 
 def print_histogram(dataset):
