@@ -6,6 +6,7 @@ Flags that stand for an option are declared with it, in common/config.py.
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from yacs.config import CfgNode
@@ -35,7 +36,8 @@ class FlagParser(argparse.ArgumentParser):
     def add_flag(self, name: str, **options: Any) -> None:
         self.add_argument(f'-{name}', f'--{name}', dest=name, **options)
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Iterable[str] | None = None,
+                         namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, with the home folder for a ~ that the shell has left, as after "="."""
         args = sys.argv[1:] if args is None else args
         return super().parse_known_args([expand_home(argument) for argument in args], namespace)

@@ -50,7 +50,7 @@ class _UncopiedArray:
             version, view.shape, view.dtype, False, pickle.PickleBuffer(view))
 
 
-def write_checkpoint(path: str, payload, summary: dict,
+def write_checkpoint(path: str, payload: object, summary: dict,
                      check: Callable[[object], None] | None = None) -> None:
     """Write `payload` (what pickle takes) and `summary` (what JSON takes) durably to path.
 

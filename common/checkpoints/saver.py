@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from yacs.config import CfgNode
+
 from common.checkpoints.store import CheckpointStore
 from common.training.schedule import Plan
 from common.weights import describe_numerics
@@ -25,7 +27,7 @@ class SaveOptions:
     minutes: float | None = None
 
 
-def read_save_options(config) -> SaveOptions:
+def read_save_options(config: CfgNode) -> SaveOptions:
     """Return the SaveOptions of a config tree."""
     return SaveOptions(config.KEEP, config.SAVE_STEPS, config.SAVE_MINUTES)
 

@@ -151,7 +151,7 @@ class Dataset:
 
     def checksum(self) -> int:
         """Return a number that differs between processes with other samples."""
-        return zlib.crc32(np.ascontiguousarray(self.source_labels))
+        return zlib.crc32(np.ascontiguousarray(self.source_labels).data)
 
     def read(self, index: int) -> Image.Image:
         """Return the PIL image (RGB) of a sample, untransformed."""

@@ -15,9 +15,14 @@ import platform
 import stat
 import subprocess
 import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from common.machine.cache import cache_folder
 from common.machine.environment import read_cpu
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SWITCH = 'VIT_COMPILED'
 # pixels.c must round as Pillow does, which has no fused multiply-adds; row_kernels.c turns them on.
@@ -32,7 +37,7 @@ class LibraryError(Exception):
     """There is no library; the text says why."""
 
 
-def load_library(source):
+def load_library(source: str) -> ctypes.CDLL:
     """Return the ctypes.CDLL of a C source file. Raises LibraryError."""
     if os.environ.get(SWITCH, '1') == '0':
         raise LibraryError(f'turned off by {SWITCH}=0')
@@ -45,7 +50,7 @@ def load_library(source):
         raise LibraryError(str(error)) from None
 
 
-def load_kernels(source, what, signatures):
+def load_kernels(source: str, what: str, signatures: Mapping[str, tuple]) -> ctypes.CDLL | None:
     """Return the library of a C source for callers that can do without; None, and why in the log.
 
     what: for the log. signatures: {function: (type of the result, types of the arguments)}.
@@ -61,7 +66,7 @@ def load_kernels(source, what, signatures):
     return library
 
 
-def get_address(array):
+def get_address(array: 'np.ndarray') -> int:
     """Return where an ndarray's numbers are, for a kernel's pointer."""
     return array.__array_interface__['data'][0]
 

@@ -11,11 +11,12 @@ Tensors are read and written through NumPy arrays that share their memory.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import paddle
-from paddle.autograd import PyLayer
+from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional as F
 
 from common.kernels.row_kernels import (
@@ -47,7 +48,7 @@ def apply(function: type[PyLayer], *arguments: Any) -> Any:
 class NoContext:
     """Stands in for a PyLayer's context where nothing is kept for backward."""
 
-    def save_for_backward(self, *tensors):
+    def save_for_backward(self, *tensors: paddle.Tensor) -> None:
         pass
 
 
@@ -64,7 +65,8 @@ def is_dropping(dropout: Any) -> bool:
 # Linear layers
 
 
-def multiply_and_add(x, weight, bias):
+def multiply_and_add(x: paddle.Tensor, weight: paddle.Tensor,
+                     bias: paddle.Tensor | None) -> paddle.Tensor:
     """Return x @ weight + bias. x: [..., in]; weight: [in, out]."""
     output = paddle.matmul(x.reshape([-1, x.shape[-1]]), weight)
     if bias is not None:
@@ -77,7 +79,8 @@ def multiply_and_add(x, weight, bias):
     return output.reshape([*x.shape[:-1], weight.shape[1]])
 
 
-def linear_gradients(ctx, x, weight, grad):
+def linear_gradients(ctx: PyLayerContext, x: paddle.Tensor, weight: paddle.Tensor,
+                     grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
     """Return the gradients of x, weight and bias that are wanted, None for the others.
 
     x: [rows, in]. grad: [rows, out]. The sum over rows is a product with ones.
@@ -89,20 +92,21 @@ def linear_gradients(ctx, x, weight, grad):
     return grad_x, grad_weight, grad_bias
 
 
-def wants_gradient(tensor):
+def wants_gradient(tensor: paddle.Tensor | None) -> bool:
     return tensor is not None and not tensor.stop_gradient
 
 
 class Linear(PyLayer):
     @staticmethod
-    def forward(ctx, x, weight, bias=None):
+    def forward(ctx: PyLayerContext, x: paddle.Tensor, weight: paddle.Tensor,
+                bias: paddle.Tensor | None = None) -> paddle.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.wanted = [wants_gradient(tensor) for tensor in (x, weight, bias)]
         ctx.has_bias = bias is not None
         return multiply_and_add(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         x, weight = ctx.saved_tensor()
         grads = linear_gradients(ctx, x.reshape([-1, x.shape[-1]]), weight,
                                  grad.reshape([-1, grad.shape[-1]]))
@@ -122,13 +126,13 @@ def linear(plain: Callable, x: paddle.Tensor, weight: paddle.Tensor,
 
 class Gelu(PyLayer):
     @staticmethod
-    def forward(ctx, x, approximate):
+    def forward(ctx: PyLayerContext, x: paddle.Tensor, approximate: bool) -> paddle.Tensor:
         ctx.save_for_backward(x)
         ctx.approximate = approximate
         return gelu(x, approximate)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> paddle.Tensor:
         x, = ctx.saved_tensor()
         output = paddle.assign(grad)
         gelu_backward_(output, x, ctx.approximate)
@@ -139,14 +143,15 @@ class GeluLinear(PyLayer):
     """linear(gelu(x)); backward computes gelu(x) again, a fifth of a block's activations."""
 
     @staticmethod
-    def forward(ctx, x, approximate, weight, bias):
+    def forward(ctx: PyLayerContext, x: paddle.Tensor, approximate: bool, weight: paddle.Tensor,
+                bias: paddle.Tensor) -> paddle.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.approximate = approximate
         ctx.wanted = [wants_gradient(tensor) for tensor in (x, weight, bias)]
         return multiply_and_add(gelu(x, approximate), weight, bias)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         x, weight = ctx.saved_tensor()
         active = gelu(x, ctx.approximate).reshape([-1, x.shape[-1]])
         grad_x, grad_weight, grad_bias = linear_gradients(
@@ -172,14 +177,15 @@ def gelu_linear(plain: Callable, hidden: paddle.Tensor, form: str, linear: Any,
 
 class LayerNorm(PyLayer):
     @staticmethod
-    def forward(ctx, x, weight, bias, epsilon):
+    def forward(ctx: PyLayerContext, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor,
+                epsilon: float) -> paddle.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.epsilon = epsilon
         ctx.wanted = [wants_gradient(tensor) for tensor in (x, weight, bias)]
         return F.layer_norm(x, [x.shape[-1]], weight, bias, epsilon)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         x, weight = ctx.saved_tensor()
         grads = layer_norm_backward(make_contiguous(grad), x, weight, ctx.epsilon)
         return tuple(grad if wanted else None for grad, wanted in zip(grads, ctx.wanted))
@@ -195,7 +201,7 @@ def layer_norm(plain: Callable, x: paddle.Tensor, weight: paddle.Tensor | None,
 # Attention
 
 
-def copy_heads(source, shape, order):
+def copy_heads(source: paddle.Tensor, shape: Sequence[int], order: Sequence[int]) -> paddle.Tensor:
     """Return the tensor reshaped and transposed, in new memory."""
     array = share(source).reshape(shape).transpose(order)
     output = paddle.empty(array.shape, 'float32')
@@ -203,7 +209,7 @@ def copy_heads(source, shape, order):
     return output
 
 
-def copy_batch(target, source):
+def copy_batch(target: np.ndarray, source: np.ndarray) -> None:
     """Copy an array, some of the first axis on each core."""
     def copy(rows):
         target[rows] = source[rows]
@@ -215,7 +221,8 @@ class SplitHeads(PyLayer):
     """[B, N, 3 * H * d] -> q, k, v of [B, H, N, d] each."""
 
     @staticmethod
-    def forward(ctx, qkv, num_heads):
+    def forward(ctx: PyLayerContext, qkv: paddle.Tensor,
+                num_heads: int) -> tuple[paddle.Tensor, ...]:
         batch, num_tokens, width = qkv.shape
         ctx.shape = (batch, num_tokens, 3, num_heads, width // num_heads // 3)
         array = share(qkv).reshape(ctx.shape)
@@ -226,7 +233,7 @@ class SplitHeads(PyLayer):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: PyLayerContext, *grads: paddle.Tensor) -> paddle.Tensor:
         batch, num_tokens = ctx.shape[:2]
         output = paddle.empty([batch, num_tokens, math.prod(ctx.shape[2:])], 'float32')
         array = share(output).reshape(ctx.shape)
@@ -235,7 +242,7 @@ class SplitHeads(PyLayer):
         return output
 
 
-def merge_heads(heads):
+def merge_heads(heads: paddle.Tensor) -> paddle.Tensor:
     """[B, H, N, d] -> [B, N, H * d]."""
     batch, num_heads, num_tokens, head_size = heads.shape
     return copy_heads(heads, heads.shape, (0, 2, 1, 3)).reshape(
@@ -244,23 +251,23 @@ def merge_heads(heads):
 
 class MergeHeads(PyLayer):
     @staticmethod
-    def forward(ctx, heads):
+    def forward(ctx: PyLayerContext, heads: paddle.Tensor) -> paddle.Tensor:
         ctx.shape = heads.shape
         return merge_heads(heads)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> paddle.Tensor:
         return split_gradient(grad, ctx.shape)
 
 
-def split_gradient(grad, shape):
+def split_gradient(grad: paddle.Tensor, shape: Sequence[int]) -> paddle.Tensor:
     """[B, N, H * d] -> `shape`, [B, H, N, d]."""
     batch, num_heads, num_tokens, head_size = shape
     return copy_heads(make_contiguous(grad), (batch, num_tokens, num_heads, head_size),
                       (0, 2, 1, 3))
 
 
-def compute_probabilities(q, k):
+def compute_probabilities(q: paddle.Tensor, k: paddle.Tensor) -> paddle.Tensor:
     return softmax_(paddle.matmul(q, k, transpose_y=True))
 
 
@@ -271,14 +278,15 @@ class Attend(PyLayer):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, scale):
+    def forward(ctx: PyLayerContext, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor,
+                scale: float) -> paddle.Tensor:
         q = q * scale
         ctx.save_for_backward(q, k, v)
         ctx.scale = scale
         return merge_heads(paddle.matmul(compute_probabilities(q, k), v))
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         q, k, v = ctx.saved_tensor()
         grad = split_gradient(grad, q.shape)
         probabilities = compute_probabilities(q, k)

@@ -31,7 +31,7 @@ SIGNATURES = {
 }
 
 
-def gelu(x, approximate):
+def gelu(x: paddle.Tensor, approximate: bool) -> paddle.Tensor:
     """Return gelu(x); approximate: by tanh."""
     kernels = load_kernels()
     if kernels is None:
@@ -47,7 +47,7 @@ def gelu(x, approximate):
     return output
 
 
-def gelu_backward_(grad, x, approximate):
+def gelu_backward_(grad: paddle.Tensor, x: paddle.Tensor, approximate: bool) -> None:
     """Multiply grad, of x's size, by gelu's derivative at x, in place."""
     array, values = share(grad).reshape(-1, x.shape[-1]), share_rows(x)
     kernels = load_kernels()
@@ -63,7 +63,7 @@ def gelu_backward_(grad, x, approximate):
     run_by_rows(multiply, array)
 
 
-def softmax_(scores):
+def softmax_(scores: paddle.Tensor) -> paddle.Tensor:
     """Turn scores into their softmax over the last axis, in place; return them."""
     kernels = load_kernels()
     if kernels is None:
@@ -77,7 +77,7 @@ def softmax_(scores):
     return scores
 
 
-def softmax_backward_(grad, probabilities):
+def softmax_backward_(grad: paddle.Tensor, probabilities: paddle.Tensor) -> None:
     """Turn the gradient of softmax's outputs into that of its inputs, in place."""
     array, values = share_rows(grad), share_rows(probabilities)
     kernels = load_kernels()
@@ -92,15 +92,17 @@ def softmax_backward_(grad, probabilities):
     run_by_rows(multiply, array)
 
 
-def layer_norm_backward(grad, x, weight, epsilon):
+def layer_norm_backward(grad: paddle.Tensor, x: paddle.Tensor, weight: paddle.Tensor,
+                        epsilon: float) -> tuple[paddle.Tensor, ...]:
     """Return the gradients of LayerNorm's input, weight and bias."""
     grad_x = paddle.empty_like(x)
     arrays = [share_rows(tensor) for tensor in (grad, x, grad_x)]
+    above, values, slopes = arrays
     kernels = load_kernels()
     if kernels is None:
         products = paddle.empty_like(x)                 # of gradient and normalised input
-        _layer_norm_backward_in_numpy(*arrays[:2], share(weight), epsilon, arrays[2],
-                                    share_rows(products))
+        _layer_norm_backward_in_numpy(above, values, share(weight), epsilon, slopes,
+                                      share_rows(products))
         return grad_x, *(sum_rows(tensor.reshape([-1, x.shape[-1]]))
                          for tensor in (products, grad))
     factors, sums = share(weight), {}
@@ -114,18 +116,18 @@ def layer_norm_backward(grad, x, weight, epsilon):
 
     run_by_rows(compute, arrays[0])
     # In the order of the rows, whichever core was first: two runs give the same bits.
-    totals = np.sum([sums[start] for start in sorted(sums)], axis=0, dtype=np.float64)
+    totals = np.stack([sums[start] for start in sorted(sums)]).sum(axis=0, dtype=np.float64)
     return grad_x, *(paddle.to_tensor(total) for total in totals.astype(np.float32))
 
 
-def sum_rows(matrix):
+def sum_rows(matrix: paddle.Tensor) -> paddle.Tensor:
     """Return the sum of the rows of a matrix, as a product with ones."""
     ones = paddle.ones([1, matrix.shape[0]])
     return paddle.matmul(ones, matrix).reshape([-1])
 
 
 @functools.lru_cache(maxsize=1)
-def load_kernels():
+def load_kernels() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None with the reason in the log."""
     return compiled.load_kernels(SOURCE, 'training', SIGNATURES)
 

@@ -124,15 +124,17 @@ def compare(found: list[np.ndarray], expected: list[np.ndarray], tolerance: floa
 
 # One small example of each function's arguments, and which of their tensors have gradients.
 
+Example = tuple[list, list[paddle.Tensor]]
+
 
 class ExampleLinear:
     """A linear layer to the functions that take one, made without random numbers or names."""
 
-    def __init__(self, weight, bias):
+    def __init__(self, weight: paddle.Tensor, bias: paddle.Tensor) -> None:
         self.weight, self.bias = weight, bias
         self._forward_pre_hooks = self._forward_post_hooks = ()
 
-    def __call__(self, x):
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
@@ -142,38 +144,38 @@ class ExampleDropout:
     training, p = False, 0.0
     _forward_pre_hooks = _forward_post_hooks = ()
 
-    def __call__(self, x):
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
         return x
 
 
-def make_linear_example(dtype):
+def make_linear_example(dtype: str) -> Example:
     x, weight, bias = leaves = _make_leaves(dtype, (2, 3, 6), (6, 4), (4,))
     return [x, weight, bias], leaves
 
 
-def make_norm_example(dtype):
+def make_norm_example(dtype: str) -> Example:
     x, weight, bias = leaves = _make_leaves(dtype, (2, 3, 8), (8,), (8,))
     return [x, weight, bias, 1e-3], leaves
 
 
-def make_gelu_example(form):
+def make_gelu_example(form: str) -> Callable[[str], Example]:
     def make(dtype):
         hidden, weight, bias = leaves = _make_leaves(dtype, (2, 3, 6), (6, 4), (4,))
         return [hidden, form, ExampleLinear(weight, bias), ExampleDropout()], leaves
     return make
 
 
-def make_projection_example(dtype):
+def make_projection_example(dtype: str) -> Example:
     tokens, weight, bias = leaves = _make_leaves(dtype, (2, 3, 8), (8, 24), (24,))
     return [tokens, ExampleLinear(weight, bias), 2], leaves
 
 
-def make_attention_example(dtype):
+def make_attention_example(dtype: str) -> Example:
     leaves = _make_leaves(dtype, *[(2, 2, 3, 4)] * 3)
     return [*leaves, 0.7, ExampleDropout()], leaves
 
 
-EXAMPLES: dict[str, list[Callable[[str], tuple[list, list[paddle.Tensor]]]]] = {
+EXAMPLES: dict[str, list[Callable[[str], Example]]] = {
     'linear': [make_linear_example], 'layer_norm': [make_norm_example],
     'gelu_linear': [make_gelu_example('erf'), make_gelu_example('tanh')],
     'project_heads': [make_projection_example], 'attention': [make_attention_example]}

@@ -41,7 +41,7 @@ def explain_lost_rank() -> Iterator[None]:
                        f'({str(error).strip().splitlines()[-1]})') from None
 
 
-def gather_over_ranks(values: Sequence[float]) -> np.ndarray:
+def gather_over_ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return every rank's numbers: float64 array [world size, len(values)]."""
     array = np.ascontiguousarray(values, dtype='float64')
     if get_world_size() == 1:

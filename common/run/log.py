@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from logging.handlers import MemoryHandler
+from typing import Any
 
 from tqdm import tqdm
 from yacs.config import CfgNode
@@ -78,7 +79,7 @@ class _FileHandler(logging.Handler):
         super().close()
 
 
-def start_logging(folder=None, quiet=False):
+def start_logging(folder: str | None = None, quiet: bool = False) -> None:
     """Send the project's log to the terminal, and to `folder`/log.txt.
 
     quiet: only warnings and errors (the ranks above 0, which have no folder). What is
@@ -91,7 +92,7 @@ def start_logging(folder=None, quiet=False):
         handler.close()
     logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    handlers = [_TerminalHandler()]
+    handlers: list[logging.Handler] = [_TerminalHandler()]
     if folder is None:
         handlers.append(MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1))
     else:
@@ -104,7 +105,7 @@ def start_logging(folder=None, quiet=False):
             handlers[-1].handle(record)
 
 
-def make_run_folder(config):
+def make_run_folder(config: CfgNode) -> str:
     """Create <SAVE>/<train|eval>-YYYYMMDD-HH-MM-SS (with a number if taken); return its path."""
     kind = 'eval' if config.EVAL else 'train'
     name = os.path.join(config.SAVE, f'{kind}-{time.strftime("%Y%m%d-%H-%M-%S")}')
@@ -122,7 +123,7 @@ def make_run_folder(config):
     raise UserError(f'Cannot make a run folder {name} in {config.SAVE}.')
 
 
-def discard_run_folder(folder):
+def discard_run_folder(folder: str) -> None:
     """Remove the folder of a run that ended before it had results: a log and a config only."""
     if set(os.listdir(folder)) <= {'log.txt', 'config.yaml', 'run.lock'}:
         start_logging()                     # closes log.txt
@@ -157,13 +158,13 @@ class RunLog:
                 open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
             file.write(settings)
 
-    def measure_metrics(self):
+    def measure_metrics(self) -> int | None:
         """Return the size of metrics.jsonl in bytes, 0 where there is none; None on other ranks."""
         if self.folder is None:
             return None
         return os.path.getsize(self.metrics_path) if os.path.exists(self.metrics_path) else 0
 
-    def cut_metrics(self, size, update):
+    def cut_metrics(self, size: int | None, update: int) -> None:
         """Drop the lines of metrics.jsonl that a run which continues will write again.
 
         size: bytes that were on record at its checkpoint; None, in a checkpoint that does not
@@ -179,7 +180,7 @@ class RunLog:
                 whole_lines = file.read(size).rfind(b'\n') + 1
                 file.truncate(whole_lines)
 
-    def write_metrics(self, event, **values):
+    def write_metrics(self, event: str, **values: Any) -> None:
         """Append one JSON object to metrics.jsonl; numbers go to VisualDL as well."""
         if self.folder is None:
             return
@@ -199,7 +200,7 @@ class RunLog:
             if key not in ('update', 'epoch') and isinstance(value, (int, float)):
                 self.scalars.add_scalar(f'{name}/{key}', value, values.get('update', 0))
 
-    def start_bar(self, total, initial=0, unit='update', text=''):
+    def start_bar(self, total: int, initial: int = 0, unit: str = 'update', text: str = '') -> None:
         """Show a progress bar where the output is a terminal."""
         self.close_bar()
         if self.folder is None or BAR in self.failed:
@@ -209,7 +210,7 @@ class RunLog:
                 self.bar = tqdm(total=total, initial=initial, desc=text, leave=False,
                                 dynamic_ncols=True, bar_format=_BAR_FORMAT.format(unit=unit))
 
-    def advance_bar(self, **values):
+    def advance_bar(self, **values: Any) -> None:
         """Move the bar on by one, and show the values behind it."""
         if self.bar is None:
             return
@@ -220,7 +221,7 @@ class RunLog:
         if BAR in self.failed:
             self.close_bar()
 
-    def close_bar(self):
+    def close_bar(self) -> None:
         """Take the bar away."""
         bar, self.bar = self.bar, None
         if bar is not None:
@@ -228,7 +229,7 @@ class RunLog:
                 bar.close()
             bar.disable = True              # or it is closed again when it is forgotten
 
-    def close(self):
+    def close(self) -> None:
         """Take the bar away and write out what VisualDL holds back."""
         self.close_bar()
         if self.scalars is not None:
@@ -261,7 +262,7 @@ def _open_visualdl(folder):
     return LogWriter(logdir=folder)
 
 
-def format_duration(seconds):
+def format_duration(seconds: float) -> str:
     """Return "1:02:03" or "2:03" for a number of seconds."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)

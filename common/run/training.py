@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+from yacs.config import CfgNode
 
 from common.checkpoints.content import read_checkpoint, restore
 from common.checkpoints.saver import Saver, read_save_options
@@ -143,7 +144,7 @@ def describe_run(job: 'Job') -> dict:
             'preprocessing': read_preprocessing(config).as_record()}
 
 
-def resume(state: TrainState, checkpoint: dict, plan: Plan, config) -> None:
+def resume(state: TrainState, checkpoint: dict, plan: Plan, config: CfgNode) -> None:
     """Continue from a checkpoint: weights, optimizer, EMA, scaler, position and best metric.
 
     checkpoint: see content.read_checkpoint.
@@ -180,7 +181,7 @@ def resume(state: TrainState, checkpoint: dict, plan: Plan, config) -> None:
                     state.update, epochs)
 
 
-def settle_end(state: TrainState, plan: Plan, config) -> bool:
+def settle_end(state: TrainState, plan: Plan, config: CfgNode) -> bool:
     """Return whether nothing is left to train, by the plan or because the run was stopped early.
 
     Of a run that may go on, because its options are other ones, the state no longer says that it

@@ -3,6 +3,8 @@
 import csv
 import logging
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -11,6 +13,9 @@ from PIL import Image, ImageDraw
 from common.machine.distributed import gather_over_ranks
 from common.run.side_matter import go_on
 from common.training.losses import compute_log_softmax
+
+if TYPE_CHECKING:
+    from common.data.datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +37,7 @@ class Predictions:
     def __init__(self):
         self.columns = []                   # [B, 5] float64 tensors on the device
 
-    def add(self, logits, labels, indices):
+    def add(self, logits: paddle.Tensor, labels: paddle.Tensor, indices: paddle.Tensor) -> None:
         """Take in a batch. logits: float32 [B, C]. labels, indices: int64 [B]."""
         log_probs = compute_log_softmax(logits)
         predicted = logits.argmax(axis=1)
@@ -42,7 +47,7 @@ class Predictions:
             paddle.stack([indices, labels, predicted], axis=1).astype('float64'),
             paddle.exp(log_probs).astype('float64')], axis=1))
 
-    def gather(self):
+    def gather(self) -> np.ndarray:
         """Return all ranks' samples by index: float64 [N, 5].
 
         Columns: index, label, predicted class, its probability, the label's probability.
@@ -56,13 +61,13 @@ class Predictions:
         return samples[np.argsort(samples[:, 0], kind='stable')]
 
 
-def count_confusion(labels, predicted, num_classes):
+def count_confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Return int64 [C, C]: rows are the true classes, columns the predicted ones."""
     cells = labels.astype('int64') * num_classes + predicted.astype('int64')
     return np.bincount(cells, minlength=num_classes ** 2).reshape(num_classes, num_classes)
 
 
-def write_report(folder, samples, dataset, num_classes):
+def write_report(folder: str, samples: np.ndarray, dataset: 'Dataset', num_classes: int) -> None:
     """Write per_class.csv, mistakes.csv and, up to 1000 classes, confusion.csv.
 
     Up to 100 classes also confusion.png. folder: the run folder. samples: see
@@ -98,7 +103,7 @@ def write_report(folder, samples, dataset, num_classes):
                 ', '.join(f'{names[number]} {accuracy[number]:.1f} %' for number in worst))
 
 
-def draw_confusion(confusion, names):
+def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     """Return a confusion matrix as an image: darker is a larger share of the true class.
 
     confusion: int [C, C]. names: C texts. Counts stand in the cells; errors are red.

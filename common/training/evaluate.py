@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,11 @@ import paddle
 
 from common.errors import Interrupted
 from common.machine.distributed import gather_over_ranks
+from common.training.confusion import Predictions
 from common.training.losses import per_sample_cross_entropy
+from common.training.precision import Precision
+
+Batch = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]      # images, labels, indices
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,10 @@ class EvalResult:
 
 
 @paddle.no_grad()
-def evaluate(model, batches, preprocess, precision, on_batch=None, predictions=None,
-             get_signal=lambda: 0):
+def evaluate(model: paddle.nn.Layer, batches: Iterable[Batch],
+             preprocess: Callable[[paddle.Tensor], paddle.Tensor], precision: Precision,
+             on_batch: Callable[[], None] | None = None, predictions: Predictions | None = None,
+             get_signal: Callable[[], int] = lambda: 0) -> EvalResult:
     """Return the EvalResult of a model over the batches of all processes.
 
     batches: this process's share, uint8 images [B, H, W, 3] and int64 labels [B].

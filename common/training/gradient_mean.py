@@ -9,6 +9,7 @@ import logging
 import mmap
 import os
 import stat
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import paddle
@@ -37,7 +38,7 @@ class GradientMean:
     having gradients. shared: False leaves everything to Gloo.
     """
 
-    def __init__(self, parameters, shared=True):
+    def __init__(self, parameters: Sequence[paddle.Tensor], shared: bool = True) -> None:
         self.parameters = parameters
         self.slots = None
         if get_world_size() == 1:
@@ -48,7 +49,7 @@ class GradientMean:
                     'through Gloo' if self.slots is None else 'in shared memory')
 
     @paddle.no_grad()
-    def __call__(self):
+    def __call__(self) -> None:
         if get_world_size() == 1:
             return
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -60,12 +61,12 @@ class GradientMean:
                 average_through_gloo(gradients)
 
 
-def fits(gradient):
+def fits(gradient: paddle.Tensor) -> bool:
     return (gradient.dtype == paddle.float32 and gradient.is_contiguous()
             and gradient.place.is_cpu_place())
 
 
-def average_through_gloo(gradients):
+def average_through_gloo(gradients: Sequence[paddle.Tensor]) -> None:
     for gradient in gradients:
         dist.all_reduce(gradient)
         gradient.scale_(1 / get_world_size())
@@ -128,7 +129,7 @@ def open_memory(path: str, size: int, token: bytes) -> mmap.mmap | None:
     return None
 
 
-def average_in_slots(arrays, slots):
+def average_in_slots(arrays: Sequence[np.ndarray], slots: np.ndarray) -> None:
     """Replace flat float32 arrays by their means over ranks, bit-identical on all of them.
 
     Two slots take turns, so that one wait a chunk is enough: a rank that writes to a slot
@@ -155,7 +156,7 @@ def average_in_slots(arrays, slots):
     wait_for_all()          # the next call begins with the first slot again
 
 
-def split(arrays, size):
+def split(arrays: Sequence[np.ndarray], size: int) -> Iterator[list[tuple[int, np.ndarray]]]:
     """Yield lists of (start, part of an array) that lie behind one another within `size`."""
     pieces, start = [], 0
     for array in arrays:

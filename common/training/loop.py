@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
@@ -155,7 +155,7 @@ def train(setup: TrainSetup, state: TrainState) -> None:
                            'images/s': f'{meter.images_per_second:.1f}'}
                 if reports:
                     report(setup, state, learning_rate)
-                save_due = save_due or minutes_due or signal_number
+                save_due = bool(save_due or minutes_due or signal_number)
                 if ends_epoch:
                     watchdog.feed('ending an epoch')
                     finish_epoch(setup, state, learning_rate, save_due, signal_number)
@@ -263,7 +263,7 @@ def report(setup: TrainSetup, state: TrainState, learning_rate: float) -> None:
     meter.start_clock()
 
 
-def stop_for_bad_loss(setup: TrainSetup, update: int, batches) -> NoReturn:
+def stop_for_bad_loss(setup: TrainSetup, update: int, batches: Sequence | None) -> NoReturn:
     """Raise RunError for a loss or gradient norm that is not finite."""
     saved = ''
     if batches and setup.folder:

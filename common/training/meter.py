@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 import paddle
@@ -44,13 +45,14 @@ class Meter:
         """Throughput of all ranks since the clock was started."""
         return self.images / self.seconds
 
-    def add(self, update, loss, grad_norm, images):
+    def add(self, update: int, loss: paddle.Tensor, grad_norm: paddle.Tensor, images: int) -> None:
         """Take in one update: loss (mean over its images) and gradient norm are scalars."""
         self.pending.append((update, loss, grad_norm))
         self.images += images
         self.updates += 1
 
-    def read(self, scales, stop_signal=0, save_due=False):
+    def read(self, scales: bool, stop_signal: int = 0,
+             save_due: bool = False) -> tuple[int | None, int, bool]:
         """Fetch what is pending, and agree with the other ranks.
 
         scales: gradients may overflow under loss scaling, which skips the update.
@@ -101,11 +103,11 @@ class Meter:
         self.sums[name] = [0.0, 0]
         return mean
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {'report': list(self.sums['report']), 'epoch': list(self.sums['epoch']),
                 'overflows': self.overflows}
 
-    def set_state_dict(self, state):
+    def set_state_dict(self, state: dict[str, Any]) -> None:
         self.sums = {name: list(state[name]) for name in ('report', 'epoch')}
         self.overflows = state['overflows']
 

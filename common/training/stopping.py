@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 from common.machine.distributed import is_launched
 
@@ -20,7 +21,7 @@ class StopRequest:
     the first. Use as a context manager around all that must not be cut short.
     """
 
-    def __init__(self, signals=SIGNALS):
+    def __init__(self, signals: Sequence[str] = SIGNALS) -> None:
         self.signals = signals              # names
         self.number = 0                     # of the signal; 0: none yet
         self.received = 0.0                 # when
@@ -56,9 +57,9 @@ class Watchdog:
     from Python; the process prints where it hangs and exits with code 1. limit 0: off.
     """
 
-    def __init__(self, limit):
+    def __init__(self, limit: float) -> None:
         self.limit = limit
-        self.describe = None                # returns details for the message
+        self.describe: Callable[[], str] | None = None      # returns details for the message
         self.last = time.monotonic()
         self.doing = 'starting'
         self.closed = None                  # an Event while there is a thread that watches
@@ -74,7 +75,7 @@ class Watchdog:
         if self.closed is not None:
             self.closed.set()
 
-    def feed(self, doing, describe=None):
+    def feed(self, doing: str, describe: Callable[[], str] | None = None) -> None:
         """Say that work goes on, and what is done next. describe: () -> details of it."""
         self.last = time.monotonic()
         self.doing = doing
