@@ -5,6 +5,7 @@ the model nor its output changes. Shapes: B images, L layers, H heads, T tokens 
 class token first, where there is one), N tokens of the image.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,9 +22,9 @@ class TokenModule(NamedTuple):
     """
 
     name: str
-    layer: Any
-    weights: Any
-    grid: tuple
+    layer: paddle.nn.Layer
+    weights: Callable[[paddle.Tensor], paddle.Tensor]
+    grid: tuple[int, int]
 
 
 @dataclass
@@ -41,14 +42,15 @@ class Attention:
     logits: np.ndarray
     layers: np.ndarray
     prefix: int
-    grid: tuple
-    reader: list
-    stem: dict = field(default_factory=dict)
+    grid: tuple[int, int]
+    reader: list[int]
+    stem: dict[str, tuple[np.ndarray, tuple[int, int]]] = field(default_factory=dict)
     shares: np.ndarray | None = None
 
 
 @paddle.no_grad()
-def record_attention(model, images, token_modules=()):
+def record_attention(model: Any, images: np.ndarray,
+                     token_modules: Sequence[TokenModule] = ()) -> Attention:
     """Run a model on images [B, 3, S, S] and return its Attention.
 
     model: has `blocks`, each with `attn.attn_dropout`, whose input are the probabilities, and
@@ -93,7 +95,7 @@ def record_attention(model, images, token_modules=()):
                      shares=shares[0] if shares else None)
 
 
-def roll_out(layers):
+def roll_out(layers: np.ndarray) -> np.ndarray:
     """Attention rollout (Abnar and Zuidema, 2020, Sec. 3): which inputs reach a token.
 
     layers: [L, B, H, T, T]. Heads are averaged, the identity is added for the residual
@@ -109,7 +111,8 @@ def roll_out(layers):
     return np.stack(products).astype('float32')
 
 
-def make_map(weights, tokens, prefix, grid, shares=None):
+def make_map(weights: np.ndarray, tokens: Sequence[int] | np.ndarray, prefix: int,
+             grid: Sequence[int], shares: np.ndarray | None = None) -> np.ndarray:
     """Return how much `tokens` attend to each place of the image: [..., rows, columns].
 
     weights: [..., T, T]. tokens: indices, whose rows are averaged; shares: by how much each

@@ -13,9 +13,10 @@ from common.deploy import engine as engines
 from common.deploy.attention import record_attention
 from common.deploy.drawing import overlay
 from common.deploy.ranking import rank_classes
-from common.deploy.trained import add_model_flags, load_trained
+from common.deploy.trained import Trained, add_model_flags, load_trained
 from common.deploy.visualize import View
 from common.errors import UserError, report_errors
+from common.project import Project
 from common.run.log import start_logging
 
 SHOWN = 480                     # pixels a side of the overlay
@@ -33,7 +34,7 @@ EXAMPLES = """examples:
 """
 
 
-def main(project, argv=None):
+def main(project: Project, argv: list[str] | None = None) -> int:
     """Serve the page until it is interrupted; return the exit code.
 
     project: common.project.Project. argv: arguments without the script's name; None: sys.argv's.
@@ -54,7 +55,7 @@ def _run(project, argv):
                         'or not allowed. -port=N takes another.') from None
 
 
-def build_page(trained):
+def build_page(trained: Trained) -> Any:
     """Return the page of a Trained model, a gradio.Blocks."""
     import gradio
 
@@ -145,7 +146,8 @@ def read_upload(path: str | None) -> Image.Image | None:
         raise UserError(str(error).removeprefix(f'{show_path(path)}: ').capitalize()) from None
 
 
-def analyse(trained, image, source, layer):
+def analyse(trained: Trained, image: Image.Image | None, source: str,
+            layer: int) -> tuple[dict[str, float] | None, Image.Image | None]:
     """Return ({class name: probability}, overlay) of a PIL RGB image; (None, None) of None.
 
     source: "rollout" (up to the layer) or "mean of heads" (of the layer). layer: from 1.

@@ -1,7 +1,8 @@
 """Pictures with labels, maps over pictures, and figures made of panels: Pillow only."""
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -17,35 +18,37 @@ WIDE_FONTS = ('NotoSansCJK-Regular.ttc', 'NotoSansCJKsc-Regular.otf', 'wqy-micro
               'wqy-zenhei.ttc', 'DroidSansFallbackFull.ttf', 'msyh.ttc', 'simsun.ttc',
               'PingFang.ttc', 'STHeiti Light.ttc')
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 class Panel(NamedTuple):
     """A picture of a figure, with a title of one line. image: PIL RGB, any size."""
 
     title: str
-    image: Any
+    image: Image.Image
 
 
-def colour_heat(values):
+def colour_heat(values: np.ndarray) -> np.ndarray:
     """Return uint8 RGB [..., 3] of values from 0 to 1."""
     places = np.linspace(0, 1, len(HEAT_COLOURS))
     channels = [np.interp(values, places, channel) for channel in HEAT_COLOURS.T]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def enlarge(weights, size):
+def enlarge(weights: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Up-sample a map [rows, columns] bilinearly to `size` (width, height): float32 array."""
     image = Image.fromarray(np.asarray(weights, np.float32))
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
 
 
-def overlay(image, weights, opacity=0.6):
+def overlay(image: Image.Image, weights: np.ndarray, opacity: float = 0.6) -> Image.Image:
     """Return a PIL RGB image with a map over it, whose highest value is the lightest colour."""
     heat = enlarge(weights, image.size)
     heat = np.clip(heat / max(float(heat.max()), 1e-12), 0, 1)
     return Image.blend(image, Image.fromarray(colour_heat(heat)), opacity)
 
 
-def make_figure(rows, panel_size):
+def make_figure(rows: Sequence[Sequence[Panel]], panel_size: int) -> Image.Image:
     """Return one PIL image of rows of Panel, each `panel_size` pixels a side."""
     title_height = 18
     columns = max(len(row) for row in rows)
@@ -63,7 +66,7 @@ def make_figure(rows, panel_size):
     return figure
 
 
-def draw_text_panel(lines, size):
+def draw_text_panel(lines: Sequence[str], size: int) -> Image.Image:
     """Return a square PIL image with lines of text."""
     image = Image.new('RGB', (size, size), (244, 244, 244))
     draw = ImageDraw.Draw(image)
@@ -72,7 +75,7 @@ def draw_text_panel(lines, size):
     return image
 
 
-def draw_labels(image, lines):
+def draw_labels(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     """Return a copy of a PIL RGB image with lines of text on a band below it."""
     size = max(12, min(image.size) // 24)
     width = max(image.width, 160)
@@ -86,7 +89,8 @@ def draw_labels(image, lines):
     return result
 
 
-def write_line(draw, position, text, size, width):
+def write_line(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, size: int,
+               width: int) -> None:
     """Draw a line of text, cut off with "..." where it is wider than `width` pixels."""
     font, text = choose_font(' '.join(text.split()), size)
     if draw.textlength(text, font=font) > width:
@@ -96,7 +100,7 @@ def write_line(draw, position, text, size, width):
     draw.text(position, text, fill=INK, font=font)
 
 
-def choose_font(text, size):
+def choose_font(text: str, size: int) -> tuple[Font, str]:
     """Return (font, text); letters that no font here has are replaced by "?"."""
     if text.isascii():
         return _load_default(size), text

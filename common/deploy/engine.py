@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,23 +39,26 @@ TRIAL_TIMEOUT = 600                 # seconds
 TRIAL_BATCH = 8
 CHOICES_FILE = 'engines.json'       # what "auto" has found, beside the model
 
+Run = Callable[[np.ndarray], np.ndarray]            # images -> logits
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class Engine:
     """Calls like a model: images float32 [B, 3, S, S] -> logits float32 [B, classes]."""
 
-    def __init__(self, name, precision, run, num_classes, is_recorded=True):
+    def __init__(self, name: str, precision: str, run: Run, num_classes: int,
+                 is_recorded: bool = True) -> None:
         self.is_recorded = is_recorded
         self.name = name
         self.precision = precision
         self.num_classes = num_classes
         self._run = run
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         return self._run(np.ascontiguousarray(images, dtype=np.float32))
 
-    def describe(self):
+    def describe(self) -> str:
         """Return a line for the log, and another for a folder of an older version."""
         line = f'Engine: {self.name}, {self.precision}, {count_cores()} threads'
         return line if self.is_recorded else (
@@ -65,11 +69,11 @@ class Engine:
 class Trial(NamedTuple):
     """How an engine did: images a second, or None and the reason."""
 
-    images_per_second: Any
+    images_per_second: float | None
     problem: str
 
 
-def load_engine(folder, engine='auto', precision='float32'):
+def load_engine(folder: str, engine: str = 'auto', precision: str = 'float32') -> Engine:
     """Return the Engine that runs the exported model in a folder.
 
     engine: one of ENGINES, or "auto", the fastest here. precision: of the arithmetic;
@@ -120,7 +124,7 @@ def check_folder(folder: str) -> bool:
     return is_recorded
 
 
-def choose_engine(folder, precision):
+def choose_engine(folder: str, precision: str) -> str:
     """Return the name of the fastest engine that computes the right logits on this machine."""
     path = os.path.join(folder, CHOICES_FILE)
     key = f'{describe_machine()}, {precision}'
@@ -142,12 +146,12 @@ def choose_engine(folder, precision):
     return choices[key]
 
 
-def list_engines(folder, precision):
+def list_engines(folder: str, precision: str) -> list[str]:
     """Return the names of the engines that could run the folder's model here."""
     return [name for name in ENGINES if not find_obstacle(folder, name, precision)]
 
 
-def find_obstacle(folder, engine, precision):
+def find_obstacle(folder: str, engine: str, precision: str) -> str:
     """Return why an engine cannot run the folder's model, '' if nothing is in the way."""
     if precision == 'bfloat16' and engine != 'onednn':
         return 'bfloat16 is computed by -engine=onednn alone.'
@@ -170,7 +174,7 @@ def find_obstacle(folder, engine, precision):
     return ''
 
 
-def try_engine(folder, engine, precision, batch_size=TRIAL_BATCH):
+def try_engine(folder: str, engine: str, precision: str, batch_size: int = TRIAL_BATCH) -> Trial:
     """Run an engine in a process of its own; return the Trial."""
     with tempfile.TemporaryDirectory() as scratch:
         result = os.path.join(scratch, 'result.json')
@@ -193,7 +197,7 @@ def try_engine(folder, engine, precision, batch_size=TRIAL_BATCH):
             return Trial(None, f'it crashed ({how}). {lines[-1][:300] if lines else ""}'.rstrip())
 
 
-def run_trial(folder, engine, precision, batch_size):
+def run_trial(folder: str, engine: str, precision: str, batch_size: int) -> Trial:
     """Run an engine in this process; return the Trial. This is what try_engine's process does."""
     expected, image_size = read_check(folder)
     images = make_check_images(image_size)
@@ -211,7 +215,7 @@ def run_trial(folder, engine, precision, batch_size):
     return Trial(batch_size / min(times), '')
 
 
-def compare_logits(logits, expected, tolerance):
+def compare_logits(logits: np.ndarray, expected: np.ndarray, tolerance: float) -> str:
     """Return what is wrong with logits, '' if they are within tolerance * max |logit|."""
     if logits.shape != expected.shape:
         return f'it gave the shape {list(logits.shape)}, not {list(expected.shape)}.'
@@ -221,18 +225,18 @@ def compare_logits(logits, expected, tolerance):
     return ''
 
 
-def make_check_images(image_size):
+def make_check_images(image_size: int) -> np.ndarray:
     """Return the images whose logits the export records: float32 [4, 3, S, S], normal."""
     generator = np.random.Generator(np.random.PCG64(0))
     return generator.standard_normal((CHECK_IMAGES, 3, image_size, image_size), dtype=np.float32)
 
 
-def write_check(folder, logits, image_size):
+def write_check(folder: str, logits: np.ndarray, image_size: int) -> None:
     """Record the dynamic model's logits for make_check_images."""
     np.savez(os.path.join(folder, CHECK_FILE), logits=logits, image_size=image_size)
 
 
-def read_check(folder):
+def read_check(folder: str) -> tuple[np.ndarray, int]:
     """Return (logits [4, classes], image_size) as write_check recorded them."""
     path = os.path.join(folder, CHECK_FILE)
     try:
@@ -256,7 +260,7 @@ def read_check(folder):
         raise UserError(f'{path} is damaged ({error}); export the model again.') from None
 
 
-def find_program(folder):
+def find_program(folder: str) -> str | None:
     """Return the path of the Paddle program that the installed Paddle reads, None if none is."""
     tune_cpu()
     import paddle
@@ -265,12 +269,12 @@ def find_program(folder):
                  if os.path.isfile(_path(folder, ending))), None)
 
 
-def find_onnx(folder):
+def find_onnx(folder: str) -> str:
     """Return the path that the ONNX model has."""
     return _path(folder, '.onnx')
 
 
-def open_paddle(folder, precision, prepare):
+def open_paddle(folder: str, precision: str, prepare: Callable[[Any, str], None]) -> Run:
     """Return run(images) -> logits of paddle.inference. prepare: given the Config."""
     tune_cpu()
     from paddle import inference
@@ -305,24 +309,24 @@ def _first_line(error):
     return (lines or [type(error).__name__])[-1][:200]
 
 
-def use_plain(config, precision):
+def use_plain(config: Any, precision: str) -> None:
     config.disable_mkldnn()
 
 
-def use_onednn(config, precision):
+def use_onednn(config: Any, precision: str) -> None:
     config.enable_mkldnn()
     config.set_mkldnn_cache_capacity(16)    # batch sizes that it is prepared for
     if precision == 'bfloat16':
         config.enable_mkldnn_bfloat16()
 
 
-def use_openvino(config, precision):
+def use_openvino(config: Any, precision: str) -> None:
     from paddle import inference
     use_onednn(config, precision)           # for what OpenVINO leaves to Paddle
     config.enable_openvino_engine(inference.PrecisionType.Float32)
 
 
-def open_onnx(folder, precision):
+def open_onnx(folder: str, precision: str) -> Run:
     """Return run(images) -> logits of ONNX Runtime."""
     import onnxruntime
     check_onnx(find_onnx(folder))
@@ -343,19 +347,19 @@ OPENERS = {
 }
 
 
-def is_installed(module):
+def is_installed(module: str) -> bool:
     """Tell whether a module can be imported, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
-def describe_machine():
+def describe_machine() -> str:
     """Return what the choice of an engine depends on beside the model, as text."""
     tune_cpu()
     import paddle
     return f'{read_cpu_name()}, {count_cores()} cores, Paddle {paddle.__version__}'
 
 
-def read_cpu_name():
+def read_cpu_name() -> str:
     """Return the processor's name."""
     try:
         with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
@@ -378,7 +382,7 @@ def _path(folder, ending):
     return os.path.join(folder, MODEL_NAME + ending)
 
 
-def main():
+def main() -> None:
     folder, engine, precision, batch_size, result = sys.argv[1:]
     try:
         trial = run_trial(folder, engine, precision, int(batch_size))

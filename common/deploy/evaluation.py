@@ -4,6 +4,7 @@ import logging
 import tempfile
 
 import paddle
+from yacs.config import CfgNode
 
 from common.deploy import engine as engines
 from common.deploy.export import save_program
@@ -21,17 +22,18 @@ class EngineModel:
 
     training = False
 
-    def __init__(self, engine):
+    def __init__(self, engine: engines.Engine) -> None:
         self.engine = engine
 
-    def __call__(self, images):
+    def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
         return paddle.to_tensor(self.engine(images.numpy()))
 
-    def eval(self):
+    def eval(self) -> None:
         """An engine does nothing else."""
 
 
-def choose_evaluator(model, config, num_images):
+def choose_evaluator(model: paddle.nn.Layer, config: CfgNode,
+                     num_images: int) -> paddle.nn.Layer | EngineModel:
     """Return what evaluates a model on the CPU: an EngineModel, or the model itself.
 
     EVAL_ENGINE "auto": the fastest engine that gives the model's logits, where there are
@@ -53,7 +55,7 @@ def choose_evaluator(model, config, num_images):
     return EngineModel(engine)
 
 
-def open_engine(model, image_size, name):
+def open_engine(model: paddle.nn.Layer, image_size: int, name: str) -> engines.Engine:
     """Return the Engine for a model, by way of files that are gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         model.eval()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import paddle
@@ -24,9 +25,10 @@ from common.deploy import engine as engines
 from common.deploy.predict import make_dynamic_predictor
 from common.deploy.preprocessing import write_preprocessing
 from common.deploy.program import write_record
-from common.deploy.trained import add_model_flags, load_trained
+from common.deploy.trained import Trained, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
 from common.kernels import installed
+from common.project import Project
 from common.run.log import start_logging
 
 FORMATS = ('paddle', 'onnx')
@@ -43,7 +45,7 @@ EXAMPLES = """examples:
 logger = logging.getLogger(__name__)
 
 
-def main(project, argv=None):
+def main(project: Project, argv: list[str] | None = None) -> int:
     """Export a trained model; return the exit code.
 
     project: common.project.Project. argv: arguments without the script's name; None: sys.argv's.
@@ -59,7 +61,8 @@ def _run(project, argv):
     export_model(load_trained(project, arguments), arguments.output, formats)
 
 
-def export_model(trained, folder, formats=('paddle',)):
+def export_model(trained: Trained, folder: str,
+                 formats: Sequence[str] = ('paddle',)) -> dict[str, float]:
     """Write a Trained model into a folder; return {format: error relative to max |logit|}.
 
     formats: of FORMATS; "onnx" needs paddle2onnx and, to be verified, ONNX Runtime.
@@ -95,7 +98,7 @@ def export_model(trained, folder, formats=('paddle',)):
     return {name: errors[name] for name in formats}
 
 
-def save_program(model, image_size, folder):
+def save_program(model: paddle.nn.Layer, image_size: int, folder: str) -> None:
     """Write the Paddle program and its weights: images [any, 3, S, S] -> logits."""
     spec = [paddle.static.InputSpec([None, 3, image_size, image_size], 'float32', 'images')]
     with warnings.catch_warnings(), installed(model, 'separate'), legacy_linear():
@@ -106,7 +109,7 @@ def save_program(model, image_size, folder):
 
 
 @contextlib.contextmanager
-def legacy_linear():
+def legacy_linear() -> Iterator[None]:
     """Save linear layers as products and sums: a GPU build of Paddle 3.3 would fuse them.
 
     Nothing but that build has a reader for what it fuses them to.
@@ -124,7 +127,7 @@ def legacy_linear():
         paddle.set_flags(before)
 
 
-def convert_to_onnx(folder):
+def convert_to_onnx(folder: str) -> None:
     """Write model.onnx from the Paddle program."""
     target = engines.find_onnx(folder)
     # In a process of its own, because what goes wrong in there ends it. 2.x would fetch and
@@ -146,7 +149,7 @@ def convert_to_onnx(folder):
                        f'{lines[-1][:300] if lines else "no message"}')
 
 
-def verify(name, folder, images, expected):
+def verify(name: str, folder: str, images: np.ndarray, expected: np.ndarray) -> float:
     """Return a format's greatest error relative to max |logit|. Raises RunError if too large."""
     run = engines.OPENERS['plain' if name == 'paddle' else 'onnxruntime'](folder, 'float32')
     largest = 0.0
@@ -161,7 +164,7 @@ def verify(name, folder, images, expected):
     return largest / float(np.abs(expected).max())
 
 
-def parse_formats(text):
+def parse_formats(text: str) -> list[str]:
     """Return the formats in "paddle,onnx". Raises UserError for an unknown one."""
     names = [name for name in text.split(',') if name]
     for name in names:
@@ -172,7 +175,7 @@ def parse_formats(text):
     return names
 
 
-def check_packages(formats):
+def check_packages(formats: Iterable[str]) -> None:
     """Raise UserError for an optional package that a format needs and that is missing."""
     if set(formats) <= {'paddle'}:
         return

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Picture(NamedTuple):
         return read_image(self.path) if self.reader is None else self.reader.read_image(self.row)
 
 
-def find_pictures(arguments, lines):
+def find_pictures(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[Picture]:
     """Yield the Picture of every argument, in order; nothing is read ahead.
 
     arguments: files, folders and .zip and .tar files (searched through), globs, and "-" for
@@ -93,7 +93,7 @@ class OutputNames:
         self.taken = set()
         self.inputs = inputs
 
-    def make(self, name, extension):
+    def make(self, name: str, extension: str) -> str:
         """Return <folder>/<name><extension>, numbered if it is taken; its folder is made."""
         name = os.path.join(*(part for part in name.split(os.sep) if part not in ('', '.', '..')))
         path = os.path.join(self.folder, name + extension)

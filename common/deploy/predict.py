@@ -13,15 +13,20 @@ import os
 import signal
 import sys
 from collections import deque
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, TextIO
 
 import paddle
+from PIL import Image
 from tqdm import tqdm
 
 from common.cli import FlagParser
 from common.data.classes import read_class_names, rename_classes
 from common.data.images import ImageError, show_path
+from common.data.preprocessing import Preprocessing
 from common.deploy import engine as engines
 from common.deploy.drawing import draw_labels
 from common.deploy.pictures import (
@@ -32,10 +37,11 @@ from common.deploy.pictures import (
     list_inputs,
 )
 from common.deploy.preprocessing import check_class_names, load_preprocessing
-from common.deploy.ranking import format_share, rank_classes
+from common.deploy.ranking import Ranking, format_share, rank_classes
 from common.deploy.trained import FLAGS, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
 from common.machine.environment import count_cores
+from common.project import Project
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +59,11 @@ class Reading(NamedTuple):
     """A picture that was read: `crop` for the model (PIL), or None and the error."""
 
     picture: Picture
-    crop: Any
-    error: Any
+    crop: Image.Image | None
+    error: str | None
 
 
-def main(project, argv=None):
+def main(project: Project, argv: list[str] | None = None) -> int:
     """Predict the classes of pictures; return the exit code, 1 if some could not be read.
 
     project: common.project.Project. argv: arguments without the script's name; None: sys.argv's.
@@ -86,7 +92,7 @@ def _run(project, argv):
     return 0
 
 
-def log_to_stderr():
+def log_to_stderr() -> None:
     """Send the project's log to the standard error: the output is for predictions."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -95,7 +101,7 @@ def log_to_stderr():
     logger.setLevel(logging.INFO)
 
 
-def load_predictor(project, arguments):
+def load_predictor(project: Project, arguments: Any) -> tuple[Preprocessing, engines.Run]:
     """Return (Preprocessing, callable: float32 [B, 3, S, S] -> logits [B, classes])."""
     if not arguments.model:
         for name, default in (('engine', 'auto'), ('precision', 'float32')):
@@ -123,7 +129,7 @@ def load_predictor(project, arguments):
     return preprocessing.replace_names(names), predict
 
 
-def make_dynamic_predictor(model):
+def make_dynamic_predictor(model: paddle.nn.Layer) -> engines.Run:
     """Return a callable, images float32 [B, 3, S, S] -> logits [B, classes], of a Paddle model."""
     @paddle.no_grad()
     def predict(images):
@@ -131,8 +137,9 @@ def make_dynamic_predictor(model):
     return predict
 
 
-def write_predictions(pictures, preprocessing, predict, file, arguments, total=None,
-                      inputs=frozenset()):
+def write_predictions(pictures: Iterable[Picture], preprocessing: Preprocessing,
+                      predict: engines.Run, file: TextIO, arguments: Any, total: int | None = None,
+                      inputs: AbstractSet[str] | None = frozenset()) -> tuple[int, int]:
     """Predict all pictures and write each one's classes; return (failures, pictures).
 
     total: number of pictures, None for unknown. inputs: see OutputNames.
@@ -145,7 +152,7 @@ def write_predictions(pictures, preprocessing, predict, file, arguments, total=N
     with tqdm(total=total, unit='picture', disable=not show_bar, dynamic_ncols=True) as bar:
         while batch := list(itertools.islice(readings, arguments.batch_size)):
             crops = [reading.crop for reading in batch if reading.error is None]
-            ranked = iter(())
+            ranked: Iterator[Ranking] = iter(())
             if crops:
                 logits = predict(preprocessing.normalize(crops))
                 ranked = iter(rank_classes(logits, arguments.topk))
@@ -164,7 +171,8 @@ def write_predictions(pictures, preprocessing, predict, file, arguments, total=N
     return failed, count
 
 
-def read_ahead(pictures, preprocessing, batch_size):
+def read_ahead(pictures: Iterable[Picture], preprocessing: Preprocessing,
+               batch_size: int) -> Iterator[Reading]:
     """Yield the Reading of each picture, in order; threads are at most two batches ahead."""
     def read(picture):
         try:
@@ -183,7 +191,8 @@ def read_ahead(pictures, preprocessing, batch_size):
             yield waiting.popleft().result()
 
 
-def save_labelled(picture, classes, preprocessing, names):
+def save_labelled(picture: Picture, classes: Ranking, preprocessing: Preprocessing,
+                  names: OutputNames) -> None:
     """Write a picture with its classes below it, as JPEG."""
     lines = [f'{format_share(share)}  {preprocessing.name_class(index)}'
              for index, share in classes]
@@ -200,14 +209,14 @@ def save_labelled(picture, classes, preprocessing, names):
 class TableWriter:
     """One line a class, aligned; the path stands last, on a picture's first line."""
 
-    def __init__(self, file, preprocessing):
+    def __init__(self, file: TextIO, preprocessing: Preprocessing) -> None:
         self.file = file
         self.name_class = preprocessing.name_class
         names = ['class', *(preprocessing.class_names or ())]
         self.width = min(max(len(name) for name in names), 40)
         self.file.write(f'rank  probability  {"class":{self.width}}  picture\n')
 
-    def write(self, reading, classes):
+    def write(self, reading: Reading, classes: Ranking) -> None:
         path = show_path(reading.picture.path)
         for rank, (index, share) in enumerate(classes, 1):
             name = self.name_class(index)
@@ -215,7 +224,7 @@ class TableWriter:
             self.file.write(line.rstrip() + '\n')
             path = ''
 
-    def write_error(self, reading):
+    def write_error(self, reading: Reading) -> None:
         self.file.write(f'   -            -  {"(unreadable)":{self.width}}  '
                         f'{show_path(reading.picture.path)}\n')
 
@@ -223,16 +232,16 @@ class TableWriter:
 class JsonWriter:
     """One JSON object a picture: image, predictions [{class, name, probability}], or error."""
 
-    def __init__(self, file, preprocessing):
+    def __init__(self, file: TextIO, preprocessing: Preprocessing) -> None:
         self.file = file
         self.name_class = preprocessing.name_class
 
-    def write(self, reading, classes):
+    def write(self, reading: Reading, classes: Ranking) -> None:
         self._write(image=reading.picture.path, predictions=[
             {'class': index, 'name': self.name_class(index), 'probability': round(share, 6)}
             for index, share in classes])
 
-    def write_error(self, reading):
+    def write_error(self, reading: Reading) -> None:
         self._write(image=reading.picture.path, error=reading.error)
 
     def _write(self, **values):
@@ -242,24 +251,25 @@ class JsonWriter:
 class CsvWriter:
     """One row a class: image, rank, class, name, probability. Unreadable pictures have none."""
 
-    def __init__(self, file, preprocessing):
+    def __init__(self, file: TextIO, preprocessing: Preprocessing) -> None:
         self.writer = csv.writer(file, lineterminator='\n')
         self.name_class = preprocessing.name_class
         self.writer.writerow(['image', 'rank', 'class', 'name', 'probability'])
 
-    def write(self, reading, classes):
+    def write(self, reading: Reading, classes: Ranking) -> None:
         self.writer.writerows(
             [reading.picture.path, rank, index, self.name_class(index), f'{share:.6f}']
             for rank, (index, share) in enumerate(classes, 1))
 
-    def write_error(self, reading):
+    def write_error(self, reading: Reading) -> None:
         pass
 
 
-WRITERS = {'table': TableWriter, 'jsonl': JsonWriter, 'csv': CsvWriter}
+WRITERS: dict[str, type[TableWriter | JsonWriter | CsvWriter]] = {
+    'table': TableWriter, 'jsonl': JsonWriter, 'csv': CsvWriter}
 
 
-def open_output(path):
+def open_output(path: str | None) -> AbstractContextManager[TextIO]:
     """Open the output, a file or the standard output; file names of any bytes can be written."""
     if path is None:
         errors = 'surrogateescape' if sys.stdout.encoding.lower() == 'utf-8' else 'backslashreplace'

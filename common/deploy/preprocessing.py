@@ -21,7 +21,7 @@ def write_preprocessing(preprocessing: Preprocessing, folder: str) -> None:
         file.write('\n')
 
 
-def load_preprocessing(folder):
+def load_preprocessing(folder: str) -> Preprocessing:
     """Return the Preprocessing beside an exported model. Raises UserError naming the file."""
     path = os.path.join(folder, FILE_NAME)
     try:
@@ -43,7 +43,7 @@ def load_preprocessing(folder):
     return preprocessing
 
 
-def check_class_names(names, num_classes, source):
+def check_class_names(names: list[str] | None, num_classes: int, source: str) -> None:
     """Raise UserError if there are names, but not one for each class."""
     if names is not None and len(names) != num_classes:
         raise UserError(f'{source} has {len(names)} class names, the model {num_classes} classes.')

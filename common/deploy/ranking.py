@@ -4,8 +4,10 @@ import numpy as np
 
 from common.errors import RunError
 
+Ranking = list[tuple[int, float]]       # (class, probability), the best first
 
-def rank_classes(logits, count):
+
+def rank_classes(logits: np.ndarray, count: int) -> list[Ranking]:
     """Return, for each row of logits [B, C], the `count` best [(class, probability)].
 
     Of equal logits the lower class comes first. Raises RunError where one is not a number.
@@ -21,6 +23,6 @@ def rank_classes(logits, count):
             for row, share in zip(best, shares)]
 
 
-def format_share(share):
+def format_share(share: float) -> str:
     """Return a probability as "93.1 %"."""
     return f'{100 * share:.1f} %'

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import paddle
+from yacs.config import CfgNode
 
-from common.cli import add_option_flag, build_config, find_config, list_flags
+from common.cli import FlagParser, add_option_flag, build_config, find_config, list_flags
 from common.config import read_dump
 from common.data.classes import read_class_names, rename_classes
 from common.data.preprocessing import (
@@ -22,6 +23,7 @@ from common.data.preprocessing import (
 from common.deploy.preprocessing import check_class_names
 from common.errors import UserError
 from common.machine.device import choose_device
+from common.project import Project
 from common.weights import load_from_config
 from common.weights.containers import open_container
 from common.weights.registry import resolve
@@ -39,11 +41,11 @@ class Trained:
     """A model in eval mode, and what using it takes."""
 
     model: Any
-    config: Any
+    config: CfgNode
     preprocessing: Preprocessing
 
 
-def add_model_flags(parser):
+def add_model_flags(parser: FlagParser) -> None:
     """Add the flags that load_trained reads to a FlagParser."""
     parser.add_flag('cfg', metavar='FILE', help='yaml file of the model; checkpoints written here '
                     'need none')
@@ -54,7 +56,7 @@ def add_model_flags(parser):
                     help='any options of config.py, for example DATA.CROP_PCT 0.9')
 
 
-def load_trained(project, arguments):
+def load_trained(project: Project, arguments: Any) -> Trained:
     """Return the Trained model that the flags name, on the device they name.
 
     Precedence: the yaml file, or else the checkpoint's recorded config; the checkpoint's
@@ -74,7 +76,7 @@ def load_trained(project, arguments):
     preprocessing = read_preprocessing(config, names)
     check_channels(preprocessing)
     paddle.set_device(choose_device(config.DEVICE))
-    model = project.build_model(config)
+    model: Any = project.build_model(config)
     load_from_config(model, config)
     model.eval()
     return Trained(model, config, preprocessing)
@@ -98,10 +100,10 @@ def choose_class_names(recorded: list[str] | None, config: Any, arguments: Any
     return names
 
 
-def read_record(source, project=None):
+def read_record(source: str, project: Project | None = None) -> dict[str, Any]:
     """Return what a checkpoint records beside its weights: config, preprocessing, class_names."""
     tree = open_container(resolve(source, project)).tree
-    kinds = {'config': str, 'preprocessing': dict, 'class_names': (list, tuple)}
+    kinds: dict[str, Any] = {'config': str, 'preprocessing': dict, 'class_names': (list, tuple)}
     record = {key: tree[key] for key, kind in kinds.items() if isinstance(tree.get(key), kind)}
     if 'class_names' in record:
         record['class_names'] = [str(name) for name in record['class_names']]

@@ -5,13 +5,15 @@ import logging
 import os
 import re
 import sys
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from common.cli import FlagParser
 from common.data.images import ImageError, read_image, show_path
-from common.deploy.attention import make_map, record_attention, roll_out
+from common.data.preprocessing import Preprocessing
+from common.deploy.attention import Attention, make_map, record_attention, roll_out
 from common.deploy.drawing import Panel, draw_text_panel, make_figure, overlay
 from common.deploy.pictures import OutputNames, find_pictures
 from common.deploy.ranking import format_share, rank_classes
@@ -77,7 +79,7 @@ class View:
     Raises UserError for a layer or a token that the model has not.
     """
 
-    def __init__(self, attention, layer=-1, token=None):
+    def __init__(self, attention: Attention, layer: int = -1, token: str | None = None) -> None:
         self.attention = attention
         depth = len(attention.layers)
         if not 1 <= abs(layer) <= depth:
@@ -91,22 +93,22 @@ class View:
             self.tokens = [attention.prefix + self.cell[0] * attention.grid[1] + self.cell[1]]
         self.rollout = roll_out(attention.layers)[:, 0]                     # [L, T, T]
 
-    def map_rollout(self):
+    def map_rollout(self) -> np.ndarray:
         """Return [L, rows, columns], of the rollout up to every layer."""
         return self._map(self.rollout)
 
-    def map_heads(self):
+    def map_heads(self) -> np.ndarray:
         """Return [H, rows, columns], of the heads of the chosen layer."""
         return self._map(self.attention.layers[self.layer - 1, 0])
 
-    def map_stem(self):
+    def map_stem(self) -> dict[str, np.ndarray]:
         """Return {name: [rows, columns]}: what the token modules' tokens attend to.
 
         The mean over their tokens inside the chosen one, or over all of them.
         """
         maps = {}
         for name, (weights, grid) in self.attention.stem.items():
-            tokens = np.arange(grid[0] * grid[1]).reshape(grid)
+            tokens: np.ndarray = np.arange(grid[0] * grid[1]).reshape(grid)
             if self.cell is not None:
                 height, width = (fine // coarse for fine, coarse in zip(grid, self.attention.grid))
                 row, column = self.cell[0] * height, self.cell[1] * width
@@ -114,14 +116,14 @@ class View:
             maps[name] = make_map(weights[0], tokens.reshape(-1), 0, grid)
         return maps
 
-    def name_token(self):
+    def name_token(self) -> str:
         if self.cell is not None:
             return f'token {self.cell[0]},{self.cell[1]}'
         if self.shares is not None:
             return 'tokens by the pooling'
         return 'class token' if self.attention.reader == [0] else 'mean of tokens'
 
-    def list_arrays(self):
+    def list_arrays(self) -> dict[str, Any]:
         """Return what is saved as .npz: attention, rollout, their maps, and the logits."""
         arrays = {'logits': self.attention.logits[0], 'attention': self.attention.layers[:, 0],
                   'rollout': self.rollout, 'rollout_maps': self.map_rollout(),
@@ -139,7 +141,7 @@ class View:
                         self.shares)
 
 
-def parse_cell(text, grid):
+def parse_cell(text: str | None, grid: tuple[int, int]) -> tuple[int, int] | None:
     """Return (row, column) of "ROW,COLUMN", None for None. Raises UserError."""
     if text is None:
         return None
@@ -150,7 +152,7 @@ def parse_cell(text, grid):
     return int(match[1]), int(match[2])
 
 
-def draw(view, crop, preprocessing):
+def draw(view: View, crop: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Return the figure of a View. crop: what the model sees, a PIL image."""
     # Nearest keeps the pixels of a small picture visible.
     method = Image.Resampling.NEAREST if crop.width < PANEL // 2 else Image.Resampling.BICUBIC

@@ -11,13 +11,16 @@ import os
 import sys
 from collections import Counter
 from multiprocessing.pool import ThreadPool
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from common.cli import FlagParser, find_config
 from common.data.datasets import (
     DATASETS,
+    Dataset,
     StoredDataset,
     build_folders,
     open_dataset,
@@ -57,7 +60,7 @@ def _run(project, argv):
     return 1 if check_data(config, arguments.fast, arguments.num_workers) else 0
 
 
-def check_data(config, fast=False, num_workers=1):
+def check_data(config: CfgNode, fast: bool = False, num_workers: int = 1) -> list[str]:
     """Print a report on both parts of the data set. Returns the problems found, as texts.
 
     fast: open the files without decoding their pixels. num_workers: threads.
@@ -86,7 +89,7 @@ def check_data(config, fast=False, num_workers=1):
     return problems
 
 
-def open_part(config, is_train):
+def open_part(config: CfgNode, is_train: bool) -> tuple[Dataset | None, UserError | None]:
     """Return (data set, None); where it does not fit the config (data set or None, UserError)."""
     try:
         return open_dataset(config, is_train), None
@@ -113,7 +116,7 @@ def _open_folder(config, is_train):
                          class_names)
 
 
-def print_histogram(dataset):
+def print_histogram(dataset: Dataset) -> None:
     """Print how many images each class has; with many classes, how many have about how many."""
     counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
     if len(counts) <= SHOWN:
@@ -131,7 +134,7 @@ def print_histogram(dataset):
           f'median {np.median(counts):,.0f}')
 
 
-def find_unreadable(dataset, fast, num_workers):
+def find_unreadable(dataset: Dataset, fast: bool, num_workers: int) -> list[str]:
     """Return one text for each image that is missing, is damaged or is no image."""
     if not isinstance(dataset, StoredDataset):
         return []
@@ -149,7 +152,7 @@ def find_unreadable(dataset, fast, num_workers):
     return problems
 
 
-def compare_parts(train, val):
+def compare_parts(train: Any, val: Any) -> list[str]:
     """Return texts on where the labels of the training and the validation part disagree."""
     problems = []
     lists = [isinstance(part, StoredDataset) and isinstance(part.reader, ListedReader)
@@ -168,7 +171,7 @@ def compare_parts(train, val):
     return problems
 
 
-def write_lists(config):
+def write_lists(config: CfgNode) -> None:
     """Write train_list.txt, val_list.txt and labels.txt at the root of a folder or a table."""
     datasets, root = _open_for_lists(config)
     paths = {is_train: os.path.join(root, name) for is_train, name in LIST_NAMES.items()}

@@ -40,7 +40,10 @@ FORMATS = 'paddle,onnx' if HAS_ONNX else 'paddle'
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """{name: (folder, project, Trained)}; the exported folders of both models."""
+    """{name: (folder, project, Trained)}; the exported folders of both models.
+
+    The conversion to ONNX starts a program, so that every test that uses this is marked `runs`.
+    """
     folders = {}
     for name in NAMES:
         folder = str(tmp_path_factory.mktemp('exported') / name)
@@ -203,6 +206,7 @@ def test_damaged_program_is_reported(exported, tmp_path):
         load_engine(folder, 'onednn')
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize('what, message', [
     ('pdiparams', 'cannot be used'), ('program', 'cannot be used'), ('check', 'is damaged')])
 def test_damaged_files_end_with_code_2(exported, tmp_path, capsys, what, message):
@@ -220,6 +224,7 @@ def test_damaged_files_end_with_code_2(exported, tmp_path, capsys, what, message
     assert 'Traceback' not in errors
 
 
+@pytest.mark.runs
 def test_preprocessing_beside_the_model_is_the_checkpoints(exported):
     for name in NAMES:
         folder, _, trained = exported[name]
@@ -243,6 +248,7 @@ def test_predict_runs_the_exported_model(exported, name, tmp_path, capsys):
         assert row[:4] == other[:4] and abs(float(row[4]) - float(other[4])) < 1e-5
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize('arguments, message', [
     (['-engine=plain', '-precision=bfloat16'], 'bfloat16 is computed by -engine=onednn alone'),
     (['-engine=fast'], "invalid choice: 'fast'"), (['-labels={labels}'], '3 class names')])
@@ -289,6 +295,7 @@ def test_a_program_that_is_not_the_model_is_not_written(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.runs
 def test_exporting_again_replaces_what_was_there(exported, tmp_path):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
     (tmp_path / 'copy' / 'engines.json').write_text('{}')
