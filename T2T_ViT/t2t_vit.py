@@ -68,7 +68,7 @@ class Linear(nn.Linear):
     kernels = ('linear',)
     linear = staticmethod(F.linear)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.linear(x, self.weight, self.bias)
 
 
@@ -78,7 +78,7 @@ class LayerNorm(nn.LayerNorm):
     kernels = ('layer_norm',)
     layer_norm = staticmethod(layer_norm)
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
         return self.layer_norm(tokens, self.weight, self.bias, self._epsilon)
 
 
@@ -89,11 +89,11 @@ class DropPath(nn.Layer):
     divided by 1 - rate otherwise, which keeps its expectation.
     """
 
-    def __init__(self, rate):
+    def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch):                                          # [B, ...]
+    def forward(self, branch: Tensor) -> Tensor:                        # [B, ...]
         if self.rate == 0 or not self.training:
             return branch
         kept = paddle.rand([branch.shape[0]] + [1] * (branch.ndim - 1)) >= self.rate
@@ -112,8 +112,9 @@ class Attention(nn.Layer):
     project_heads = staticmethod(project_heads)
     attention = staticmethod(attention)
 
-    def __init__(self, embed_dim, num_heads, qkv_bias=False, qk_scale=None,
-                 dropout=0.0, attention_dropout=0.0):
+    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = False,
+                 qk_scale: float | None = None, dropout: float = 0.0,
+                 attention_dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scale = (embed_dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
@@ -122,7 +123,7 @@ class Attention(nn.Layer):
         self.proj = Linear(embed_dim, embed_dim)
         self.proj_dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = self.project_heads(tokens, self.qkv, self.num_heads)  # [B, H, N, d] each
         heads = self.attention(q, k, v, self.scale, self.attn_dropout)
         return self.proj_dropout(self.proj(heads))
@@ -134,14 +135,14 @@ class Mlp(nn.Layer):
     kernels = ('gelu_linear',)
     gelu_linear = staticmethod(gelu_linear)
 
-    def __init__(self, embed_dim, hidden_dim, dropout=0.0):
+    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = Linear(embed_dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
         self.gelu = 'erf'                   # see T2TViT.set_numerics
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.fc1(tokens)
         return self.dropout(self.gelu_linear(hidden, self.gelu, self.fc2, self.dropout))
 
@@ -153,13 +154,13 @@ class TokenAttention(nn.Layer):
     the official code, the scores are scaled by the input's width, not by C.
     """
 
-    def __init__(self, in_dim, dim):
+    def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.scale = in_dim ** -0.5
         self.qkv = Linear(in_dim, 3 * dim, bias_attr=False)
         self.proj = Linear(dim, dim)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, axis=-1)
         probabilities = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)
         return v + self.proj(paddle.matmul(probabilities, v))
@@ -168,7 +169,7 @@ class TokenAttention(nn.Layer):
 class TokenTransformer(nn.Layer):
     """Token module of T2T-ViT_t: [B, N, in_dim] -> [B, N, C] in O(N^2)."""
 
-    def __init__(self, in_dim, dim):
+    def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.dim = dim
         self.norm1 = LayerNorm(in_dim)
@@ -176,7 +177,7 @@ class TokenTransformer(nn.Layer):
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, dim)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -197,7 +198,7 @@ class TokenPerformer(nn.Layer):
     kernels = ('gelu_linear',)
     gelu_linear = staticmethod(gelu_linear)
 
-    def __init__(self, in_dim, dim, dropout=0.1):
+    def __init__(self, in_dim: int, dim: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.dim = dim
         self.num_features = dim // 2
@@ -216,14 +217,14 @@ class TokenPerformer(nn.Layer):
         self.no_dropout = nn.Dropout(0.0)
         self.gelu = 'erf'                   # see T2TViT.set_numerics
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         k, q, v = self.kqv(self.norm1(x)).chunk(3, axis=-1)             # [B, N, C], in this order
         x = v + self.dropout(self.proj(self.attend(q, k, v)))
         hidden = self.mlp['0'](self.norm2(x))
         hidden = self.gelu_linear(hidden, self.gelu, self.mlp['2'], self.no_dropout)
         return x + self.dropout(hidden)
 
-    def attend(self, q, k, v):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the attention output [B, N, C] in v's type, computed in float32.
 
         In float16 the 1e-8 below is zero and the features leave the range of the
@@ -241,7 +242,7 @@ class TokenPerformer(nn.Layer):
             attended = paddle.matmul(q_features, context) / (normalizer + epsilon)
         return attended.astype(dtype)
 
-    def features(self, x):
+    def features(self, x: Tensor) -> Tensor:
         """phi(x) = exp(w x - |x|^2 / 2) / sqrt(m): [B, N, C] -> [B, N, m]."""
         half_norm = x.square().sum(axis=-1, keepdim=True) / 2
         projected = paddle.matmul(x, _to_float32(self.w), transpose_y=True)
@@ -260,7 +261,8 @@ class T2TModule(nn.Layer):
     image_size: (H, W) in pixels, multiples of 16. N = H/16 * W/16.
     """
 
-    def __init__(self, image_size, in_channels, token_type, embed_dim, token_dim):
+    def __init__(self, image_size: tuple[int, ...], in_channels: int, token_type: str,
+                 embed_dim: int, token_dim: int) -> None:
         super().__init__()
         token_module = {'performer': TokenPerformer, 'transformer': TokenTransformer}[token_type]
         first, second, third = (kernel * kernel for kernel, _, _ in SOFT_SPLITS)
@@ -270,7 +272,7 @@ class T2TModule(nn.Layer):
         height, width = image_size
         self.grids = [(height // stride, width // stride) for stride in (4, 8, TOKEN_STRIDE)]
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         x = self.attn1(soft_split(images, *SOFT_SPLITS[0]))             # [B, H/4 * W/4, C]
         x = self.attn2(soft_split(as_image(x, self.grids[0]), *SOFT_SPLITS[1]))
         return self.proj(soft_split(as_image(x, self.grids[1]), *SOFT_SPLITS[2]))
@@ -283,7 +285,7 @@ class T2TModule(nn.Layer):
 class Block(nn.Layer):
     """One transformer block: normalise, transform, add; twice. [B, N, D] -> [B, N, D]."""
 
-    def __init__(self, embed_dim, attention, mlp, droppath):
+    def __init__(self, embed_dim: int, attention: nn.Layer, mlp: nn.Layer, droppath: float) -> None:
         super().__init__()
         self.norm1 = LayerNorm(embed_dim)
         self.attn = attention
@@ -291,7 +293,7 @@ class Block(nn.Layer):
         self.norm2 = LayerNorm(embed_dim)
         self.mlp = mlp
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
@@ -319,25 +321,13 @@ class T2TViT(nn.Layer):
     num_prefix_tokens = 1                   # before those of the image: the class token
     num_prefix_positions = 1                # of them, with a row in the position table
 
-    def __init__(self,
-                 image_size=224,
-                 in_channels=3,
-                 num_classes=1000,
-                 token_type='performer',
-                 embed_dim=768,
-                 depth=12,
-                 num_heads=12,
-                 mlp_ratio=4.0,
-                 qkv_bias=True,
-                 qk_scale=None,
-                 dropout=0.0,
-                 attention_dropout=0.0,
-                 droppath=0.0,
-                 token_dim=64,
-                 gelu='erf',
-                 layer_norm_eps=1e-5,
-                 recompute=False,
-                 zero_head=False):
+    def __init__(self, image_size: int | tuple[int, int] = 224, in_channels: int = 3,
+                 num_classes: int = 1000, token_type: str = 'performer', embed_dim: int = 768,
+                 depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0,
+                 qkv_bias: bool = True, qk_scale: float | None = None, dropout: float = 0.0,
+                 attention_dropout: float = 0.0, droppath: float = 0.0, token_dim: int = 64,
+                 gelu: str = 'erf', layer_norm_eps: float = 1e-5, recompute: bool = False,
+                 zero_head: bool = False) -> None:
         super().__init__()
         if isinstance(image_size, int):
             image_size = (image_size, image_size)
@@ -425,7 +415,8 @@ class T2TViT(nn.Layer):
         return in_blocks + self.patch_embed.attention_macs()
 
 
-def check_sizes(image_size, token_type, embed_dim, num_heads, token_dim, mlp_ratio):
+def check_sizes(image_size: int | tuple[int, int], token_type: str, embed_dim: int, num_heads: int,
+                token_dim: int, mlp_ratio: float) -> None:
     """Raise ValueError, naming the arguments, if T2T-ViT cannot be built with these."""
     for side in (image_size, image_size) if isinstance(image_size, int) else image_size:
         if side < TOKEN_STRIDE or side % TOKEN_STRIDE:

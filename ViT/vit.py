@@ -62,7 +62,7 @@ class Linear(nn.Linear):
     kernels = ('linear',)
     linear = staticmethod(F.linear)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.linear(x, self.weight, self.bias)
 
 
@@ -72,7 +72,7 @@ class LayerNorm(nn.LayerNorm):
     kernels = ('layer_norm',)
     layer_norm = staticmethod(layer_norm)
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
         return self.layer_norm(tokens, self.weight, self.bias, self._epsilon)
 
 
@@ -83,11 +83,11 @@ class DropPath(nn.Layer):
     otherwise, which keeps its expectation.
     """
 
-    def __init__(self, rate):
+    def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch):                                  # [B, ...]
+    def forward(self, branch: Tensor) -> Tensor:                # [B, ...]
         if self.rate == 0 or not self.training:
             return branch
         keep = 1 - self.rate
@@ -98,11 +98,11 @@ class DropPath(nn.Layer):
 class PatchEmbedding(nn.Layer):
     """Cut an image, or a stem's features, into patches and project each (paper, Eq. 1)."""
 
-    def __init__(self, in_channels, embed_dim, patch_size):
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
         super().__init__()
         self.patch_embedding = nn.Conv2D(in_channels, embed_dim, patch_size, stride=patch_size)
 
-    def forward(self, images):                                  # [B, 3, height, width]
+    def forward(self, images: Tensor) -> Tensor:                # [B, 3, height, width]
         patches = self.patch_embedding(images)                  # [B, D, rows, cols]
         return patches.flatten(2).transpose([0, 2, 1])          # [B, N, D], row after row
 
@@ -119,8 +119,8 @@ class Attention(nn.Layer):
     project_heads = staticmethod(project_heads)
     attention = staticmethod(attention)
 
-    def __init__(self, embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout,
-                 rope=None):
+    def __init__(self, embed_dim: int, num_heads: int, head_size: int, qkv_bias: bool,
+                 dropout: float, attention_dropout: float, rope: nn.Layer | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_size = head_size
@@ -132,7 +132,7 @@ class Attention(nn.Layer):
         self.proj_dropout = nn.Dropout(dropout)
         self.rope = rope
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = self.project_heads(tokens, self.qkv, self.num_heads)
         if self.rope is not None:
             q, k = self.rope(q), self.rope(k)
@@ -146,14 +146,14 @@ class Mlp(nn.Layer):
     kernels = ('gelu_linear',)
     gelu_linear = staticmethod(gelu_linear)
 
-    def __init__(self, embed_dim, hidden_dim, dropout, gelu):
+    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float, gelu: str) -> None:
         super().__init__()
         self.fc1 = Linear(embed_dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
         self.gelu = gelu
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.fc1(tokens)
         return self.dropout(self.gelu_linear(hidden, self.gelu, self.fc2, self.dropout))
 
@@ -178,7 +178,7 @@ class EncoderLayer(nn.Layer):
             self.gamma_1 = self.create_parameter([embed_dim], default_initializer=start)
             self.gamma_2 = self.create_parameter([embed_dim], default_initializer=start)
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
         branch = self.attn(self.attn_norm(tokens))
         tokens = tokens + self.drop_path(branch if self.gamma_1 is None else branch * self.gamma_1)
         branch = self.mlp(self.mlp_norm(tokens))
@@ -194,7 +194,7 @@ class Encoder(nn.Layer):
         self.encoder_norm = nn.Identity() if norm_after_pooling else LayerNorm(embed_dim)
         self.recompute = recompute
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tensor) -> Tensor:
         for layer in self.layers:
             # A recomputed function whose inputs need no gradient yields none for its parameters
             # either, so the first trained block above frozen ones runs plainly.
@@ -243,10 +243,9 @@ class VisionTransformer(nn.Layer):
         "map" (attention pooling, see AttentionPool).
     class_token: False leaves it out, and needs another pool than "token".
     position_embedding: "learned"; "sincos2d", a fixed table; "rope", see RotaryEmbedding.
-    zero_head: start the classifier at zero (paper, Appendix B.1.1).
+    zero_head: start the classifier at zero (paper, Appendix B.1.1). layer_scale: see EncoderLayer.
     recompute: save memory in training by computing each block twice.
     resnet_layers: units a stage of a hybrid's ResNet, (3, 4, 9) for R50. resnet_width: of its root.
-    layer_scale: see EncoderLayer.
     register_tokens: tokens behind the class token that no head reads (Darcet et al., 2023).
     distilled: a second token and head (DeiT, Touvron et al., 2020, Sec. 4). In training the
         output is the logits of both heads, in evaluation their mean.
@@ -452,9 +451,11 @@ def initialize_weights(model: nn.Layer, zero_head: bool) -> None:
             zeros(head.weight)
 
 
-def check_sizes(image_size, patch_size, embed_dim, num_heads, attn_head_size, mlp_ratio, pool,
-                class_token, position_embedding, resnet_layers, resnet_width, distilled,
-                representation_size, norm_after_pooling):
+def check_sizes(image_size: int | tuple[int, int], patch_size: int, embed_dim: int, num_heads: int,
+                attn_head_size: int | None, mlp_ratio: float, pool: str, class_token: bool,
+                position_embedding: str, resnet_layers: list[int] | tuple[int, ...],
+                resnet_width: int, distilled: bool, representation_size: int | None,
+                norm_after_pooling: bool) -> None:
     """Raise ValueError, naming the arguments, if VisionTransformer cannot be built with these."""
     check_choice('pool', pool, ('token', 'avg', 'map'))
     check_choice('position_embedding', position_embedding, ('learned', 'sincos2d', 'rope'))
@@ -520,7 +521,7 @@ class RotaryEmbedding(nn.Layer):
     tokens have no place. d is a multiple of 4.
     """
 
-    def __init__(self, grid_size, head_size, num_prefix_tokens):
+    def __init__(self, grid_size: tuple[int, int], head_size: int, num_prefix_tokens: int) -> None:
         super().__init__()
         frequencies = 2 * math.pi / 100 ** (np.arange(head_size // 4) * 4 / head_size)
         rows, cols = ((2 * np.arange(0.5, size) / size - 1) for size in grid_size)
@@ -530,7 +531,7 @@ class RotaryEmbedding(nn.Layer):
         for name, table in (('cos', np.cos(angles)), ('sin', np.sin(angles))):
             self.register_buffer(name, paddle.to_tensor(table.astype('float32')), persistable=False)
 
-    def forward(self, heads):                                   # [B, H, P + N, d]
+    def forward(self, heads: Tensor) -> Tensor:                 # [B, H, P + N, d]
         x = heads.astype(self.cos.dtype)
         first, second = x.chunk(2, axis=-1)
         return (x * self.cos + paddle.concat([-second, first], -1) * self.sin).astype(heads.dtype)
@@ -542,7 +543,7 @@ class AttentionPool(nn.Layer):
     kernels = ('attention',)
     attention = staticmethod(attention)
 
-    def __init__(self, embed_dim, num_heads, mlp_ratio, gelu):
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float, gelu: str) -> None:
         super().__init__()
         self.num_heads = num_heads
         normal = nn.initializer.Normal(std=embed_dim ** -0.5)
@@ -554,7 +555,7 @@ class AttentionPool(nn.Layer):
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), 0., gelu)
         self.attn_dropout = nn.Dropout(0.)
 
-    def forward(self, tokens):                                  # [B, N, D] -> [B, D]
+    def forward(self, tokens: Tensor) -> Tensor:                # [B, N, D] -> [B, D]
         q = self.q(self.latent.expand([tokens.shape[0], -1, -1]))
         q, k, v = (heads.reshape([0, 0, self.num_heads, -1]).transpose([0, 2, 1, 3])
                    for heads in (q, *self.kv(tokens).chunk(2, axis=-1)))
@@ -573,7 +574,7 @@ class StandardizedConv2D(nn.Conv2D):
                          bias_attr=False)
         self.strides = stride
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         centered = self.weight - self.weight.mean(axis=[1, 2, 3], keepdim=True)
         deviation = centered.square().mean(axis=[1, 2, 3], keepdim=True).sqrt()
         return F.conv2d(images, centered / (deviation + 1e-5), stride=self.strides, padding='SAME')
@@ -588,12 +589,12 @@ class GroupNorm(nn.Layer):
     Paddle's own layer never gives a gradient to a scale that is 0, as some are at the start.
     """
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = self.create_parameter([channels])
         self.bias = self.create_parameter([channels], is_bias=True)
 
-    def forward(self, features):                                # [B, channels, h, w]
+    def forward(self, features: Tensor) -> Tensor:              # [B, channels, h, w]
         channels, height, width = features.shape[1:]
         groups = features.reshape([-1, GROUPS, channels // GROUPS * height * width])
         groups = F.layer_norm(groups, groups.shape[2:], epsilon=1e-6)
@@ -604,7 +605,7 @@ class GroupNorm(nn.Layer):
 class ResNetUnit(nn.Layer):
     """Bottleneck of the hybrid's ResNet: 1x1, 3x3 (with the stride) and 1x1 convolution."""
 
-    def __init__(self, in_channels, channels, stride):
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         out_channels = 4 * channels
         self.conv1 = StandardizedConv2D(in_channels, channels, 1)
@@ -618,7 +619,7 @@ class ResNetUnit(nn.Layer):
             self.conv_proj = StandardizedConv2D(in_channels, out_channels, 1, stride)
             self.gn_proj = GroupNorm(out_channels)
 
-    def forward(self, features):
+    def forward(self, features: Tensor) -> Tensor:
         branch = F.relu(self.gn1(self.conv1(features)))
         branch = F.relu(self.gn2(self.conv2(branch)))
         branch = self.gn3(self.conv3(branch))
@@ -651,7 +652,7 @@ class ResNetStem(nn.Layer):
                 in_channels = 4 * channels
             self.add_sublayer(f'block{i + 1}', stage)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         features = F.relu(self.gn_root(self.conv_root(images)))
         features = F.max_pool2d(features, kernel_size=3, stride=2, padding='SAME')
         for i in range(self.num_stages):

@@ -100,3 +100,62 @@ def test_imported_tests_are_found():
     for text in ('from tests.support.paths import ROOT', 'from tests.support import recipe',
                  'import pytest'):
         assert not find_imported_tests(text), text
+
+
+def find_untyped(text):
+    """Return the public functions and methods whose parameters or result have no type.
+
+    Names that begin with an underscore are a module's own, but for __init__ and __call__. What
+    stands inside a function is not seen from outside.
+    """
+    found = []
+
+    def visit(body, owner):
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+                visit(node.body, f'{owner}{node.name}.')
+            elif isinstance(node, (ast.If, ast.Try)):
+                visit([*node.body, *node.orelse], owner)
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
+                    not node.name.startswith('_') or node.name in ('__init__', '__call__')):
+                check(node, owner)
+
+    def check(node, owner):
+        arguments = node.args
+        names = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs,
+                 *filter(None, (arguments.vararg, arguments.kwarg))]
+        # __init__ returns nothing anyway; the first parameter of a method is its object.
+        missing = node.returns is None and node.name != '__init__' or any(
+            name.annotation is None for place, name in enumerate(names)
+            if not (owner and place == 0 and name.arg in ('self', 'cls', 'ctx')))
+        if missing:
+            found.append(owner + node.name)
+
+    visit(ast.parse(text).body, '')
+    return found
+
+
+def test_public_functions_have_types():
+    """Of common/ all; of the models' files all but the layers' constructors, which the text of
+    the class describes."""
+    untyped = []
+    for folder in ('common', 'ViT', 'T2T_ViT'):
+        for path in sorted(glob.glob(os.path.join(ROOT, folder, '**', '*.py'), recursive=True)):
+            with open(path, encoding='utf-8') as file:
+                names = find_untyped(file.read())
+            untyped += [f'{os.path.relpath(path, ROOT)}: {name}' for name in names
+                        if folder == 'common' or not name.endswith('.__init__')]
+    assert not untyped
+
+
+def test_missing_types_are_found():
+    for text in ('def f(x) -> int: ...', 'def f(x: int): ...', 'def f(*x, y: int) -> int: ...',
+                 'class A:\n    def f(self): ...', 'class A:\n    def __init__(self, x): ...',
+                 'class A:\n    def __call__(self, x: int): ...',
+                 'if True:\n    async def f(): ...'):
+        assert find_untyped(text), text
+    for text in ('def f(x: int, *y: str, **z: float) -> int: ...', 'def _f(x): ...',
+                 'class A:\n    def f(self) -> int: ...\n    def _g(self, x): ...',
+                 'class A:\n    def __init__(self, x: int): ...', 'class _A:\n    def f(self): ...',
+                 'def f() -> None:\n    def g(x): ...'):
+        assert not find_untyped(text), text

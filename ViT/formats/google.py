@@ -6,25 +6,27 @@ modules of a block in one sequence (LayerNorm_0, MultiHeadDotProductAttention_1,
 LayerNorm_2, MlpBlock_3); newer Flax counts each class by itself.
 """
 
+import numpy as np
+
 from common.weights.rules import TENSOR, Format, Rule, keep
 
 
-def to_oihw(kernel):
+def to_oihw(kernel: np.ndarray) -> np.ndarray:
     """[height, width, in, out] -> [out, in, height, width]."""
     return kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel
 
 
-def join_output(array):
+def join_output(array: np.ndarray) -> np.ndarray:
     """[D, heads, head_dim] -> [D, heads * head_dim]; a bias without the first axis."""
     return array.reshape(*array.shape[:-2], -1) if array.ndim in (2, 3) else array
 
 
-def join_input(kernel):
+def join_input(kernel: np.ndarray) -> np.ndarray:
     """[heads, head_dim, D] -> [heads * head_dim, D]."""
     return kernel.reshape(-1, kernel.shape[-1]) if kernel.ndim == 3 else kernel
 
 
-def flatten(array):
+def flatten(array: np.ndarray) -> np.ndarray:
     """[1, 1, 1, C] (released files) or [C] (newer Flax) -> [C]."""
     return array.reshape(-1)
 

@@ -1,6 +1,9 @@
 """From a loader's batch to what the model and the loss take, on the device."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import paddle
 from yacs.config import CfgNode
 
 from common.data.erasing import RandomErasing, build_erasing
@@ -32,7 +35,8 @@ class TrainBatch:
         self.seed = seed
         self.batches_per_epoch = batches_per_epoch
 
-    def __call__(self, batch, number):
+    def __call__(self, batch: Sequence[paddle.Tensor],
+                 number: int) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Return (images float32 [B, 3, H, W], targets) of micro-batch `number` of the run.
 
         batch: uint8 images [B, H, W, 3], labels [B], sample indices [B]. targets: the

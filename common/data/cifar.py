@@ -41,7 +41,8 @@ LAYOUTS = {
 }
 
 
-def load_cifar(name, data_path, is_train):
+def load_cifar(name: str, data_path: str,
+               is_train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return (images uint8 [N, 32, 32, 3], labels int64 [N], class names) of a part.
 
     name: "cifar10" or "cifar100". data_path: the .tar.gz, the extracted folder, a

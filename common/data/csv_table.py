@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from yacs.config import CfgNode
 
 from common.data.images import is_image_name, show_path
 from common.data.parts import PART_WORDS, Labelled, LabelTexts, relabel
@@ -36,7 +37,7 @@ class Columns(NamedTuple):
     split: int | None
 
 
-def load_csv(config) -> dict[str, Labelled]:
+def load_csv(config: CfgNode) -> dict[str, Labelled]:
     """Return the parts of the table, or tables, that the config names. Raises UserError."""
     data = config.DATA
     tables, root = _find_tables(data)

@@ -5,7 +5,7 @@ not depend on the batch, the number of workers or the number of processes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import paddle
@@ -44,7 +44,8 @@ class RandomErasing:
         self.split = split
         self.seed = seed
 
-    def __call__(self, images, epoch, indices):
+    def __call__(self, images: paddle.Tensor, epoch: int,
+                 indices: Sequence[int] | np.ndarray) -> paddle.Tensor:
         """Return `images`, erased in place.
 
         images: float32 [B, C, H, W]. indices: the B samples' places in the data set.

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -83,10 +84,10 @@ class Loader:
                 num_workers=num_workers, use_shared_memory=use_shared_memory,
                 prefetch_factor=PREFETCH, worker_init_fn=self._reader.start_worker)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[paddle.Tensor, ...]]:
         if not self.num_workers:
             for keys in self.batches:
                 arrays = self._unpack(_collate([self._reader[key] for key in keys]))

@@ -64,7 +64,8 @@ class Mixup:
         self.on_cpu = paddle.get_device() == 'cpu'
         assert self.mixup_alpha > 0 or self.cutmix_alpha > 0, 'neither mixup nor CutMix is on'
 
-    def __call__(self, images, labels, generator):
+    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor,
+                 generator: np.random.Generator) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Return (mixed images, soft targets float32 [B, K]); `images` may be overwritten.
 
         images: float32 [B, C, H, W]. labels: int64 [B]. generator: numpy Generator.

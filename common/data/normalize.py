@@ -31,7 +31,7 @@ class Preprocess:
         if not self.on_cpu:
             self.scale, self.shift = paddle.to_tensor(self.scale), paddle.to_tensor(self.shift)
 
-    def __call__(self, images):
+    def __call__(self, images: paddle.Tensor | np.ndarray) -> paddle.Tensor:
         """Return the model's input. images: uint8 tensor or array [B, H, W, C]."""
         assert images.dtype in (paddle.uint8, np.uint8), f'uint8 expected, not {images.dtype}'
         assert len(images.shape) == 4 and images.shape[3] == self.channels, images.shape

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from common.data.archives import MemberReader, places_fit
 from common.data.images import ImageError, show_path
@@ -63,7 +64,7 @@ class ParquetReader(MemberReader):
         return describe_member(path, os.fsencode(row) + (b', ' + name if name else b''))
 
 
-def load_parquet(config) -> dict[str, Labelled]:
+def load_parquet(config: CfgNode) -> dict[str, Labelled]:
     """Return the parts of the parquet files that the config names. Raises UserError."""
     data = config.DATA
     parts = find_files(data.DATA_PATH, data.VAL_PATH, '.parquet')

@@ -7,6 +7,7 @@ the bytes of a sample. Order, resuming, decoding and augmentation do not know it
 import copy
 import io
 import os
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -94,7 +95,8 @@ class ListedReader(FileReader):
     listing: that file. find_line: callable (row from 0) -> its line from 1, for messages.
     """
 
-    def __init__(self, table: SampleTable, root: str | bytes, listing: str, find_line):
+    def __init__(self, table: SampleTable, root: str | bytes, listing: str,
+                 find_line: Callable[[int], int]) -> None:
         super().__init__(table, root)
         self.origin = self.listing = listing
         self._find_line = find_line

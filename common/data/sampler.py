@@ -5,6 +5,7 @@ epoch 0's order and pads with repeated samples; these two do none of that.
 """
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class TrainBatches:
         part.start, part.stop = start, stop
         return part
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, batch = divmod(self.start, self.batches_per_epoch)
         done = self.start
         while self.stop is None or done < self.stop:
@@ -61,7 +62,7 @@ class TrainBatches:
             done += end - batch
             epoch, batch = epoch + 1, 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return the number of batches left. Raises TypeError if there is no end."""
         if self.stop is None:
             raise TypeError('TrainBatches without `stop` has no length')
@@ -80,11 +81,11 @@ class EvalBatches:
         self.indices = range(rank, num_samples, world_size)
         self.batch_size = batch_size
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for first in range(0, len(self.indices), self.batch_size):
             yield [(0, index) for index in self.indices[first:first + self.batch_size]]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return (len(self.indices) + self.batch_size - 1) // self.batch_size
 
 

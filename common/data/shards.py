@@ -10,6 +10,7 @@ import os
 from array import array
 
 import numpy as np
+from yacs.config import CfgNode
 
 from common.data.archives import MemberReader, places_fit
 from common.data.images import EXTENSIONS, show_path
@@ -55,7 +56,7 @@ class ShardReader(MemberReader):
         return describe_member(path, self.table.name(index))
 
 
-def load_shards(config) -> dict[str, Labelled]:
+def load_shards(config: CfgNode) -> dict[str, Labelled]:
     """Return the parts of the shards that the config names. Raises UserError."""
     parts = find_files(config.DATA.DATA_PATH, config.DATA.VAL_PATH, '.tar')
     return {part: open_shards(paths, config.DATA.LABEL_COLUMN) for part, paths in parts.items()}

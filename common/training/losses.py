@@ -88,7 +88,7 @@ class CrossEntropy:
         self.smoothing = smoothing
         self.weights = None if weights is None else paddle.to_tensor(weights, dtype='float32')
 
-    def __call__(self, logits, labels):
+    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """Return the mean loss. logits: [B, C]. labels: int64 [B], each below C."""
         with paddle.amp.auto_cast(enable=False):
             log_probs = compute_log_softmax(logits)
@@ -111,7 +111,7 @@ class SoftTargetCrossEntropy:
     def __init__(self, weights: Sequence[float] | None = None):
         self.weights = None if weights is None else paddle.to_tensor(weights, dtype='float32')
 
-    def __call__(self, logits, targets):
+    def __call__(self, logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
         """Return the mean loss. logits, targets: [B, C]; each target row sums to 1."""
         with paddle.amp.auto_cast(enable=False):
             log_probs = compute_log_softmax(logits)

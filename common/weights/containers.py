@@ -5,14 +5,16 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import numpy as np
 
 from common.errors import UserError
 from common.files import open_regular
 from common.weights import mindspore_file, safe_pickle, safetensors_file, torch_file
-from common.weights.safe_pickle import PickleError, check_shape
+from common.weights.safe_pickle import Contents, PickleError, check_shape
 from common.weights.trailer import CheckpointError, has_trailer, verify_checkpoint
 
 # What Hugging Face's save_pretrained names its files, the preferred one first.
@@ -33,13 +35,13 @@ class Container:
     metadata: dict = field(default_factory=dict)
 
 
-def open_container(path):
+def open_container(source: str | os.PathLike) -> Container:
     """Return the Container of a file, or of a Hugging Face folder.
 
     Nothing in the file is run, and sizes are checked before memory is taken.
     Raises UserError naming the path and the reason.
     """
-    path = os.fspath(path)
+    path = os.fspath(source)
     if os.path.isdir(path):
         path = _find_in_folder(path)
     if path.endswith(INDEX_ENDING):
@@ -178,7 +180,7 @@ _NPY_HEADER = re.compile(
     rb"'shape': \((?P<shape>[\d, ]{0,99})\), \}\s*")
 
 
-def read_npz(file):
+def read_npz(file: BinaryIO) -> Contents:
     """Read the arrays of numbers in a NumPy archive: ({name: ndarray}, {}). Raises PickleError."""
     # Weights hardly compress, but a head of zeros does.
     limit = 8 * os.fstat(file.fileno()).st_size + (64 << 20)
@@ -192,7 +194,7 @@ def read_npz(file):
                 if info.filename.endswith('.npy'):
                     with archive.open(info) as member:
                         arrays[info.filename[:-4]] = _read_npy(member, info.file_size)
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, ValueError, NotImplementedError,
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError,
             RuntimeError, OverflowError, IndexError) as error:
         raise PickleError(f'damaged or cut short ({str(error)[:100]}).') from None
     return arrays, {}

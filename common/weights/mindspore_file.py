@@ -10,10 +10,11 @@ order. With crc_check the file ends in "crc_num" and ten bytes of CRC-32.
 
 import os
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 
-from common.weights.safe_pickle import PickleError, check_shape
+from common.weights.safe_pickle import Contents, PickleError, check_shape
 from common.weights.torch_file import decode
 
 DTYPES = {'Int8': 'i1', 'UInt8': 'u1', 'Int16': 'i2', 'UInt16': 'u2', 'Int32': 'i4',
@@ -23,7 +24,7 @@ CRC_MARK = b'crc_num'
 MAX_VALUES = 100_000            # slices in a file; a ViT-H has 400 tensors
 
 
-def read(file):
+def read(file: BinaryIO) -> Contents:
     """Return ({name: ndarray}, {}). Text entries are left out. Raises PickleError."""
     data = file.read(os.fstat(file.fileno()).st_size)
     view = memoryview(data)

@@ -4,12 +4,15 @@ Every method is linear and works along rows and columns separately, so it is one
 matrix for each axis (ViT paper, Sec. 3.2).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from common.errors import UserError, suggest
 
 
-def resize_positions(embedding, num_prefix_tokens, old_grid, new_grid, method):
+def resize_positions(embedding: np.ndarray, num_prefix_tokens: int, old_grid: Sequence[int],
+                     new_grid: Sequence[int], method: str) -> np.ndarray:
     """Return a position embedding for another grid; the prefix tokens' rows stay.
 
     embedding: [1, P + rows * cols, D]. grids: (rows, cols). method: a key of METHODS.
@@ -27,24 +30,24 @@ def resize_positions(embedding, num_prefix_tokens, old_grid, new_grid, method):
     return np.concatenate([prefix, patches])[None].astype(np.float32)
 
 
-def linear_corners(old, new):
+def linear_corners(old: int, new: int) -> np.ndarray:
     """Matrix [new, old]: linear, first and last point fixed (vit_jax: scipy's zoom, order 1)."""
     positions = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
     return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(old)))
 
 
-def bicubic(old, new):
+def bicubic(old: int, new: int) -> np.ndarray:
     """Matrix [new, old]: cubic with a = -0.75 and repeated borders (PyTorch's default)."""
     return _interpolate_cubically((np.arange(new) + 0.5) * old / new - 0.5, old)
 
 
-def bicubic_corners(old, new):
+def bicubic_corners(old: int, new: int) -> np.ndarray:
     """Matrix [new, old]: as bicubic, but first and last point fixed (PyTorch's align_corners)."""
     positions = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
     return _interpolate_cubically(positions, old)
 
 
-def bicubic_antialias(old, new):
+def bicubic_antialias(old: int, new: int) -> np.ndarray:
     """Matrix [new, old]: cubic with a = -0.5, widened when shrinking (timm; Pillow's bicubic)."""
     scale = max(old / new, 1)
     centers = (np.arange(new) + 0.5) * old / new
@@ -64,7 +67,7 @@ def _interpolate_cubically(positions, old):
     return matrix
 
 
-def cubic(distance, a):
+def cubic(distance: np.ndarray, a: float) -> np.ndarray:
     """Keys' cubic convolution kernel, which is zero from a distance of 2 on."""
     x = np.abs(distance)
     near = ((a + 2) * x - (a + 3)) * x * x + 1

@@ -21,11 +21,11 @@ import numpy as np
 ROWS = 128              # that a transposition takes at once
 
 
-def keep(array):
+def keep(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def transpose_linear(array):
+def transpose_linear(array: np.ndarray) -> np.ndarray:
     """[out, in] of PyTorch <-> [in, out] of Paddle."""
     return array.T if array.ndim == 2 else array
 
@@ -47,7 +47,7 @@ class Rule(NamedTuple):
     part: int = 0
 
 
-def same_names(*names):
+def same_names(*names: str) -> tuple[Rule, ...]:
     """Return rules for tensors that have our name and layout already."""
     return tuple(Rule(name, name, PLAIN if name.endswith('*') else TENSOR) for name in names)
 
@@ -223,12 +223,12 @@ class Tensor:
     pieces: [(their name, ndarray in our layout)], to be joined along the last axis.
     """
 
-    def __init__(self, pieces):
+    def __init__(self, pieces: Iterable[tuple[str, np.ndarray]]) -> None:
         self.origins = [name for name, _ in pieces]
         self.arrays = [array for _, array in pieces]
 
     @property
-    def shape(self):
+    def shape(self) -> list[int]:
         """Its shape as a list; [] where the parts do not fit together."""
         first = self.arrays[0].shape
         if len(self.arrays) == 1:
@@ -244,11 +244,11 @@ class Tensor:
         return len(self.arrays) == 1 or bool(first) and all(
             array.shape == first for array in self.arrays)
 
-    def get(self):
+    def get(self) -> np.ndarray:
         """Return the ndarray."""
         return self.arrays[0] if len(self.arrays) == 1 else np.concatenate(self.arrays, axis=-1)
 
-    def copy_to(self, array):
+    def copy_to(self, array: np.ndarray) -> None:
         """Write the numbers into an ndarray of the same shape."""
         if len(self.arrays) == 1:
             copy_array(self.arrays[0], array)
@@ -260,7 +260,7 @@ class Tensor:
             start = stop
 
 
-def copy_array(source, target):
+def copy_array(source: np.ndarray, target: np.ndarray) -> None:
     """Copy an ndarray into another of the same shape, in the target's type."""
     if source.ndim != 2 or source.flags.c_contiguous:
         np.copyto(target, source, casting='unsafe')

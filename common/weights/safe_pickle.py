@@ -12,6 +12,8 @@ import collections
 import io
 import os
 import struct
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,12 +29,15 @@ DTYPES = {'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1'
 NAME_TABLE = 'StructuredToParameterName@@'
 SLICE_TABLE = 'UnpackBigParamInfor@@'
 
+Functions = Mapping[tuple[str, str], Callable]      # {(module, name): what REDUCE may call}
+Contents = tuple[dict[str, Any], dict[str, Any]]    # of a file: (tree of ndarrays, metadata)
+
 
 class PickleError(Exception):
     """The pickle is damaged, or asks for something that no checkpoint needs."""
 
 
-def load(path, keep_names=False):
+def load(path: str | os.PathLike, keep_names: bool = False) -> Any:
     """Return what paddle.save or pickle.dump wrote: dict, list, tuple, text, numbers, ndarray.
 
     Tensors become ndarrays, or (parameter name, ndarray) pairs if keep_names.
@@ -61,7 +66,9 @@ class Reader:
     called with a persistent id (torch keeps its storages that way).
     """
 
-    def __init__(self, file, size, functions, resolve=None, load_persistent=None):
+    def __init__(self, file: BinaryIO, size: int, functions: Functions,
+                 resolve: Callable[[str, str], Any] | None = None,
+                 load_persistent: Callable[[Any], Any] | None = None) -> None:
         self.file = file
         self.left = size
         self.budget = size              # items and bytes that instructions may copy
@@ -72,7 +79,7 @@ class Reader:
         self.outer = []                 # stacks below the open marks
         self.memo = {}
 
-    def read(self):
+    def read(self) -> Any:
         """Return the pickled object. Raises PickleError."""
         try:
             for _ in range(MAX_INSTRUCTIONS):
@@ -110,36 +117,36 @@ class Reader:
         self.left -= len(line)
         return line[:-1].decode('utf-8')
 
-    def charge(self, amount):
+    def charge(self, amount: int) -> None:
         self.budget -= amount
         if self.budget < 0:
             raise PickleError('holds the same data again and again.')
 
-    def push(self, value):
+    def push(self, value: Any) -> None:
         self.stack.append(value)
 
-    def push_mark(self):
+    def push_mark(self) -> None:
         if len(self.outer) >= MAX_DEPTH:
             raise PickleError(f'nested more than {MAX_DEPTH} levels deep.')
         self.outer.append(self.stack)
         self.stack = []
 
-    def pop_to_mark(self):
+    def pop_to_mark(self) -> list:
         items, self.stack = self.stack, self.outer.pop()
         return items
 
-    def push_text(self, form, encoding):
+    def push_text(self, form: str, encoding: str) -> None:
         # Python pickles file names that are not UTF-8, as it holds them, by "surrogatepass".
         errors = 'surrogatepass' if encoding == 'utf-8' else 'strict'
         self.push(self._take(self._number(form)).decode(encoding, errors))
 
-    def push_tuple(self, count):
+    def push_tuple(self, count: int) -> None:
         items = tuple(self.stack[-count:])
         if len(items) != count:
             raise PickleError('damaged: a tuple lacks items.')
         self.stack[-count:] = [items]
 
-    def set_items(self, items):
+    def set_items(self, items: list) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
             if isinstance(target, Inert):
@@ -148,7 +155,7 @@ class Reader:
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_check_key(key)] = value
 
-    def append(self, items):
+    def append(self, items: list) -> None:
         target = self.stack[-1]
         if isinstance(target, Inert):
             return
@@ -156,13 +163,13 @@ class Reader:
             raise PickleError('damaged: items are put where no list is.')
         target.extend(items)
 
-    def find_function(self, module, name):
+    def find_function(self, module: Any, name: Any) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleError('damaged: a function without a name.')
         function = self.functions.get((module, name))
         return self.resolve(module, name) if function is None else Function(function)
 
-    def call(self):
+    def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if isinstance(function, Inert):
             self.push(Inert(function.name))
@@ -171,7 +178,7 @@ class Reader:
             raise PickleError('damaged: a call of something that is no function.')
         self.push(function.run(self, *arguments))
 
-    def build(self):
+    def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is np.ndarray:
             _fill_array(self, target, state)
@@ -180,7 +187,7 @@ class Reader:
         elif not isinstance(target, (dict, Inert)):     # attributes of a dict: not needed
             raise PickleError(f'sets the state of a {type(target).__name__}.')
 
-    def push_persistent(self):
+    def push_persistent(self) -> None:
         if self.load_persistent is None:
             raise PickleError('refers to data outside the file.')
         self.push(self.load_persistent(self.stack.pop()))
@@ -192,7 +199,7 @@ class Checker(Reader):
     In their place stand arrays of the same shape and type that take no memory.
     """
 
-    def build(self):
+    def build(self) -> None:
         if type(self.stack[-2]) is not np.ndarray:
             super().build()
             return
@@ -204,14 +211,14 @@ class Checker(Reader):
 class Function:
     """A function of this module that the pickle may call."""
 
-    def __init__(self, run):
+    def __init__(self, run: Callable) -> None:
         self.run = run
 
 
 class Inert:
     """Stands for an object whose class is unknown; keeps only the name."""
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
         self.name = name
 
 
@@ -255,7 +262,7 @@ def _fill_array(reader, array, state):
     array.__setstate__((1, shape, dtype, bool(is_fortran), data))
 
 
-def check_shape(shape, dtype, num_bytes):
+def check_shape(shape: Any, dtype: Any, num_bytes: int) -> None:
     """Raise PickleError unless an array of this shape and dtype fills num_bytes exactly."""
     if not isinstance(dtype, np.dtype) or dtype.hasobject or dtype.itemsize == 0:
         raise PickleError('an array without a number type.')
@@ -436,7 +443,7 @@ INSTRUCTIONS = {
 }
 
 
-def join_large_arrays(tree):
+def join_large_arrays(tree: Any) -> Any:
     """Join the slices into which paddle.save cuts arrays above 1 GiB."""
     if isinstance(tree, dict):
         for branch in [tree, *(value for value in tree.values() if isinstance(value, dict))]:

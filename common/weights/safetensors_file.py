@@ -4,10 +4,11 @@ import json
 import math
 import mmap
 import os
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from common.weights.safe_pickle import PickleError
+from common.weights.safe_pickle import Contents, PickleError
 from common.weights.torch_file import decode
 
 DTYPES = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': 'bf16', 'I64': 'i8', 'I32': 'i4',
@@ -15,12 +16,12 @@ DTYPES = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': 'bf16', 'I64': 'i8', 'I
 MAX_HEADER = 100_000_000        # bytes; the limit of the reference implementation
 
 
-def is_safetensors(start, size):
+def is_safetensors(start: bytes, size: int) -> bool:
     """Tell from a file's first bytes and its size whether it is one."""
     return size > 9 and 2 <= int.from_bytes(start[:8], 'little') <= size - 8 and start[8:9] == b'{'
 
 
-def read(file):
+def read(file: BinaryIO) -> Contents:
     """Return ({name: ndarray}, metadata). Raises PickleError.
 
     The arrays are views of the file, which is mapped, not read.
@@ -87,10 +88,11 @@ def _check_order(places, size):
         raise PickleError(f'damaged or cut short: the tensors end at byte {last:,} of {size:,}.')
 
 
-def write(path, arrays, metadata):
+def write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Write {name: ndarray} and {text: text} to a .safetensors file."""
     names = {code: name for name, code in DTYPES.items()}
-    header, offset = {'__metadata__': metadata}, 0
+    header: dict[str, Any] = {'__metadata__': metadata}
+    offset = 0
     for name, array in arrays.items():
         header[name] = {'dtype': names[array.dtype.str[1:]], 'shape': list(array.shape),
                         'data_offsets': [offset, offset + array.nbytes]}

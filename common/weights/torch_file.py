@@ -10,12 +10,20 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 import numpy as np
 
 from common.machine.environment import count_cores
-from common.weights.safe_pickle import NUMPY_FUNCTIONS, Inert, PickleError, Reader
+from common.weights.safe_pickle import (
+    NUMPY_FUNCTIONS,
+    Contents,
+    Inert,
+    PickleError,
+    Reader,
+)
 
 # torch.serialization.MAGIC_NUMBER as a pickle of protocol 2.
 LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
@@ -30,20 +38,20 @@ STORAGE_DTYPES = {
 class StorageType:
     """Stands for a class such as torch.FloatStorage."""
 
-    def __init__(self, dtype):
+    def __init__(self, dtype: str) -> None:
         self.dtype = dtype
 
 
 class Storage:
     """Raw numbers somewhere in the file; read when first used, and kept."""
 
-    def __init__(self, dtype, count, read):
+    def __init__(self, dtype: str, count: int, read: Callable[[int], memoryview] | None) -> None:
         self.dtype = dtype
         self.count = count
         self.read = read            # byte count -> bytes
-        self.values = None
+        self.values: np.ndarray | None = None
 
-    def get(self):
+    def get(self) -> np.ndarray:
         if self.values is None:
             itemsize = 2 if self.dtype == 'bf16' else np.dtype(self.dtype).itemsize
             self.values = decode(self.read(self.count * itemsize), self.dtype)
@@ -53,24 +61,25 @@ class Storage:
 class StoredTensor:
     """A tensor before its storage is read."""
 
-    def __init__(self, storage, offset, shape, strides):
+    def __init__(self, storage: Storage, offset: int, shape: tuple[int, ...],
+                 strides: tuple[int, ...]) -> None:
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
-    def get(self):
+    def get(self) -> np.ndarray:
         values = self.storage.get()
         strides = [stride * values.itemsize for stride in self.strides]
         return np.ndarray(self.shape, values.dtype, values.data, self.offset * values.itemsize,
                           strides)
 
 
-def decode(data, dtype):
+def decode(data: bytes | memoryview, dtype: str) -> np.ndarray:
     """Return raw bytes as an array; bfloat16 ("bf16") becomes float32."""
     if dtype == 'bf16':
         return (np.frombuffer(data, '<u2').astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(data, dtype)
 
 
-def read_zip(file):
+def read_zip(file: BinaryIO) -> Contents:
     """Return (tree, {}) of a torch.save archive. Raises PickleError."""
     size = left = os.fstat(file.fileno()).st_size
     members = []
@@ -141,7 +150,7 @@ def _check_sum(member):
         raise PickleError(f'damaged: the checksum of {info.filename} does not fit.')
 
 
-def read_legacy(file):
+def read_legacy(file: BinaryIO) -> Contents:
     """Return (tree, {}) of what torch.save wrote before PyTorch 1.6. Raises PickleError.
 
     The file is five pickles (magic number, version, machine, object, storage
