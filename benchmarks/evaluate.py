@@ -18,6 +18,10 @@ ROWS = {
     'T2T-ViT-14, bfloat16': (T2T, 'onednn', 'bfloat16', {'eager': 1.3}),
 }
 
+# Against float32 of the peers; int8 as export_model.py makes it, by OpenVINO.
+INT8 = {'ViT-B/16, int8': (VIT, {'ours, float32': 3.0, 'ours, bfloat16': 1.6, 'eager': 4.0}),
+        'T2T-ViT-14, int8': (T2T, {'ours, float32': 2.0})}
+
 
 def measure(options):
     """Return the table's rows."""
@@ -30,6 +34,14 @@ def measure(options):
             contestants['plain'] = ours('eval', name, batch_size, 'plain')
         for kind in targets:
             contestants[kind] = peer(options, 'eval', peer_name, batch_size, kind, precision)
+        rows += compare_rows(title, contestants, options, targets)
+    for title, ((name, peer_name), targets) in INT8.items():
+        contestants = {'ours': ours('eval', name, options.batch_size, 'openvino', 'int8')}
+        for precision in ('float32', 'bfloat16'):
+            contestants[f'ours, {precision}'] = ours(
+                'eval', name, options.batch_size, 'openvino', precision)
+        for kind in ('eager', 'compiled', 'onnxruntime', 'openvino'):
+            contestants[kind] = peer(options, 'eval', peer_name, options.batch_size, kind)
         rows += compare_rows(title, contestants, options, targets)
     return rows
 

@@ -91,9 +91,27 @@ def make_evaluation(name, batch_size, how, precision='float32', image_size=None)
     from common.machine.host_memory import keep_freed_memory
     keep_freed_memory()
     folder = tempfile.mkdtemp()
-    save_program(model, config.DATA.IMAGE_SIZE, folder)
+    weights = save_program(model, config.DATA.IMAGE_SIZE, folder)
+    if how == 'openvino' and precision != 'float32':
+        write_openvino(folder, config, weights, precision)
     run = engines.OPENERS[how](folder, precision)
     return lambda: run(images)
+
+
+def write_openvino(folder, config, weights, precision):
+    """Write OpenVINO's model; the ranges of int8 are those of noise, which cost the same time."""
+    from common.data.preprocessing import read_preprocessing
+    from common.deploy.export import convert_to_onnx
+    from common.deploy.formats import find_onnx, find_openvino
+    from common.deploy.quantize import convert_to_openvino, quantize
+    convert_to_onnx(folder)
+    if precision != 'int8':
+        return convert_to_openvino(find_onnx(folder), find_openvino(folder))
+    shape = (16, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE, 3)
+    crops = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    names = list(weights)
+    quantize('openvino', find_onnx(folder), find_openvino(folder), crops,
+             read_preprocessing(config), names, [names[0], names[-1]])
 
 
 def main():

@@ -33,8 +33,9 @@ given twice the last. -opts itself may be given more than once.
 class FlagParser(argparse.ArgumentParser):
     """Flags with one or two dashes, spelt out; raises UserError where argparse would exit."""
 
-    def add_flag(self, name: str, **options: Any) -> None:
-        self.add_argument(f'-{name}', f'--{name}', dest=name, **options)
+    def add_flag(self, name: str, *aliases: str, **options: Any) -> None:
+        spellings = [f'{dashes}{text}' for text in (name, *aliases) for dashes in ('-', '--')]
+        self.add_argument(*spellings, dest=name, **options)
 
     def parse_known_args(self, args: Iterable[str] | None = None,
                          namespace: Any = None) -> tuple[Any, list[str]]:

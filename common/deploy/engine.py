@@ -1,5 +1,7 @@
 """Engines that run an exported model on the CPU: Paddle's own, oneDNN, OpenVINO, ONNX Runtime.
 
+A folder may hold the model in several forms and precisions; formats.json says which.
+
 Each is tried in a process of its own first, where a crash of native code can be told
 from an answer: it must give the logits that the export recorded. "auto" takes the
 fastest of those that do, on this machine, and remembers which. What the files hold
@@ -8,6 +10,7 @@ is checked before that, see common/deploy/program.py.
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -19,6 +22,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.deploy.formats import (
+    FORMATS_FILE,
+    MODEL_NAME,
+    PRECISIONS,
+    Formats,
+    find_onnx,
+    find_openvino,
+    read_formats,
+)
+from common.deploy.openvino_ir import check_openvino
 from common.deploy.program import RECORD_FILE, check_onnx, check_paddle, check_record
 from common.errors import RunError, UserError
 from common.files import open_regular
@@ -27,14 +40,14 @@ from common.weights.containers import read_npz
 from common.weights.safe_pickle import PickleError
 
 ENGINES = ('plain', 'onednn', 'openvino', 'onnxruntime')
-PRECISIONS = ('float32', 'bfloat16')
 
-MODEL_NAME = 'model'                # model.json or model.pdmodel, model.pdiparams, model.onnx
+NUMBERS = {'.json': '.pdiparams', '.pdmodel': '.pdiparams', '.xml': '.bin'}
 CHECK_FILE = 'check.npz'            # what the dynamic model gave for make_check_images
 CHECK_IMAGES = 4
 MAX_CHECK = 16 << 20                # bytes of CHECK_FILE: a million classes
 MAX_SIDE = 10_000                   # pixels
-TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1}      # of max |logit|
+# Of max |logit|; int8 against the int8 model where it was made, with other instructions.
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 0.1, 'int8': 0.2}
 TRIAL_TIMEOUT = 600                 # seconds
 TRIAL_BATCH = 8
 CHOICES_FILE = 'engines.json'       # what "auto" has found, beside the model
@@ -44,12 +57,16 @@ Run = Callable[[np.ndarray], np.ndarray]            # images -> logits
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
+logger = logging.getLogger(__name__)
+
+
 class Engine:
     """Calls like a model: images float32 [B, 3, S, S] -> logits float32 [B, classes]."""
 
     def __init__(self, name: str, precision: str, run: Run, num_classes: int,
-                 is_recorded: bool = True) -> None:
+                 is_recorded: bool = True, formats: Formats | None = None) -> None:
         self.is_recorded = is_recorded
+        self.formats = formats or Formats()
         self.name = name
         self.precision = precision
         self.num_classes = num_classes
@@ -59,8 +76,11 @@ class Engine:
         return self._run(np.ascontiguousarray(images, dtype=np.float32))
 
     def describe(self) -> str:
-        """Return a line for the log, and another for a folder of an older version."""
+        """Return a line for the log, with what int8 cost; another for an older version's folder."""
         line = f'Engine: {self.name}, {self.precision}, {count_cores()} threads'
+        if self.precision == 'int8':
+            cost = self.formats.openvino_cost if self.name == 'openvino' else self.formats.onnx_cost
+            line = f'{line}\nint8: {cost}'
         return line if self.is_recorded else (
             f'{line}\nThe exported model has no {RECORD_FILE}: an older version made it, and files '
             'that were mixed up would not be noticed. export_model.py makes it again.')
@@ -73,20 +93,22 @@ class Trial(NamedTuple):
     problem: str
 
 
-def load_engine(folder: str, engine: str = 'auto', precision: str = 'float32') -> Engine:
+def load_engine(folder: str, engine: str = 'auto', precision: str = '') -> Engine:
     """Return the Engine that runs the exported model in a folder.
 
-    engine: one of ENGINES, or "auto", the fastest here. precision: of the arithmetic;
-    bfloat16 needs the onednn engine and a processor that has it. Raises UserError for an
-    engine that the folder, this Paddle or this machine has not, RunError for one that
-    crashes or computes other logits than the model that was exported.
+    engine: one of ENGINES, or "auto", the fastest here. precision: of the arithmetic, one of
+    PRECISIONS, '' for the folder's own; bfloat16 needs a processor that has it, int8 a folder
+    that was exported so. Raises UserError for an engine that the folder, this Paddle or this
+    machine has not, RunError for one that crashes or computes other logits than the model that
+    was exported.
     """
     if engine != 'auto' and engine not in ENGINES:
         raise UserError(f'-engine must be auto or one of {", ".join(ENGINES)}, not {engine!r}.')
-    if precision not in PRECISIONS:
+    if precision and precision not in PRECISIONS:
         raise UserError(f'-precision must be one of {", ".join(PRECISIONS)}, not {precision!r}.')
-    expected, image_size = read_check(folder)
+    _, image_size = read_check(folder)
     is_recorded = check_folder(folder)
+    precision = precision or choose_precision(folder, engine)
     if engine == 'auto':
         engine = choose_engine(folder, precision)
     else:
@@ -96,12 +118,28 @@ def load_engine(folder: str, engine: str = 'auto', precision: str = 'float32') -
         trial = try_engine(folder, engine, precision)
         if trial.problem:
             raise RunError(f'The engine {engine} cannot be used: {trial.problem}')
+    expected = read_reference(folder, engine, precision)
     run = OPENERS[engine](folder, precision)
     # Once more, here: a remembered choice was not tried, and nothing says who wrote it down.
     problem = compare_logits(run(make_check_images(image_size)), expected, TOLERANCE[precision])
     if problem:
         raise RunError(f'The engine {engine} cannot be used: {problem}')
-    return Engine(engine, precision, run, expected.shape[1], is_recorded)
+    return Engine(engine, precision, run, expected.shape[1], is_recorded, read_formats(folder))
+
+
+def choose_precision(folder: str, engine: str) -> str:
+    """Return the precision that the folder is for, or another that it has, saying why."""
+    wanted = read_formats(folder).precision
+    obstacles = [find_obstacle(folder, name, wanted)
+                 for name in (ENGINES if engine == 'auto' else [engine])]
+    others = [precision for precision in PRECISIONS if precision != wanted and any(
+        not find_obstacle(folder, name, precision)
+        for name in (ENGINES if engine == 'auto' else [engine]))]
+    if '' in obstacles or not others:
+        return wanted
+    logger.info('%s is for %s; %s takes its place: %s', folder, wanted, others[0],
+                next((text for text in obstacles if 'not installed' in text), obstacles[0]))
+    return others[0]
 
 
 def check_folder(folder: str) -> bool:
@@ -110,15 +148,20 @@ def check_folder(folder: str) -> bool:
     Returns whether there is a record; older versions wrote none. Raises UserError. Nothing is
     run.
     """
-    programs = [path for ending in ('.json', '.pdmodel', '.onnx')
+    programs = [path for ending in ('.json', '.pdmodel', '.onnx', '.xml')
                 if os.path.exists(path := _path(folder, ending))]
-    used = [*programs, os.path.join(folder, CHECK_FILE)]
-    if any(not path.endswith('.onnx') for path in programs):
-        used.append(_path(folder, '.pdiparams'))
-    is_recorded = check_record(folder, used)
+    used = {*programs, os.path.join(folder, CHECK_FILE)}
+    for path in programs:
+        stem, ending = os.path.splitext(path)
+        used |= {f'{stem}{NUMBERS[ending]}'} if ending in NUMBERS else set()
+    if os.path.exists(path := os.path.join(folder, FORMATS_FILE)):
+        used.add(path)
+    is_recorded = check_record(folder, sorted(used))
     for path in programs:
         if path.endswith('.onnx'):
             check_onnx(path)
+        elif path.endswith('.xml'):
+            check_openvino(path)
         else:
             check_paddle(path, _path(folder, '.pdiparams'))
     return is_recorded
@@ -153,25 +196,43 @@ def list_engines(folder: str, precision: str) -> list[str]:
 
 def find_obstacle(folder: str, engine: str, precision: str) -> str:
     """Return why an engine cannot run the folder's model, '' if nothing is in the way."""
-    if precision == 'bfloat16' and engine != 'onednn':
-        return 'bfloat16 is computed by -engine=onednn alone.'
+    formats = read_formats(folder)
+    if precision == 'bfloat16' and not _has_bfloat16(engine, folder, formats):
+        return 'bfloat16 is computed by -engine=onednn, or -engine=openvino in a folder with ' \
+               f'{MODEL_NAME}.xml.'
     if precision == 'bfloat16' and 'avx512bw' not in read_cpu()[1]:
         return 'this processor has no AVX-512, which bfloat16 needs.'
     if engine == 'onnxruntime':
-        if not os.path.isfile(find_onnx(folder)):
-            return f'{folder} has no {MODEL_NAME}.onnx; export it with -formats=paddle,onnx.'
-        if not is_installed('onnxruntime'):
-            return 'ONNX Runtime is not installed: pip install onnxruntime'
-        return ''
+        return _find_onnx_obstacle(folder, formats, precision)
+    if engine == 'openvino' and os.path.isfile(find_openvino(folder)) \
+            and (formats.openvino == 'int8') == (precision == 'int8'):
+        return '' if is_installed('openvino') else \
+            'OpenVINO is not installed: pip install openvino'
+    if precision == 'int8':
+        return f'{folder} has no int8 model for it; export one with -precision=int8.'
     if find_program(folder) is None:
         return f'{folder} has no Paddle model that this Paddle can read; it was exported by a ' \
-               'newer one, or for ONNX only.'
+               'newer one, or for other engines only.'
     if engine == 'openvino':
         tune_cpu()
         from paddle import inference
         if not hasattr(inference.Config, 'enable_openvino_engine'):
             return 'this Paddle has no OpenVINO engine (3.x has).'
     return ''
+
+
+def _find_onnx_obstacle(folder: str, formats: Formats, precision: str) -> str:
+    if not os.path.isfile(find_onnx(folder)):
+        return f'{folder} has no {MODEL_NAME}.onnx; export it with -formats=paddle,onnx.'
+    if (formats.onnx == 'int8') != (precision == 'int8'):
+        return f'{MODEL_NAME}.onnx is in {formats.onnx}.'
+    return '' if is_installed('onnxruntime') else \
+        'ONNX Runtime is not installed: pip install onnxruntime'
+
+
+def _has_bfloat16(engine: str, folder: str, formats: Formats) -> bool:
+    return engine == 'onednn' or engine == 'openvino' and formats.openvino != 'int8' \
+        and os.path.isfile(find_openvino(folder))
 
 
 def try_engine(folder: str, engine: str, precision: str, batch_size: int = TRIAL_BATCH) -> Trial:
@@ -199,8 +260,8 @@ def try_engine(folder: str, engine: str, precision: str, batch_size: int = TRIAL
 
 def run_trial(folder: str, engine: str, precision: str, batch_size: int) -> Trial:
     """Run an engine in this process; return the Trial. This is what try_engine's process does."""
-    expected, image_size = read_check(folder)
-    images = make_check_images(image_size)
+    images = make_check_images(read_check(folder)[1])
+    expected = read_reference(folder, engine, precision)
     run = OPENERS[engine](folder, precision)
     problem = compare_logits(run(images), expected, TOLERANCE[precision])
     if problem:
@@ -231,26 +292,49 @@ def make_check_images(image_size: int) -> np.ndarray:
     return generator.standard_normal((CHECK_IMAGES, 3, image_size, image_size), dtype=np.float32)
 
 
-def write_check(folder: str, logits: np.ndarray, image_size: int) -> None:
-    """Record the dynamic model's logits for make_check_images."""
-    np.savez(os.path.join(folder, CHECK_FILE), logits=logits, image_size=image_size)
+def write_check(folder: str, logits: np.ndarray, image_size: int,
+                **quantised: np.ndarray) -> None:
+    """Record the dynamic model's logits for make_check_images.
+
+    quantised: {form: logits} of the int8 models, which are models of their own.
+    """
+    np.savez(os.path.join(folder, CHECK_FILE), logits=logits, image_size=image_size,
+             **{f'{form}_int8': values for form, values in quantised.items()})
 
 
 def read_check(folder: str) -> tuple[np.ndarray, int]:
-    """Return (logits [4, classes], image_size) as write_check recorded them."""
+    """Return (logits [4, classes], image_size) of the model, as write_check recorded them."""
+    arrays = _read_check_arrays(folder)
+    return arrays['logits'], int(arrays['image_size'])
+
+
+def read_reference(folder: str, engine: str, precision: str) -> np.ndarray:
+    """Return the logits [4, classes] that an engine is to give for make_check_images."""
+    form = {'openvino': 'openvino', 'onnxruntime': 'onnx'}.get(engine)
+    return _read_check_arrays(folder)[f'{form}_int8' if precision == 'int8' else 'logits']
+
+
+def _read_check_arrays(folder):
+    """Return {name: array} of check.npz: logits, image_size, and the logits of int8 models."""
     path = os.path.join(folder, CHECK_FILE)
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > MAX_CHECK:
                 raise ValueError('it is too large')
             arrays, _ = read_npz(file)
-        logits, image_size = arrays['logits'], arrays['image_size']
-        if logits.ndim != 2 or len(logits) != CHECK_IMAGES or logits.dtype != np.float32 \
-                or not logits.any() or not np.isfinite(logits).all():
-            raise ValueError('its logits are none')
+        for name, logits in arrays.items():
+            if name != 'image_size' and (
+                    logits.ndim != 2 or logits.shape != arrays['logits'].shape
+                    or len(logits) != CHECK_IMAGES or logits.dtype != np.float32
+                    or not logits.any() or not np.isfinite(logits).all()):
+                raise ValueError('its logits are none')
+        image_size = arrays['image_size']
         if image_size.shape or image_size.dtype.kind != 'i' or not 0 < image_size <= MAX_SIDE:
             raise ValueError('its image size is none')
-        return logits, int(image_size)
+        if read_formats(folder).openvino == 'int8' and 'openvino_int8' not in arrays \
+                or read_formats(folder).onnx == 'int8' and 'onnx_int8' not in arrays:
+            raise ValueError('it has no logits of the int8 model')
+        return arrays
     except FileNotFoundError:
         raise UserError(f'{folder} is no exported model: it has no {CHECK_FILE}. '
                         'Make one with export_model.py.') from None
@@ -267,11 +351,6 @@ def find_program(folder: str) -> str | None:
     endings = ('.pdmodel',) if paddle.__version__.startswith('2.') else ('.json', '.pdmodel')
     return next((_path(folder, ending) for ending in endings
                  if os.path.isfile(_path(folder, ending))), None)
-
-
-def find_onnx(folder: str) -> str:
-    """Return the path that the ONNX model has."""
-    return _path(folder, '.onnx')
 
 
 def open_paddle(folder: str, precision: str, prepare: Callable[[Any, str], None]) -> Run:
@@ -339,10 +418,27 @@ def open_onnx(folder: str, precision: str) -> Run:
     return lambda images: session.run(None, {name: images})[0]
 
 
-OPENERS = {
+def open_openvino(folder: str, precision: str) -> Run:
+    """Return run(images) -> logits of OpenVINO: its own package's, or the one in Paddle."""
+    if precision != 'int8' and not (
+            os.path.isfile(find_openvino(folder)) and is_installed('openvino')
+            and read_formats(folder).openvino != 'int8'):
+        return open_paddle(folder, precision, use_openvino)
+    import openvino
+    check_openvino(find_openvino(folder))
+    has_bfloat16 = 'avx512_bf16' in read_cpu()[1]
+    rest = 'bf16' if precision == 'bfloat16' or precision == 'int8' and has_bfloat16 else 'f32'
+    compiled = openvino.Core().compile_model(find_openvino(folder), 'CPU', {
+        'INFERENCE_NUM_THREADS': count_cores(), 'PERFORMANCE_HINT': 'LATENCY',
+        'INFERENCE_PRECISION_HINT': rest})
+    request = compiled.create_infer_request()
+    return lambda images: np.array(request.infer([images])[0])
+
+
+OPENERS: dict[str, Callable] = {
     'plain': lambda folder, precision: open_paddle(folder, precision, use_plain),
     'onednn': lambda folder, precision: open_paddle(folder, precision, use_onednn),
-    'openvino': lambda folder, precision: open_paddle(folder, precision, use_openvino),
+    'openvino': open_openvino,
     'onnxruntime': open_onnx,
 }
 

@@ -29,6 +29,7 @@ from common.data.images import ImageError, show_path
 from common.data.preprocessing import Preprocessing
 from common.deploy import engine as engines
 from common.deploy.drawing import draw_labels
+from common.deploy.formats import PRECISIONS
 from common.deploy.pictures import (
     OutputNames,
     Picture,
@@ -104,7 +105,7 @@ def log_to_stderr() -> None:
 def load_predictor(project: Project, arguments: Any) -> tuple[Preprocessing, engines.Run]:
     """Return (Preprocessing, callable: float32 [B, 3, S, S] -> logits [B, classes])."""
     if not arguments.model:
-        for name, default in (('engine', 'auto'), ('precision', 'float32')):
+        for name, default in (('engine', 'auto'), ('precision', '')):
             if getattr(arguments, name) != default:
                 raise UserError(f'-{name} is for an exported model (-model=DIR); make one with '
                                 'export_model.py.')
@@ -307,8 +308,8 @@ def _parse(project, argv):
     parser.add_flag('model', metavar='DIR', help='exported model, instead of weights and a yaml')
     parser.add_flag('engine', choices=('auto', *engines.ENGINES), default='auto',
                     help='what runs an exported model (default: auto, the fastest here)')
-    parser.add_flag('precision', choices=engines.PRECISIONS, default='float32',
-                    help='of an exported model\'s arithmetic (default: float32)')
+    parser.add_flag('precision', choices=PRECISIONS, default='',
+                    help='of an exported model\'s arithmetic (default: what it was exported for)')
     parser.add_flag('topk', type=int, default=5, metavar='N', help='classes a picture (default: 5)')
     parser.add_flag('format', choices=tuple(WRITERS), default='table',
                     help='of the output (default: table)')

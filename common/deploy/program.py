@@ -26,13 +26,14 @@ MAX_FIELDS = 1 << 20                # of a protobuf file; they take 3 s
 MAX_ELEMENTS = 1 << 31              # of a tensor, a batch of one
 
 
-def _split(names):
-    return frozenset(names.split())
+def split_words(text: str) -> frozenset[str]:
+    """Return the words of a text as a set."""
+    return frozenset(text.split())
 
 
 # Operators without effects outside their tensors, by the name that Paddle 3 gives them (also
 # as `pd_op.name` in a .json of dialect 1), Paddle 2, and ONNX.
-COMPUTE = _split("""
+COMPUTE = split_words("""
     abs add argmax assign batch_norm bmm cast clip concat conv2d cos cumsum data
     depthwise_conv2d divide dropout einsum elementwise_pow erf exp expand fetch
     flatten flip full full_int_array full_like full_with_tensor gather gelu group_norm
@@ -42,10 +43,10 @@ COMPUTE = _split("""
     split_with_num sqrt square squeeze stack strided_slice subtract sum swish tanh tile
     transpose tril triu unbind unfold unsqueeze unstack where""")
 PIR_OPERATORS = frozenset({'p', '0.combine', '0.split', *(f'1.{name}' for name in COMPUTE)})
-PIR_TAGS = PIR_OPERATORS | {'1.a_dtype', '1.a_intarray', '1.a_place'} | _split("""
+PIR_TAGS = PIR_OPERATORS | {'1.a_dtype', '1.a_intarray', '1.a_place'} | split_words("""
     0.a_array 0.a_bool 0.a_f32 0.a_f64 0.a_i32 0.a_i64 0.a_str 0.t_bf16 0.t_bool 0.t_dtensor
     0.t_f16 0.t_f32 0.t_f64 0.t_i32 0.t_i64 0.t_ui8 0.t_vec""")
-DESC_OPERATORS = _split("""
+DESC_OPERATORS = split_words("""
     abs arg_max assign batch_norm bmm cast clip concat conv2d cos cumsum depthwise_conv2d
     dropout einsum elementwise_add elementwise_div elementwise_max elementwise_min
     elementwise_mod elementwise_mul elementwise_pow elementwise_sub erf exp expand_v2 feed fetch
@@ -55,14 +56,14 @@ DESC_OPERATORS = _split("""
     relu relu6 reshape2 roll round rsqrt scale shape sigmoid sign silu sin slice softmax
     softplus split sqrt square squeeze2 stack strided_slice swish tanh tile transpose2 tril_triu
     unbind unfold unsqueeze2 unstack where""")
-ONNX_OPERATORS = _split("""
+ONNX_OPERATORS = split_words("""
     Abs Add And ArgMax AveragePool BatchNormalization Cast Ceil Clip Concat Constant
-    ConstantOfShape Conv Cos CumSum Div Dropout Equal Erf Exp Expand Flatten Floor Gather Gemm
-    GlobalAveragePool Greater HardSigmoid HardSwish Identity InstanceNormalization
-    LayerNormalization LeakyRelu Less Log MatMul Max MaxPool Min Mod Mul Neg Not Or PRelu Pad
-    Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Round
-    Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile Transpose
-    Trilu Unsqueeze Where""")
+    ConstantOfShape Conv Cos CumSum DequantizeLinear Div Dropout Equal Erf Exp Expand Flatten Floor
+    Gather Gemm GlobalAveragePool Greater HardSigmoid HardSwish Identity InstanceNormalization
+    LayerNormalization LeakyRelu Less Log MatMul Max MaxPool Min Mod Mul Neg Not Or PRelu Pad Pow
+    QuantizeLinear Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape
+    Round Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile
+    Transpose Trilu Unsqueeze Where""")
 
 # Types of numbers: Paddle 3's name, and {Paddle 2's number: bytes}.
 PIR_TYPES = {'0.t_bool': 0, '0.t_i32': 2, '0.t_i64': 3, '0.t_f16': 4, '0.t_f32': 5, '0.t_f64': 6,
@@ -111,6 +112,24 @@ def check_onnx(path: str) -> None:
         raise _explain(path, error) from None
     except OSError as error:
         raise _explain(path, error.strerror or error) from None
+
+
+class OnnxNode(NamedTuple):
+    """An operation of an ONNX model. inputs, output: names of tensors, weights among them."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+def list_onnx_nodes(path: str) -> list[OnnxNode]:
+    """Return the operations of an ONNX model of our own, in order of computation."""
+    with open_regular(path) as file:
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        graph, = _walk(content, ONNX_MODEL)[7]
+    return [OnnxNode(_text(node, 4), tuple(bytes(name).decode() for name in node.get(1, [])),
+                     bytes(node[2][0]).decode())
+            for node in graph.get(1, [])]
 
 
 def write_record(folder: str) -> None:
@@ -404,8 +423,8 @@ def _check_onnx_model(found):
 
 
 ONNX_TENSOR = Message({
-    1: NUMBER, 2: NUMBER, 4: BYTES, 8: BYTES, 9: BYTES, 10: BYTES, 12: BYTES, 14: NUMBER},
-    _check_onnx_tensor)
+    1: NUMBER, 2: NUMBER, 4: BYTES, 5: NUMBER, 8: BYTES, 9: BYTES, 10: BYTES, 12: BYTES,
+    14: NUMBER}, _check_onnx_tensor)
 ONNX_VALUE = Message({1: BYTES, 2: Message({1: Message({1: NUMBER, 2: Message({
     1: Message({1: NUMBER, 2: BYTES, 3: BYTES})})})}), 3: BYTES})
 ONNX_NODE = Message({1: BYTES, 2: BYTES, 3: BYTES, 4: BYTES, 6: BYTES, 7: BYTES, 5: Message({

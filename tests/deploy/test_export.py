@@ -250,7 +250,7 @@ def test_predict_runs_the_exported_model(exported, name, tmp_path, capsys):
 
 @pytest.mark.runs
 @pytest.mark.parametrize('arguments, message', [
-    (['-engine=plain', '-precision=bfloat16'], 'bfloat16 is computed by -engine=onednn alone'),
+    (['-engine=plain', '-precision=bfloat16'], 'bfloat16 is computed by -engine=onednn, or'),
     (['-engine=fast'], "invalid choice: 'fast'"), (['-labels={labels}'], '3 class names')])
 def test_wrong_input_ends_with_code_2(exported, tmp_path, capsys, arguments, message):
     folder, project, _ = exported['vit']
