@@ -435,7 +435,7 @@ def open_openvino(folder: str, precision: str) -> Run:
     return lambda images: np.array(request.infer([images])[0])
 
 
-OPENERS: dict[str, Callable] = {
+OPENERS: dict[str, Callable[[str, str], Run]] = {
     'plain': lambda folder, precision: open_paddle(folder, precision, use_plain),
     'onednn': lambda folder, precision: open_paddle(folder, precision, use_onednn),
     'openvino': open_openvino,

@@ -47,7 +47,7 @@ from common.deploy.quantize import PACKAGES, convert_to_openvino
 from common.deploy.trained import Trained, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
 from common.kernels import installed
-from common.project import Model, Project
+from common.project import Project
 from common.run.log import start_logging
 
 ENDINGS = {'paddle': ('.json', '.pdmodel', '.pdiparams', '.pdiparams.info'), 'onnx': ('.onnx',),
@@ -193,7 +193,7 @@ def write_int8(int8: Int8, formats: Sequence[str], work: str, expected: np.ndarr
                           kept_float=', '.join(int8.kept)), work)
 
 
-def save_program(model: Model, image_size: int, folder: str) -> dict[str, str]:
+def save_program(model: paddle.nn.Layer, image_size: int, folder: str) -> dict[str, str]:
     """Write the Paddle program and its weights: images [any, 3, S, S] -> logits.
 
     Returns {name in the program: name in the model} of the weights of products and convolutions.
