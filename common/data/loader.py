@@ -30,6 +30,7 @@ from common.machine.distributed import get_world_size
 from common.machine.host_memory import keep_freed_memory
 
 PREFETCH = 2                # batches under way for each worker
+ORPHAN_SECONDS = 10         # that a worker without a training process has, to end in order
 
 USUAL_CAUSES = {
     9: ', often out of memory',
@@ -211,7 +212,7 @@ class _SampleReader(paddle.io.Dataset):
         keep_freed_memory()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._end_if_closing)
+        signal.signal(signal.SIGTERM, self._end_if_over)
         # Paddle's workers wait without a timeout, for ever if the training process was killed.
         threading.Thread(target=self._end_with_parent, daemon=True).start()
 
@@ -228,15 +229,18 @@ class _SampleReader(paddle.io.Dataset):
             return 'nothing yet'
         return f'{self.dataset.describe_sample(index)} (epoch {epoch})'
 
-    def _end_if_closing(self, signum, frame):
-        if self.shared[0]:
+    def _end_if_over(self, signum, frame):
+        is_orphan = os.getppid() != self.parent
+        if self.shared[0] or is_orphan:
             self._leave_nothing()
-            os._exit(0)
+            os._exit(int(is_orphan))
 
     def _end_with_parent(self):
         while os.getppid() == self.parent:
             time.sleep(1)
-        self._leave_nothing()
+        # In the main thread, which makes the files: none comes after they were removed.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        time.sleep(ORPHAN_SECONDS)
         os._exit(1)
 
     def _leave_nothing(self):

@@ -10,23 +10,23 @@ import contextlib
 import glob
 import os
 import re
-import tempfile
+import secrets
 
 FOLDER = '/dev/shm'
 MARK = 'vit-loader-'                # then the worker's process id, and something unique
-UNLOCKED = '.vit-loader-'           # a mark that has no lock yet
 
 
 def mark_worker() -> str | None:
     """Make and lock this process's mark; return its path, or None where that cannot be."""
     try:
         import fcntl
-        descriptor, path = tempfile.mkstemp(prefix=f'{UNLOCKED}{os.getpid()}-', dir=FOLDER)
+        path = os.path.join(FOLDER, f'{MARK}{os.getpid()}-{secrets.token_hex(4)}')
+        # It has no name before it is locked, so that it always ends with its process.
+        descriptor = os.open(FOLDER, os.O_TMPFILE | os.O_RDWR, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)      # until this process ends
-        marked = path.replace(UNLOCKED, MARK)
-        os.rename(path, marked)
-        return marked
-    except (OSError, ImportError):
+        os.link(f'/proc/self/fd/{descriptor}', path, src_dir_fd=descriptor, follow_symlinks=True)
+        return path
+    except (OSError, ImportError, AttributeError):
         return None
 
 

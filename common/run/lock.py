@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 
+from common.checkpoints.file import remove_temporary_files
 from common.errors import UserError
 
 NAME = 'run.lock'
@@ -91,14 +92,16 @@ def choose_alone(parent: str) -> Iterator[None]:
 def refuse_running(parent: str, model_name: str, wait_seconds: float | None = None) -> None:
     """Raise UserError where a run of this model is going on in a folder of `parent`.
 
-    Lock files of runs that are no more are removed.
+    What runs that are no more have left is removed: their lock files, unfinished checkpoints.
     """
     for name in sorted(os.listdir(parent)) if os.path.isdir(parent) else []:
         folder = os.path.join(parent, name)
         record = read_record(os.path.join(folder, NAME))
         if record is not None and record.get('model') in (None, model_name):
             with contextlib.suppress(OSError):      # of another user: not to be continued either
-                RunLock(folder, model_name, wait_seconds).release()
+                lock = RunLock(folder, model_name, wait_seconds)
+                remove_temporary_files(folder)
+                lock.release()
 
 
 def read_record(path: str) -> dict | None:

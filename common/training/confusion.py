@@ -68,9 +68,9 @@ def count_confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int)
 
 
 def write_report(folder: str, samples: np.ndarray, dataset: 'Dataset', num_classes: int) -> None:
-    """Write per_class.csv, mistakes.csv and, up to 1000 classes, confusion.csv.
+    """Write per_class.csv, up to 1000 classes confusion.csv, up to 100 confusion.png, mistakes.csv.
 
-    Up to 100 classes also confusion.png. folder: the run folder. samples: see
+    In this order: where the last is there, none is missing. folder: the run folder. samples: see
     Predictions.gather. dataset: gives class names and the samples' paths.
     """
     labels, predicted = samples[:, 1].astype(int), samples[:, 2].astype(int)
@@ -86,8 +86,6 @@ def write_report(folder: str, samples: np.ndarray, dataset: 'Dataset', num_class
             (number, names[number], images[number], correct[number],
              f'{accuracy[number]:.2f}' if images[number] else '', guesses[number])
             for number in range(num_classes)])
-    with go_on('mistakes.csv'):
-        _write_csv(folder, 'mistakes.csv', MISTAKE_COLUMNS, _list_mistakes(samples, names, dataset))
     if num_classes <= MATRIX_CLASSES:
         confusion = count_confusion(labels, predicted, num_classes)
         with go_on('confusion.csv'):
@@ -95,7 +93,11 @@ def write_report(folder: str, samples: np.ndarray, dataset: 'Dataset', num_class
                        [(name, *row) for name, row in zip(names, confusion.tolist())])
     if num_classes <= PICTURE_CLASSES:
         with go_on('confusion.png'):
-            draw_confusion(confusion, names).save(os.path.join(folder, 'confusion.png'))
+            path = os.path.join(folder, 'confusion.png')
+            draw_confusion(confusion, names).save(f'{path}.tmp', 'PNG')
+            os.replace(f'{path}.tmp', path)
+    with go_on('mistakes.csv'):
+        _write_csv(folder, 'mistakes.csv', MISTAKE_COLUMNS, _list_mistakes(samples, names, dataset))
     seen = np.flatnonzero(images)
     worst = seen[np.argsort(accuracy[seen], kind='stable')][:3]
     logger.info('Lowest accuracy: %s. Each class in per_class.csv, the worst mistakes in '

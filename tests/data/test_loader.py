@@ -15,6 +15,7 @@ import paddle
 import pytest
 
 from common.data import loader as loader_module
+from common.data import shared_files
 from common.data.datasets import build_dataset
 from common.data.images import ImageError
 from common.data.loader import LoaderError, build_loader
@@ -258,6 +259,25 @@ def test_too_many_open_files_are_one_line(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12)))
     assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
     assert 'error: Too many open files. Raise the limit (ulimit -n 1024)' in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, 'O_TMPFILE'), reason='not Linux')
+def test_the_mark_of_a_worker_is_locked_before_it_has_a_name(tmp_path, monkeypatch):
+    """A worker that is killed in between would leave a mark that nobody dares to remove."""
+    fcntl, link = pytest.importorskip('fcntl'), os.link
+
+    def look_and_link(source, target, **options):
+        assert os.listdir(tmp_path) == []
+        with open(source, 'rb') as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        link(source, target, **options)
+
+    monkeypatch.setattr(shared_files, 'FOLDER', str(tmp_path))
+    monkeypatch.setattr(shared_files.os, 'link', look_and_link)
+    mark = shared_files.mark_worker()
+    assert os.listdir(tmp_path) == [os.path.basename(mark)]
+    shared_files.remove_own_files(mark)
+    assert os.listdir(tmp_path) == []
 
 
 def list_shared(pids):

@@ -53,6 +53,19 @@ def test_the_second_is_refused_and_a_killed_one_holds_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_killed_run_has_not_finished_is_removed(tmp_path):
+    """It is killed in its first save: nobody continues in its folder, and it takes gigabytes."""
+    folder = tmp_path / 'train-1'
+    folder.mkdir()
+    (folder / NAME).write_text('{"model": "vit_digits", "pid": 1, "host": "of long ago"}')
+    for name in ('.Epoch-1-Loss-2.pdparams.writing', 'log.txt'):
+        (folder / name).write_text('')
+    refuse_running(tmp_path, 'another model')
+    assert len(os.listdir(folder)) == 3
+    refuse_running(tmp_path, 'vit_digits')
+    assert os.listdir(folder) == ['log.txt']
+
+
 @pytest.mark.runs
 def test_a_run_that_goes_on_elsewhere_is_not_continued(tmp_path, monkeypatch):
     """Also where it has no checkpoint yet; a stale lock is no obstacle."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -125,6 +126,16 @@ def test_tables_are_those_of_a_plain_count(tmp_path):
         assert row['label'] == names[labels[index]]
         assert row['predicted'] == names[predicted[index]]
         assert row['image'] == f'picture {index}.jpg'
+
+
+def test_the_mistakes_are_written_last_and_nothing_is_there_in_part(tmp_path, monkeypatch):
+    """A run that is killed in between is told by them that the rest has to be written again."""
+    order, replace = [], os.replace
+    monkeypatch.setattr(confusion.os, 'replace', lambda source, target: (
+        order.append(os.path.basename(target)), replace(source, target)))
+    logits, labels = make_samples(30, 5)
+    write_report(str(tmp_path), collect(logits, labels).gather(), make_dataset(), 5)
+    assert order[-1] == 'mistakes.csv' and sorted(order) == sorted(os.listdir(tmp_path))
 
 
 @pytest.mark.parametrize('num_classes, files', [
