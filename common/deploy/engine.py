@@ -298,8 +298,8 @@ def write_check(folder: str, logits: np.ndarray, image_size: int,
 
     quantised: {form: logits} of the int8 models, which are models of their own.
     """
-    np.savez(os.path.join(folder, CHECK_FILE), logits=logits, image_size=image_size,
-             **{f'{form}_int8': values for form, values in quantised.items()})
+    arrays: dict[str, Any] = {f'{form}_int8': values for form, values in quantised.items()}
+    np.savez(os.path.join(folder, CHECK_FILE), logits=logits, image_size=image_size, **arrays)
 
 
 def read_check(folder: str) -> tuple[np.ndarray, int]:
