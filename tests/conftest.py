@@ -40,6 +40,15 @@ def only_marked_tests_start_programs(request):
         pytest.fail(f'starts {started[0]}; mark it with @pytest.mark.runs')
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Make what a test printed printable: pytest-xdist sends it as UTF-8, which not all names are."""
+    outcome = yield
+    report = outcome.get_result()
+    report.sections = [(title, text.encode('utf-8', 'backslashreplace').decode())
+                       for title, text in report.sections]
+
+
 @pytest.fixture
 def empty_library_cache(monkeypatch, tmp_path):
     """In this test C sources are compiled, and their kernels loaded, anew."""
