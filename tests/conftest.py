@@ -42,7 +42,7 @@ def only_marked_tests_start_programs(request):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Make what a test printed printable: pytest-xdist sends it as UTF-8, which not all names are."""
+    """Make what a test printed UTF-8, as pytest-xdist sends it; names of files need not be."""
     outcome = yield
     report = outcome.get_result()
     report.sections = [(title, text.encode('utf-8', 'backslashreplace').decode())
