@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from common.terminal import paint
+
 # In the environment of processes started together: who makes this file prints its error.
 FIRST_ERROR_FILE = 'VIT_FIRST_ERROR_FILE'
 
@@ -40,10 +42,10 @@ def report_errors(function: Callable, *arguments: Any) -> int:
     try:
         return function(*arguments) or 0
     except UserError as error:
-        _print_first(f'error: {error}')
+        _print_first(f'{_mark()} {error}')
         return 2
     except RunError as error:
-        _print_first(f'error: {error}')
+        _print_first(f'{_mark()} {error}')
         return 1
     except Interrupted as stop:
         _print_first(str(stop))
@@ -52,7 +54,7 @@ def report_errors(function: Callable, *arguments: Any) -> int:
         return 128 + signal.SIGINT
     except Exception as error:
         limit = find_limit(error)
-        _print_first(f'error: {limit}' if limit else traceback.format_exc())
+        _print_first(f'{_mark()} {limit}' if limit else traceback.format_exc())
         return 1
 
 
@@ -66,6 +68,11 @@ def find_limit(error: Exception) -> str | None:
                 '(ulimit -v, ulimit -u). Raise the limit, or take fewer loader workers '
                 '(-num_workers=0).')
     return None
+
+
+def _mark():
+    """Return "error:", in red where a terminal has colours."""
+    return paint('error:', 'red', sys.stderr)
 
 
 def _print_first(text):

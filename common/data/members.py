@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import struct
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from common.data.images import ImageError, show_path
 from common.errors import UserError
 from common.files import open_regular
+from common.terminal import is_terminal
 
 MAX_MEMBER_BYTES = 512 << 20    # more than Pillow's limit of pixels takes uncompressed
 MAX_MEMBER_NAME = 4096          # bytes; no system's paths are longer
@@ -96,8 +98,8 @@ def list_members(path: str, kind: str, bar: tqdm | None = None) -> Iterator[Memb
 def bar_of(paths: list[str]) -> tqdm:
     """Return a progress bar of the bytes of files, shown on a terminal only."""
     name = os.path.basename(paths[0]) + (f' and {len(paths) - 1} more' if paths[1:] else '')
-    return tqdm(total=sum(map(os.path.getsize, paths)), unit='B', unit_scale=True, disable=None,
-                desc=f'Indexing {show_path(name)}')
+    return tqdm(total=sum(map(os.path.getsize, paths)), unit='B', unit_scale=True,
+                disable=not is_terminal(sys.stderr), desc=f'Indexing {show_path(name)}')
 
 
 def check_picture(archive: str, member: Member) -> None:

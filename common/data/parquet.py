@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from common.data.parts import Labelled, LabelTexts, find_files
 from common.data.shards import names_fit
 from common.data.table import SampleTable
 from common.errors import UserError, suggest
+from common.terminal import is_terminal
 
 PLACES = {'offset': np.int64, 'size': np.uint32, 'shard': np.int32, 'row': np.int64}
 IMAGE_NAMES = ('image', 'img')
@@ -146,7 +148,7 @@ def _copy_file(path, number, image_column, label_column, columns, target):
             raise UserError(f'{show_path(path)}: column {label!r} is {kind}; labels are integers '
                             'or text.')
         row = 0
-        with tqdm(total=file.metadata.num_rows, unit='img', disable=None,
+        with tqdm(total=file.metadata.num_rows, unit='img', disable=not is_terminal(sys.stderr),
                   desc=f'Reading {show_path(os.path.basename(path))}') as bar:
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[image, label]):
                 pictures, files = _split_images(batch.column(0), path, image)

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import re
+import socket
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -17,23 +19,30 @@ from tqdm import tqdm
 
 from common.errors import RunError, UserError
 from common.machine.cache import locked
+from common.terminal import is_terminal
 
 CHUNK = 1 << 20                 # bytes
+CONNECT_SECONDS = 8             # for a connection, whatever number of addresses a name has
 TIMEOUT = 30                    # seconds without a byte
 TRIES = 5                       # for each address
+TRIES_TO_CONNECT = 2            # where no connection is made at all
 LEAST_RATE = 1000               # bytes a second over RATE_SECONDS; less is no connection
 RATE_SECONDS = 30
 PAUSE = 1.0                     # seconds before the second try; doubles with each
+HUGGING_FACE = 'https://huggingface.co'
+MIRROR_HINT = ('Where Hugging Face cannot be reached, as in mainland China, '
+               'HF_ENDPOINT=https://hf-mirror.com before the command takes a mirror of it.')
 
 logger = logging.getLogger(__name__)
 
 
 class DownloadError(Exception):
-    """One address does not deliver the file. may_retry: another try could."""
+    """One address does not deliver the file. may_retry: another try could. reached: it answers."""
 
-    def __init__(self, reason: str, may_retry: bool):
+    def __init__(self, reason: str, may_retry: bool, reached: bool = True):
         super().__init__(reason)
         self.may_retry = may_retry
+        self.reached = reached
 
 
 def download(targets: list[tuple[str, str]], sha256: str = '',
@@ -61,13 +70,19 @@ def download(targets: list[tuple[str, str]], sha256: str = '',
                 return path
         except DownloadError as error:      # noqa: PERF203 (each address is its own try)
             failures.append(f'{url}: {error}')
-            logger.info('Cannot download %s: %s.', url, error)
+            hint = f' {MIRROR_HINT}' if is_unreachable_hub(url, error) else ''
+            logger.info('Cannot download %s: %s.%s', url, error, hint)
         except OSError as error:
             raise UserError(f'Cannot write {path}: {error.strerror or error}. {place}') from None
-    mirror = ' HF_ENDPOINT names a mirror of Hugging Face.' \
-        if any('//huggingface.co/' in url for url, _ in targets) else ''
+    mirror = f' {MIRROR_HINT}' if any(url.startswith(f'{HUGGING_FACE}/') for url, _ in targets) \
+        else ''
     raise RunError('The download failed. ' + '; '.join(failures) + '.\nFetch the file by other '
                    f'means and {remedy}.{mirror}')
+
+
+def is_unreachable_hub(url: str, error: DownloadError) -> bool:
+    """Tell whether Hugging Face itself, and no mirror of it, could not be connected to."""
+    return url.startswith(f'{HUGGING_FACE}/') and not error.reached
 
 
 def _fetch_with_retries(url, path, sha256, check):
@@ -79,7 +94,8 @@ def _fetch_with_retries(url, path, sha256, check):
             _remove(f'{path}.part.json')
             return
         except DownloadError as error:      # noqa: PERF203 (each address is its own try)
-            if not error.may_retry or attempt == TRIES - 1:
+            tries = TRIES if error.reached else min(TRIES, TRIES_TO_CONNECT)
+            if not error.may_retry or attempt >= tries - 1:
                 raise
             logger.info('%s: %s; trying again.', url, error)
             time.sleep(PAUSE * 2 ** attempt)
@@ -98,7 +114,7 @@ def _fetch(url, part):
         request.add_header('If-Range', _read_note(part)['validator'])
     redirects = _Redirects()
     try:
-        opener = urllib.request.build_opener(redirects)
+        opener = urllib.request.build_opener(redirects, _HttpHandler, _HttpsHandler)
         with opener.open(request, timeout=TIMEOUT) as response:
             start, total = _read_range(response, start)
             _write_note(part, url, response.headers)
@@ -112,7 +128,11 @@ def _fetch(url, part):
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError,
             ValueError) as error:
         reason = getattr(error, 'reason', error)
-        raise DownloadError(f'the connection failed ({reason})', True) from None
+        # What goes wrong before a request is sent comes as URLError; a host that does not answer
+        # at all was waited for long enough.
+        reached = not isinstance(error, urllib.error.URLError)
+        raise DownloadError(f'the connection failed ({reason})',
+                            reached or not isinstance(reason, TimeoutError), reached) from None
     if total is not None and size != total:
         raise DownloadError(f'{size:,} of {total:,} bytes arrived', True)
     return announced
@@ -122,7 +142,8 @@ def _save(response, part, start, total, url):
     """Write what the response holds behind the first `start` bytes; return the size then."""
     name = urllib.parse.unquote(url.rsplit('/', 1)[-1])
     with open(part, 'r+b' if start else 'wb') as file, tqdm(
-            desc=name, total=total, initial=start, unit='B', unit_scale=True, disable=None) as bar:
+            desc=name, total=total, initial=start, unit='B', unit_scale=True,
+            disable=not is_terminal(sys.stderr)) as bar:
         file.truncate(start)
         file.seek(start)
         since, before = time.monotonic(), start
@@ -186,6 +207,50 @@ def _hash(path):
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def connect(address: tuple[str, int], timeout: object = None,
+            source_address: tuple[str, int] | None = None) -> socket.socket:
+    """Return a connection that is made within CONNECT_SECONDS, as socket.create_connection does.
+
+    That one waits as long for each address that the name has. timeout: not used.
+    """
+    deadline = time.monotonic() + CONNECT_SECONDS
+    error: OSError = TimeoutError('timed out')
+    for *_, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            return socket.create_connection((str(place[0]), int(place[1])),
+                                            min(left, CONNECT_SECONDS / 2), source_address)
+        except OSError as failure:
+            error = failure
+    raise error
+
+
+class _HttpConnection(http.client.HTTPConnection):
+    def connect(self):
+        self._create_connection = connect
+        super().connect()
+        self.sock.settimeout(TIMEOUT)
+
+
+class _HttpsConnection(http.client.HTTPSConnection):
+    def connect(self):
+        self._create_connection = connect
+        super().connect()
+        self.sock.settimeout(TIMEOUT)
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def http_open(self, request):
+        return self.do_open(_HttpConnection, request)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request):
+        return self.do_open(_HttpsConnection, request)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

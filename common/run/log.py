@@ -18,9 +18,11 @@ from common.config import dump_config
 from common.errors import UserError
 from common.machine.distributed import get_rank
 from common.run.side_matter import append_line, describe, discard_output, go_on
+from common.terminal import is_terminal, paint
 
 LOGGER_NAME = 'common'          # every module's logger is below it
 BAR = 'The progress bar'
+COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
 logger = logging.getLogger(LOGGER_NAME)
 
 _BAR_FORMAT = ('{{desc}} {{percentage:3.0f}}%|{{bar}}| {unit} {{n_fmt}}/{{total_fmt}}, '
@@ -30,6 +32,7 @@ _BAR_FORMAT = ('{{desc}} {{percentage:3.0f}}%|{{bar}}| {unit} {{n_fmt}}/{{total_
 class _TerminalHandler(logging.Handler):
     """Prints through tqdm, so that lines do not cut a progress bar in two.
 
+    Warnings and errors are coloured, and a record with an attribute `colour` (extra=...).
     A terminal or pipe that takes no more lines is given up, which is said in log.txt.
     """
 
@@ -43,6 +46,7 @@ class _TerminalHandler(logging.Handler):
         text = self.format(record)
         encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
         text = text.encode(encoding, 'backslashreplace').decode(encoding)
+        text = paint(text, getattr(record, 'colour', COLOURS.get(record.levelno)), sys.stdout)
         try:
             try:
                 tqdm.write(text, file=sys.stdout)
@@ -206,7 +210,7 @@ class RunLog:
         if self.folder is None or BAR in self.failed:
             return
         with go_on(BAR, self.failed):
-            if sys.stderr.isatty():
+            if is_terminal(sys.stderr):
                 self.bar = tqdm(total=total, initial=initial, desc=text, leave=False,
                                 dynamic_ncols=True, bar_format=_BAR_FORMAT.format(unit=unit))
 

@@ -32,6 +32,7 @@ from common.data.readers import ListedReader
 from common.data.trees import FolderTree, open_tree
 from common.errors import UserError, report_errors
 from common.project import Project
+from common.terminal import is_terminal
 
 ANY_LABEL = 2**31 - 1
 SHOWN = 20                  # problems and classes that are printed in full
@@ -144,7 +145,7 @@ def find_unreadable(dataset: Dataset, fast: bool, num_workers: int) -> list[str]
     with ThreadPool(max(1, num_workers)) as pool:      # Pillow decodes outside Python's lock
         results = pool.imap(look, range(len(dataset)), chunksize=16)
         bar = tqdm(results, total=len(dataset), desc=PARTS[dataset.is_train], unit='img',
-                   disable=None)
+                   disable=not is_terminal(sys.stderr))
         for index, problem in enumerate(bar):
             if problem:
                 where = reader.locate(index)

@@ -6,6 +6,7 @@ import sys
 from common.cli import FlagParser
 from common.errors import UserError, report_errors, suggest
 from common.machine.cache import cache_folder
+from common.machine.download import MIRROR_HINT
 from common.project import Project
 from common.weights import registry
 
@@ -21,7 +22,8 @@ def main(project: Project, argv: list[str] | None = None) -> int:
 
 def _run(project, argv):
     parser = FlagParser(
-        prog='weights.py', description='Released weights: names that -pretrained takes.')
+        prog='weights.py', description='Released weights: names that -pretrained takes.',
+        epilog=f'Files go to {cache_folder()} (VIT_CACHE chooses another folder). {MIRROR_HINT}')
     commands = parser.add_subparsers(dest='command', required=True)
     commands.add_parser('list', help='print every name, and where its file comes from')
     for command, text in (('fetch', 'download into the cache and print the path'),

@@ -5,16 +5,19 @@ The names and addresses themselves are the model directories': Project.list_rele
 
 import logging
 import os
+import re
 from dataclasses import dataclass
 
 from common.errors import UserError, suggest
 from common.machine.cache import cache_folder
-from common.machine.download import download
+from common.machine.download import HUGGING_FACE, download
 from common.project import Project, list_projects
 from common.weights.containers import open_container
 
 RUN_FILES = ('best.pdparams', 'last.pdparams')      # as common.checkpoints.store names them
-HUGGING_FACE = 'https://huggingface.co'
+# ModelScope keeps copies of these organisations' repositories, under the same names.
+MODELSCOPE = 'https://modelscope.cn/models'
+COPIED = ('timm', 'google', 'facebook')
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +93,34 @@ def fetch(name: str, released: Released) -> str:
         if released.licence:
             logger.warning('%s has a licence that restricts use: %s', name, released.licence)
         folder = os.path.join(cache_folder(), *name.split('/'))
-        targets = [(url, os.path.join(folder, _file_name(url))) for url in released.urls]
         for url in released.extra_urls:
-            download([(url, os.path.join(folder, _file_name(url)))])
-        path = download(targets, released.sha256, open_container)
+            download(_list_targets([url], folder))
+        path = download(_list_targets(released.urls, folder), released.sha256, open_container)
     return path
+
+
+def list_sources(url: str) -> list[str]:
+    """Return an address, and that of ModelScope's copy where it is Hugging Face's."""
+    match = re.fullmatch(
+        rf'{re.escape(_find_endpoint())}/((\w+)/[\w.-]+)/resolve/main/([\w./-]+)', url)
+    if not match or match[2] not in COPIED:
+        return [url]
+    return [url, f'{MODELSCOPE}/{match[1]}/resolve/master/{match[3]}']
+
+
+def _list_targets(urls, folder):
+    """Return [(address, path)] of every source of the addresses."""
+    return [(source, os.path.join(folder, _file_name(source)))
+            for url in urls for source in list_sources(url)]
 
 
 def hugging_face_url(repository: str, file: str) -> str:
     """Return a file's address; HF_ENDPOINT names a mirror, as it does for Hugging Face's tools."""
-    endpoint = os.environ.get('HF_ENDPOINT') or HUGGING_FACE
-    return f'{endpoint.rstrip("/")}/{repository}/resolve/main/{file}'
+    return f'{_find_endpoint()}/{repository}/resolve/main/{file}'
+
+
+def _find_endpoint():
+    return (os.environ.get('HF_ENDPOINT') or HUGGING_FACE).rstrip('/')
 
 
 def _file_name(url):

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -258,6 +259,73 @@ def test_no_server(tmp_path, monkeypatch):
     monkeypatch.setenv('no_proxy', '*')
     with pytest.raises(RunError, match='the connection failed .*\n.*by other means'):
         download([('http://127.0.0.1:9/file.bin', str(tmp_path / 'file.bin'))])
+
+
+@pytest.fixture
+def silent_host(monkeypatch):
+    """A name with several addresses, none of which ever answers."""
+    waits = []
+
+    def wait(place, timeout, source_address):
+        waits.append(timeout)
+        time.sleep(timeout)
+        raise TimeoutError('timed out')
+
+    real = socket.getaddrinfo
+    monkeypatch.setattr(download_module.socket, 'getaddrinfo', lambda host, *rest, **options: [
+        (0, 0, 0, '', (f'10.0.0.{number}', 443)) for number in range(6)]
+        if host == 'huggingface.co' else real(host, *rest, **options))
+    monkeypatch.setattr(download_module.socket, 'create_connection', wait)
+    monkeypatch.setattr(download_module, 'CONNECT_SECONDS', 0.4)
+    monkeypatch.setenv('no_proxy', '*')
+    return waits
+
+
+def test_a_host_that_does_not_answer_is_given_up_soon_with_a_hint(tmp_path, silent_host, caplog):
+    started = time.monotonic()
+    url = 'https://huggingface.co/timm/x/resolve/main/model.safetensors'
+    with caplog.at_level('INFO'), pytest.raises(RunError) as raised:
+        download([(url, str(tmp_path / 'a'))])
+    assert time.monotonic() - started < 2 and 2 <= len(silent_host) <= 3
+    hint = 'HF_ENDPOINT=https://hf-mirror.com before the command'
+    assert hint in str(raised.value) and hint in caplog.messages[0]
+    assert 'timed out' in caplog.messages[0]
+
+
+def test_a_refused_connection_is_tried_twice(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(download_module, 'PAUSE', 0.001)
+    monkeypatch.setenv('no_proxy', '*')
+    with caplog.at_level('INFO'), pytest.raises(RunError) as raised:
+        download([('http://127.0.0.1:9/file.bin', str(tmp_path / 'file.bin'))])
+    assert len([line for line in caplog.messages if 'trying again' in line]) == 1
+    assert 'HF_ENDPOINT' not in str(raised.value)
+
+
+def test_modelscope_is_the_second_source_where_it_has_a_copy(monkeypatch):
+    monkeypatch.delenv('HF_ENDPOINT', raising=False)
+    url = registry.hugging_face_url('timm/vit_tiny_patch16_224.augreg', 'model.safetensors')
+    assert registry.list_sources(url) == [
+        url, 'https://modelscope.cn/models/timm/vit_tiny_patch16_224.augreg/resolve/master/'
+        'model.safetensors']
+    for other in (registry.hugging_face_url('somebody/x', 'model.safetensors'),
+                  'https://example.org/timm/x/resolve/main/model.safetensors'):
+        assert registry.list_sources(other) == [other]
+    monkeypatch.setenv('HF_ENDPOINT', 'https://mirror.example/hf/')
+    url = registry.hugging_face_url('google/vit-base-patch16-224', 'config.json')
+    assert registry.list_sources(url)[1] == \
+        'https://modelscope.cn/models/google/vit-base-patch16-224/resolve/master/config.json'
+
+
+def test_a_source_that_fails_gives_way_to_modelscope(server, monkeypatch):
+    monkeypatch.setenv('HF_ENDPOINT', f'{server.url}/gone.bin')
+    monkeypatch.setattr(registry, 'MODELSCOPE', f'{server.url}/repository')
+    entry = registry.Released((registry.hugging_face_url('google/x', 'model.safetensors'),),
+                              (registry.hugging_face_url('google/x', 'config.json'),))
+    path = registry.fetch('hf/google/x', entry)
+    assert sorted(os.listdir(os.path.dirname(path))) == [
+        'config.json', 'config.json.lock', 'model.safetensors', 'model.safetensors.lock']
+    assert '/repository/google/x/resolve/master/config.json' in [
+        path for path, _ in server.requests]
 
 
 def test_folder_that_cannot_be_made(server, tmp_path):
