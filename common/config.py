@@ -75,6 +75,9 @@ class Options:
                                    help='False where /dev/shm is small (containers, notebooks)')
         SKIP_CORRUPT = Option(False, needs=(IN_FILES,),
                               help='count unreadable images and go on')
+        EXIF_ORIENTATION = Option(False, needs=(IN_FILES,),
+                                  help="turn pictures as EXIF's orientation says; off, since "
+                                  "the references' evaluations on ImageNet ignore it")
         VAL_FRACTION = Option(0.0, at_least=0, at_most=1,
                               help='share split off for validation where there is no val/')
         LABELS = Option(None, kind=str, path='absolute', help='file with one class name a line')

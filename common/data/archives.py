@@ -13,9 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 from common.data.folders import IGNORED, count_endings, is_class
-from common.data.images import is_image_name, show_path
+from common.data.images import is_image_name, list_extensions, show_path
 from common.data.index_file import Index, open_index
-from common.data.lists import LIST_NAMES, parse_list, warn_left_out
+from common.data.lists import LIST_NAMES, parse_list, refuse_pictureless, warn_left_out
 from common.data.members import (
     DEFLATED,
     MAX_MEMBER_BYTES,
@@ -110,7 +110,9 @@ class ArchiveTree:
         key = path, info.st_size, info.st_mtime_ns
         index = _IN_USE.get(key)
         if index is None:
-            index = open_index(f'archive {self.kind}', [path], PLACES[self.kind],
+            # With other endings of pictures an archive holds other pictures.
+            kind = ' '.join(['archive', self.kind, *list_extensions()])
+            index = open_index(kind, [path], PLACES[self.kind],
                                lambda: build_archive_index(path, self.kind),
                                lambda index: _is_possible(index, info.st_size))
             _IN_USE[key] = index
@@ -150,8 +152,7 @@ class ArchiveTree:
         """Return the pictures of a part, class by class. Raises UserError if there is none."""
         first, stop, classes = self.parts[part]
         if first == stop:
-            raise UserError(f'{self.describe(part)} holds no image in a class folder '
-                            f'(CLASS/NAME.jpg, png, bmp, gif, webp, tif or ppm).')
+            refuse_pictureless(self.describe(part), Counter(self.endings[part]))
         reader = self._all.select(slice(first, stop))
         labels, used = reader.table.labels, set()
         for row in range(0, len(labels), ROWS_AT_ONCE):
@@ -168,8 +169,11 @@ def select_places(places: dict[str, np.ndarray], indices: np.ndarray | slice
     return {name: array[part] for name, array in places.items()}
 
 
-def list_pictures(path: str) -> ArchiveReader:
-    """Return every picture in an archive, whatever folders they are in, names sorted."""
+def list_pictures(path: str) -> tuple[ArchiveReader, list[str]]:
+    """Return (every picture in an archive, names of its other files).
+
+    Pictures may be in any folders; their names are sorted.
+    """
     kind = recognise_archive(path)
     found = _Found(path, kind)
     for member in list_members(path, kind):
@@ -178,7 +182,8 @@ def list_pictures(path: str) -> ArchiveReader:
     found.check_twice(names)
     order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
     places = {name: np.array(values) for name, values in found.places.items()}
-    return ArchiveReader(found.table, places, path, kind, b'').select(order)
+    reader = ArchiveReader(found.table, places, path, kind, b'').select(order)
+    return reader, [os.fsdecode(name) for name in found.others]
 
 
 def build_archive_index(path: str, kind: str) -> Index:

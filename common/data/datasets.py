@@ -40,17 +40,20 @@ class Settings:
     """What a data set takes from the config: its name, its part and how samples are drawn.
 
     seed: of the samples' random generators. skip_corrupt: unreadable images end nothing.
+    upright: pictures are turned as EXIF's orientation says.
     """
 
     name: str
     is_train: bool
     seed: int
     skip_corrupt: bool = False
+    upright: bool = False
 
 
 def read_settings(config: CfgNode, is_train: bool) -> Settings:
     """Return what the config says of its training or its validation part."""
-    return Settings(config.DATA.DATASET, is_train, config.SEED, config.DATA.SKIP_CORRUPT)
+    return Settings(config.DATA.DATASET, is_train, config.SEED, config.DATA.SKIP_CORRUPT,
+                    config.DATA.EXIF_ORIENTATION)
 
 
 def build_dataset(config: CfgNode, is_train: bool, transform: Callable) -> 'Dataset':
@@ -191,6 +194,7 @@ class StoredDataset(Dataset):
     def __init__(self, settings: Settings, reader: Reader, class_names: list[str] | None = None):
         super().__init__(settings, reader.table.labels, class_names)
         self.reader = reader
+        reader.upright = settings.upright
 
     def checksum(self) -> int:
         return self.reader.table.checksum()

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from common.data.images import is_image_name, show_path
+from common.data.images import is_image_name, list_remedies, show_path
 from common.errors import UserError
 
 IGNORED = ('__MACOSX',)
@@ -62,8 +62,16 @@ def count_endings(names: Iterable[str]) -> Counter:
     return Counter(os.path.splitext(name)[1].lower() or 'none' for name in names)
 
 
+def describe_left_out(endings: Counter) -> str:
+    """Return how many files are left out for their endings, and which of them could be read."""
+    count = sum(endings.values())
+    text = f'{count:,} file{"s have" if count > 1 else " has"} no ending of a picture and ' \
+           f'{"are" if count > 1 else "is"} left out ({describe_endings(endings)})'
+    return '; '.join([text, *list_remedies(endings)])
+
+
 def describe_endings(counts: Counter) -> str:
-    """Return how many names have which ending, as text: ".jfif 24, .txt 1"."""
+    """Return how many names have which ending, as text: ".xcf 24, .txt 1"."""
     parts = [f'{show_path(ending)} {count:,}' for ending, count in
              counts.most_common(SHOWN_ENDINGS)]
     return ', '.join(parts) + (', ...' if len(counts) > SHOWN_ENDINGS else '')

@@ -4,20 +4,56 @@ Every picture of the project is opened here. Pillow tells formats by their conte
 more; one of them, PostScript, is a language that Ghostscript would run.
 """
 
+import contextlib
+import functools
 import io
 import os
-from typing import IO
+import re
+from collections.abc import Iterable
+from typing import IO, NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image, features
 
 from common.errors import UserError
 from common.files import open_regular
 
 EXTENSIONS = (
-    '.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm',
+    '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm',
+    '.pgm',
 )
 # What files of these names hold, as Pillow calls it. Photographs of several frames (MPO) are JPEG.
 FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')
+
+
+class OptionalFormat(NamedTuple):
+    """A format that not every installation reads.
+
+    name: as Pillow calls it. extensions: of its files. brands: at bytes 8 to 12 of its files.
+    remedy: what makes it readable.
+    """
+
+    name: str
+    extensions: tuple[str, ...]
+    brands: tuple[bytes, ...]
+    remedy: str
+
+
+OPTIONAL_FORMATS = (
+    OptionalFormat('AVIF', ('.avif',), (b'avif', b'avis'),
+                   'Pillow 11.3 or newer: pip install -U Pillow'),
+    OptionalFormat('HEIF', ('.heic', '.heif'),
+                   (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1'),
+                   'pillow-heif: pip install pillow-heif'),
+)
+ALL_EXTENSIONS = EXTENSIONS + tuple(
+    extension for form in OPTIONAL_FORMATS for extension in form.extensions)
+BRAND_BYTES = 12                # of a file's beginning that tell an optional format
+# The turns and mirrorings that undo the values of EXIF's orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}
 
 # Pixels that an image may have after a resize: Pillow's own limit for files, against
 # "decompression bombs". 179 million pixels are 0.7 GB in memory.
@@ -30,43 +66,76 @@ class ImageError(UserError):
     """An image is missing, is not an image, is damaged or is unreasonably large."""
 
 
-def read_image(path: str | bytes) -> Image.Image:
+def read_image(path: str | bytes, upright: bool = False) -> Image.Image:
     """Return the image of a file as a PIL image in mode RGB.
 
-    Of an animation the first frame is read. Transparency is dropped, 16-bit values above
-    255 are clipped and the EXIF orientation is left alone, as timm and torchvision do.
+    Of an animation the first frame is read. Transparency is dropped and 16-bit values above
+    255 are clipped, as timm and torchvision do. upright: turn it as EXIF's orientation says,
+    which these leave alone; TIFF and HEIC are turned by their decoders in any case.
     Raises ImageError, starting with the path.
     """
     try:
         with _open(path) as image:
-            return _to_rgb(image)
+            return _to_rgb(image, upright)
     except FileNotFoundError:
         raise ImageError(f'{show_path(path)}: no such image file.') from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds, EOFError to struct.error
-        raise ImageError(f'{show_path(path)}: {_describe(error, _is_empty(path))}') from None
+        raise ImageError(f'{show_path(path)}: {_describe(error, _read_head(path))}') from None
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(data: bytes, name: str, upright: bool = False) -> Image.Image:
     """Return the image that the bytes of a file hold, as read_image does of the file itself.
 
     name: what an ImageError starts with.
     """
     try:
         with _open_bytes(data) as image:
-            return _to_rgb(image)
+            return _to_rgb(image, upright)
     except Exception as error:      # as in read_image
-        raise ImageError(f'{name}: {_describe(error, not data)}') from None
+        raise ImageError(f'{name}: {_describe(error, data[:BRAND_BYTES])}') from None
 
 
 def open_image(source: str | bytes | IO[bytes]) -> Image.Image:
     """Return the PIL image of a path or an open file, its pixels not decoded yet.
 
     Raises OSError for what is no regular file and what Pillow raises, UnidentifiedImageError
-    for a format that is not one of FORMATS.
+    for a format that is not one of list_formats().
     """
     if isinstance(source, (str, bytes)):
         open_regular(source).close()
-    return Image.open(source, formats=FORMATS)
+    return Image.open(source, formats=list_formats())
+
+
+@functools.cache
+def list_formats() -> tuple[str, ...]:
+    """Return the formats that are read here, as Pillow calls them: of FORMATS and optional ones."""
+    return FORMATS + tuple(form.name for form in OPTIONAL_FORMATS if _can_read(form.name))
+
+
+@functools.cache
+def list_extensions() -> tuple[str, ...]:
+    """Return the endings of the files that are read here: those of list_formats()."""
+    return EXTENSIONS + tuple(extension for form in OPTIONAL_FORMATS
+                              if form.name in list_formats() for extension in form.extensions)
+
+
+def list_remedies(endings: Iterable[str]) -> list[str]:
+    """Return what to install for those of the endings whose pictures cannot be read here."""
+    wanted = set(endings)
+    return [f'{" and ".join(found)} can be read with {form.remedy}' for form in OPTIONAL_FORMATS
+            if (found := sorted(wanted & set(form.extensions) - set(list_extensions())))]
+
+
+def _can_read(name):
+    """Tell whether an optional format can be read; its plug-in is then known to Pillow."""
+    if name == 'AVIF':
+        return 'avif' in features.get_supported_modules()
+    try:
+        from pillow_heif import register_heif_opener
+        register_heif_opener(thumbnails=False)
+    except Exception:               # missing, or there and broken
+        return False
+    return True
 
 
 def check_upload(path: str | bytes, max_bytes: int, max_pixels: int) -> None:
@@ -78,7 +147,7 @@ def check_upload(path: str | bytes, max_bytes: int, max_pixels: int) -> None:
         with open_regular(path) as file, open_image(file) as image:
             size, (width, height) = os.fstat(file.fileno()).st_size, image.size
     except Exception as error:      # as in read_image
-        raise ImageError(f'{show_path(path)}: {_describe(error, _is_empty(path))}') from None
+        raise ImageError(f'{show_path(path)}: {_describe(error, _read_head(path))}') from None
     if size > max_bytes:
         raise ImageError(f'{show_path(path)}: {size:,} bytes are too many (at most '
                          f'{max_bytes:,}).')
@@ -87,12 +156,23 @@ def check_upload(path: str | bytes, max_bytes: int, max_pixels: int) -> None:
                          f'{max_pixels:,}).')
 
 
-def _to_rgb(image):
+def _to_rgb(image, upright):
     # convert('RGB') copies even an RGB image; loading it is enough.
     if image.mode == 'RGB':
         image.load()
-        return image
-    return image.convert('RGB')
+        rgb = image
+    else:
+        rgb = image.convert('RGB')
+    turn = UPRIGHT.get(_read_orientation(image)) if upright else None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _read_orientation(image):
+    """Return EXIF's orientation, 1 to 8; 1 where there is none or the EXIF data is damaged."""
+    with contextlib.suppress(Exception):        # as many kinds as the decoders raise
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation if isinstance(orientation, int) else 1
+    return 1
 
 
 def _open(path):
@@ -121,7 +201,7 @@ def check_size(size: tuple[int, int]) -> None:
 
 def is_image_name(name: str) -> bool:
     """Tell whether a file name has the extension of an image, hidden files left out."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+    return name.lower().endswith(list_extensions()) and not name.startswith('.')
 
 
 def show_path(path: str | bytes | os.PathLike) -> str:
@@ -132,19 +212,30 @@ def show_path(path: str | bytes | os.PathLike) -> str:
     return text.encode('unicode_escape', 'backslashreplace').decode('ascii')
 
 
-def _is_empty(path):
+def _read_head(path):
+    """Return the first bytes of a file, b'' of an empty one, None of one that cannot be read."""
     try:
-        return os.path.getsize(path) == 0
+        with open_regular(path) as file:
+            return file.read(BRAND_BYTES)
     except OSError:
-        return False
+        return None
 
 
-def _describe(error, is_empty):
+def _describe(error, head):
+    """Return a decoder's error in words. head: the file's first BRAND_BYTES, None if not known."""
     if isinstance(error, OSError) and error.strerror:
         return f'cannot be read: {error.strerror}.'
-    if is_empty:
+    if head == b'':
         return 'the file is empty.'
     if isinstance(error, Image.UnidentifiedImageError):
+        for form in OPTIONAL_FORMATS:
+            if head and head[4:8] == b'ftyp' and head[8:] in form.brands \
+                    and form.name not in list_formats():
+                return f'a picture in {form.name}, which can be read with {form.remedy}'
         return 'not an image, or a damaged one.'
+    if isinstance(error, Image.DecompressionBombError):
+        found = re.search(r'\((\d+) pixels\)', str(error))
+        count = f'{int(found[1]):,}' if found else 'its'
+        return f'{count} pixels are too many (at most {2 * MAX_PIXELS:,}).'
     reason = str(error).strip().rstrip('.') or type(error).__name__
     return f'damaged image: {reason}.'

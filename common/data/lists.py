@@ -9,9 +9,10 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
-from common.data.folders import count_endings, describe_endings, list_folder, walk
-from common.data.images import show_path
+from common.data.folders import count_endings, describe_left_out, list_folder, walk
+from common.data.images import list_extensions, list_remedies, show_path
 from common.data.readers import FileReader, ListedReader
 from common.data.table import MAX_LABEL, SampleTable
 from common.errors import UserError
@@ -91,18 +92,22 @@ def scan_folder(root: str, subfolder: str, class_names: Iterable[str]) -> FileRe
     if len(table):
         part = os.path.normpath(os.path.join(root, subfolder))
         warn_left_out(show_path(part), count_endings(others), empty)
-    if not len(table):
-        raise UserError(
-            f'{os.path.join(root, subfolder)} holds no image in a class folder '
-            f'(CLASS/NAME.jpg, png, bmp, gif, webp, tif or ppm).')
+    else:
+        refuse_pictureless(show_path(os.path.join(root, subfolder)), count_endings(others))
     return FileReader(table, root)
+
+
+def refuse_pictureless(where: str, endings: Counter) -> NoReturn:
+    """Raise UserError for a part without a picture. endings: of the files that it has."""
+    remedies = ''.join(f' {remedy}.' for remedy in list_remedies(endings))
+    raise UserError(f'{where} holds no image in a class folder (CLASS/NAME'
+                    f'{", ".join(list_extensions())}).{remedies}')
 
 
 def warn_left_out(where: str, endings: Counter, empty: list[str]) -> None:
     """Log which files and class folders of a part hold no picture. endings: of files left out."""
     if endings:
-        logger.warning('%s: %s files have no ending of a picture and are left out (%s)', where,
-                       f'{sum(endings.values()):,}', describe_endings(endings))
+        logger.warning('%s: %s', where, describe_left_out(endings))
     if empty:
         logger.warning('%s: %d class folders hold no picture: %s', where, len(empty),
                        ', '.join(map(show_path, empty[:5])) + (', ...' if empty[5:] else ''))

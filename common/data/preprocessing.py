@@ -23,7 +23,8 @@ class Preprocessing:
     """Resize the shorter side to floor(image_size / crop_pct), crop, then (x / 255 - mean) / std.
 
     image_size: pixels, height = width. interpolation: bicubic, bilinear, lanczos or nearest.
-    mean, std: of R, G, B in [0, 1]. class_names: list of str, or None.
+    mean, std: of R, G, B in [0, 1]. class_names: list of str, or None. exif_orientation: whether
+    pictures are turned as EXIF says before anything else.
     """
 
     image_size: int
@@ -32,6 +33,7 @@ class Preprocessing:
     mean: list[float]
     std: list[float]
     class_names: list[str] | None = None
+    exif_orientation: bool = False
 
     @property
     def channels(self) -> int:
@@ -66,7 +68,8 @@ def read_preprocessing(config: CfgNode, class_names: list[str] | None = None) ->
     """Return the Preprocessing that a config tree describes."""
     data = config.DATA
     return Preprocessing(data.IMAGE_SIZE, data.CROP_PCT, data.INTERPOLATION,
-                         list(data.IMAGENET_MEAN), list(data.IMAGENET_STD), class_names)
+                         list(data.IMAGENET_MEAN), list(data.IMAGENET_STD), class_names,
+                         data.EXIF_ORIENTATION)
 
 
 def check_channels(preprocessing: Preprocessing) -> None:

@@ -27,9 +27,12 @@ class Reader:
     """Samples of a table, and how the bytes of each are fetched.
 
     table: names and labels. origin: what the log names as the source, printable.
-    root: bytes, the folder or archive. Worker processes inherit the reader, so a file that it
-    keeps open must be read without a position of its own (os.pread).
+    root: bytes, the folder or archive. upright: whether pictures are turned as EXIF's orientation
+    says. Worker processes inherit the reader, so a file that it keeps open must be read without a
+    position of its own (os.pread).
     """
+
+    upright = False
 
     def __init__(self, table: SampleTable, root: str | bytes, origin: str):
         self.table = table
@@ -42,7 +45,7 @@ class Reader:
 
     def read_image(self, index: int) -> Image.Image:
         """Return the picture of a sample, RGB. Raises ImageError naming it."""
-        return decode_image(self.read_bytes(index), self.describe(index))
+        return decode_image(self.read_bytes(index), self.describe(index), self.upright)
 
     def open_image(self, index: int) -> Image.Image:
         """Return the picture with its pixels not decoded yet. Raises what Pillow raises."""
@@ -78,7 +81,7 @@ class FileReader(Reader):
 
     def read_image(self, index: int) -> Image.Image:
         """Return the picture of a sample, RGB. Raises ImageError naming it."""
-        return read_image(self.path(index))
+        return read_image(self.path(index), self.upright)
 
     def open_image(self, index: int) -> Image.Image:
         """Return the picture with its pixels not decoded yet. Raises what Pillow raises."""

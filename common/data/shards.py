@@ -13,7 +13,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from common.data.archives import MemberReader, places_fit
-from common.data.images import EXTENSIONS, show_path
+from common.data.images import ALL_EXTENSIONS, show_path
 from common.data.index_file import Index, open_index
 from common.data.members import (
     Member,
@@ -33,7 +33,7 @@ PLACES = {'offset': np.int64, 'size': np.uint32, 'shard': np.int32}
 LABEL_ENDINGS = ('cls', 'json', 'txt')          # the first that a sample has holds its label
 JSON_KEYS = ('label', 'cls', 'class', 'class_name')
 MAX_LABEL_BYTES = 1 << 20
-IMAGE_ENDINGS = tuple(ending[1:] for ending in EXTENSIONS)
+IMAGE_ENDINGS = tuple(ending[1:] for ending in ALL_EXTENSIONS)
 
 
 class ShardReader(MemberReader):

@@ -1,7 +1,9 @@
 """Which pictures the arguments name, and where what is made of them is written."""
 
 import glob
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
@@ -9,10 +11,18 @@ from typing import NamedTuple
 from PIL import Image
 
 from common.data.archives import list_pictures
-from common.data.folders import walk
-from common.data.images import is_image_name, read_image, show_path
+from common.data.folders import count_endings, describe_left_out, walk
+from common.data.images import (
+    decode_image,
+    is_image_name,
+    list_remedies,
+    read_image,
+    show_path,
+)
 from common.data.readers import Reader
 from common.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 ARCHIVES = ('.zip', '.tar')
 
@@ -28,26 +38,30 @@ class Picture(NamedTuple):
     reader: Reader | None = None
     row: int = 0
 
-    def read(self) -> Image.Image:
-        """Return the picture, RGB. Raises ImageError naming it."""
-        return read_image(self.path) if self.reader is None else self.reader.read_image(self.row)
+    def read(self, upright: bool = False) -> Image.Image:
+        """Return the picture, RGB; upright: as EXIF's orientation says. Raises ImageError."""
+        if self.reader is None:
+            return read_image(self.path, upright)
+        return decode_image(self.reader.read_bytes(self.row), self.path, upright)
 
 
-def find_pictures(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[Picture]:
+def find_pictures(arguments: Iterable[str], lines: Iterable[str],
+                  left_out: Counter | None = None) -> Iterator[Picture]:
     """Yield the Picture of every argument, in order; nothing is read ahead.
 
     arguments: files, folders and .zip and .tar files (searched through), globs, and "-" for
-    `lines`, an iterable of paths, one a line. Raises UserError for a pattern, a folder or an
-    archive without pictures.
+    `lines`, paths, one a line. left_out: counts the endings of the files in folders and archives
+    that are no pictures. Raises UserError for a pattern, a folder or an archive without pictures.
     """
+    left_out = Counter() if left_out is None else left_out
     for argument in arguments:
         if argument == '-':
             yield from (Picture(path, os.path.basename(path))
                         for path in (line.rstrip('\r\n') for line in lines) if path)
         elif os.path.isdir(argument):
-            yield from _search(argument)
+            yield from _search(argument, left_out)
         elif argument.lower().endswith(ARCHIVES) and os.path.isfile(argument):
-            yield from _open_archive(argument)
+            yield from _open_archive(argument, left_out)
         elif glob.has_magic(argument) and not os.path.exists(argument):
             yield from _match(argument)
         else:
@@ -113,23 +127,37 @@ class OutputNames:
         return path
 
 
-def _search(folder):
-    found = False
+def warn_left_out(left_out: Counter) -> None:
+    """Log how many files of folders and archives were left out for their endings."""
+    if left_out:
+        logger.warning('%s', describe_left_out(left_out))
+
+
+def _search(folder, left_out):
+    found, others = False, Counter()
     for parent, listing in walk(folder):
+        others += count_endings(listing.others)
         for name in listing.pictures:
             found = True
             path = os.path.join(parent, name)
             yield Picture(path, os.path.relpath(path, folder))
     if not found:
-        raise UserError(f'{show_path(folder)}: no pictures in this folder.')
+        _refuse_pictureless(f'{show_path(folder)}: no pictures in this folder.', others)
+    left_out.update(others)
 
 
-def _open_archive(path):
-    reader = list_pictures(path)
+def _open_archive(path, left_out):
+    reader, others = list_pictures(path)
     for index, name in enumerate(reader.table.iterate_names()):
         yield Picture(reader.describe(index), os.fsdecode(name).replace('/', os.sep), reader, index)
     if not len(reader.table):
-        raise UserError(f'{show_path(path)}: no pictures in this archive.')
+        _refuse_pictureless(f'{show_path(path)}: no pictures in this archive.',
+                            count_endings(others))
+    left_out.update(count_endings(others))
+
+
+def _refuse_pictureless(problem, endings):
+    raise UserError(' '.join([problem, *(f'{remedy}.' for remedy in list_remedies(endings))]))
 
 
 def _match(pattern):

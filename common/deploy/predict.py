@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +36,7 @@ from common.deploy.pictures import (
     check_output_file,
     find_pictures,
     list_inputs,
+    warn_left_out,
 )
 from common.deploy.preprocessing import check_class_names, load_preprocessing
 from common.deploy.ranking import Ranking, format_share, rank_classes
@@ -43,6 +44,7 @@ from common.deploy.trained import FLAGS, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
 from common.machine.environment import count_cores
 from common.project import Project
+from common.terminal import is_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,8 @@ def _run(project, argv):
     total, inputs = list_inputs(arguments.images, arguments.save_dir)
     check_output_file(arguments.output, arguments.images)
     preprocessing, predict = load_predictor(project, arguments)
-    pictures = find_pictures(arguments.images, sys.stdin)
+    left_out = Counter()
+    pictures = find_pictures(arguments.images, sys.stdin, left_out)
     try:
         with open_output(arguments.output) as file:
             failed, count = write_predictions(
@@ -88,6 +91,7 @@ def _run(project, argv):
     except BrokenPipeError:                 # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    warn_left_out(left_out)
     if failed:
         raise RunError(f'{failed:,} of {count:,} pictures could not be read; they are named above.')
     return 0
@@ -147,7 +151,7 @@ def write_predictions(pictures: Iterable[Picture], preprocessing: Preprocessing,
     """
     writer = WRITERS[arguments.format](file, preprocessing)
     names = OutputNames(arguments.save_dir, inputs) if arguments.save_dir else None
-    show_bar = sys.stderr.isatty() and not file.isatty()
+    show_bar = is_terminal(sys.stderr) and not file.isatty()
     failed = count = 0
     readings = read_ahead(pictures, preprocessing, arguments.batch_size)
     with tqdm(total=total, unit='picture', disable=not show_bar, dynamic_ncols=True) as bar:
@@ -177,7 +181,8 @@ def read_ahead(pictures: Iterable[Picture], preprocessing: Preprocessing,
     """Yield the Reading of each picture, in order; threads are at most two batches ahead."""
     def read(picture):
         try:
-            return Reading(picture, preprocessing.crop(picture.read()), None)
+            image = picture.read(preprocessing.exif_orientation)
+            return Reading(picture, preprocessing.crop(image), None)
         except ImageError as error:
             text, path = str(error), show_path(picture.path)
             return Reading(picture, None, text if text.startswith(path) else f'{path}: {text}')
@@ -201,8 +206,9 @@ def save_labelled(picture: Picture, classes: Ranking, preprocessing: Preprocessi
     if extension.lower() not in ('.jpg', '.jpeg'):
         name += extension                   # a.png and a.jpg become a.png.jpg and a.jpg
     path = names.make(name, '.jpg')
+    image = picture.read(preprocessing.exif_orientation)
     try:
-        draw_labels(picture.read(), lines).save(path, quality=90)
+        draw_labels(image, lines).save(path, quality=90)
     except OSError as error:
         raise RunError(f'Cannot write {show_path(path)}: {error.strerror or error}.') from None
 

@@ -63,6 +63,9 @@ def _check(preprocessing, path):
             raise UserError(f'{path}: {name} must be three numbers, not {show(values)}.')
     if min(p.std) < 1e-6:
         raise UserError(f'{path}: std must be above 0, not {p.std}.')
+    if not isinstance(p.exif_orientation, bool):
+        raise UserError(f'{path}: exif_orientation must be true or false, not '
+                        f'{show(p.exif_orientation)}.')
     names = p.class_names
     if names is not None and (
             not isinstance(names, list) or not all(isinstance(name, str) for name in names)):

@@ -14,7 +14,9 @@ from common.weights.containers import read_json
 RESAMPLING = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
 # The options that hold them.
 CONFIG_KEYS = {'crop_pct': 'DATA.CROP_PCT', 'interpolation': 'DATA.INTERPOLATION',
-               'mean': 'DATA.IMAGENET_MEAN', 'std': 'DATA.IMAGENET_STD'}
+               'mean': 'DATA.IMAGENET_MEAN', 'std': 'DATA.IMAGENET_STD',
+               'exif_orientation': 'DATA.EXIF_ORIENTATION'}
+STATED = ('crop_pct', 'interpolation', 'mean', 'std')       # by other people's files
 INTERPOLATIONS = tuple(RESAMPLING.values())
 
 
@@ -22,7 +24,7 @@ def read_beside(folder: str) -> dict[str, Any]:
     """Return the preprocessing that files in a folder state, {} unless they state all of it."""
     stated = read_stated(read_json(folder, 'config.json'),
                          read_json(folder, 'preprocessor_config.json'))
-    return stated if set(stated) == set(CONFIG_KEYS) else {}
+    return stated if set(stated) == set(STATED) else {}
 
 
 def name_options(preprocessing: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +58,8 @@ def check_preprocessing(values: dict[str, Any]) -> dict[str, Any]:
         checked['crop_pct'] = float(crop_pct)
     if values.get('interpolation') in INTERPOLATIONS:
         checked['interpolation'] = values['interpolation']
+    if isinstance(values.get('exif_orientation'), bool):        # in our own checkpoints alone
+        checked['exif_orientation'] = values['exif_orientation']
     return checked
 
 

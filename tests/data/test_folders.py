@@ -68,14 +68,14 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, place):
 def test_pictures_left_out_for_their_ending_are_counted_and_said(tmp_path, caplog):
     root = make_folders(tmp_path)
     for number in range(4):
-        os.rename(tmp_path / f'train/emu/{number}.jpg', tmp_path / f'train/emu/{number}.jfif')
+        os.rename(tmp_path / f'train/emu/{number}.jpg', tmp_path / f'train/emu/{number}.xcf')
     (tmp_path / 'train/cat/notes.txt').write_text('x')
     with caplog.at_level(logging.WARNING, 'common'):
         train = open_part(root)
     assert len(train) == 8 and train.class_names == ['cat', 'dog', 'emu']
     folder = tmp_path / 'train'
     assert caplog.messages == [
-        f'{folder}: 5 files have no ending of a picture and are left out (.jfif 4, .txt 1)',
+        f'{folder}: 5 files have no ending of a picture and are left out (.xcf 4, .txt 1)',
         f'{folder}: 1 class folders hold no picture: emu']
 
 

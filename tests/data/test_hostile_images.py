@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.images import EXTENSIONS, FORMATS, ImageError, read_image
+from common.data.images import ALL_EXTENSIONS, ImageError, list_formats, read_image
 from tests.support.watch import Watch
 
 
@@ -57,11 +57,11 @@ def mutate(content, generator):
     500, pytest.param(20_000, marks=pytest.mark.slow)], ids=['short', 'long'])
 def test_damaged_pictures(tmp_path, count):
     pictures, generator = make_pictures(), random.Random(count)
-    assert set(FORMATS) <= set(pictures) and len(pictures) > 15
+    assert set(list_formats()) <= set(pictures) and len(pictures) > 15
     names, outcomes, watch = sorted(pictures), collections.Counter(), Watch()
     for number in range(count):
         name = names[number % len(names)]
-        path = str(tmp_path / f'picture{EXTENSIONS[number % len(EXTENSIONS)]}')
+        path = str(tmp_path / f'picture{ALL_EXTENSIONS[number % len(ALL_EXTENSIONS)]}')
         with open(path, 'wb') as file:
             file.write(mutate(generator.choice(pictures[name]), generator))
         signal.alarm(10)

@@ -6,15 +6,20 @@ import json
 import os
 import struct
 import subprocess
+import sys
+import types
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from common.data import images
 from common.data.images import ImageError, is_image_name, read_image, show_path
+from common.data.lists import scan_folder
 from common.data.pixels import to_array
+from common.deploy.pictures import find_pictures
+from common.errors import UserError
 from tests.support.data_folders import make_image
 from tests.support.paths import FIXTURES
 
@@ -148,7 +153,7 @@ POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
 """
 
 
-@pytest.mark.parametrize('extension', images.EXTENSIONS)
+@pytest.mark.parametrize('extension', images.ALL_EXTENSIONS)
 def test_postscript_is_no_picture_under_any_name(tmp_path, monkeypatch, extension):
     """Pillow would start Ghostscript, which runs whatever the file says, for ever if it loops."""
     monkeypatch.setattr(subprocess, 'Popen', None)
@@ -171,7 +176,7 @@ def test_a_format_that_is_not_listed_is_no_picture(tmp_path, monkeypatch):
     Image.init()
     # Pillow's SPIDER writer takes the file's extension for its own, here .jpg.
     monkeypatch.setattr(Image, 'EXTENSION', dict(Image.EXTENSION))
-    for name in sorted(set(Image.SAVE) - {'MPO', 'DIB', *images.FORMATS}):
+    for name in sorted(set(Image.SAVE) - {'MPO', 'DIB', *images.list_formats()}):
         path = str(tmp_path / 'picture.jpg')
         try:
             picture.save(path, name)
@@ -205,6 +210,90 @@ def test_limits_are_checked_on_the_header(tmp_path):
         images.check_upload(path, 10 ** 6, 599)
     with pytest.raises(ImageError, match=r'a\.png: \d+ bytes are too many'):
         images.check_upload(path, os.path.getsize(path) - 1, 600)
+
+
+@pytest.mark.parametrize('name', ['a.jfif', 'a.jpe', 'a.JPG', 'a.tif', 'a.avif'])
+def test_formats_that_people_have(tmp_path, name):
+    if name.endswith('.avif') and 'AVIF' not in images.list_formats():
+        pytest.skip('this Pillow is built without AVIF')
+    Image.new('RGB', (32, 16), 'red').save(
+        tmp_path / name, 'JPEG' if name.endswith(('jfif', 'jpe')) else None)
+    assert is_image_name(name)
+    red, green, blue = to_array(read_image(tmp_path / name))[8, 16].tolist()
+    assert red > 240 and green < 15 and blue < 15
+
+
+HEIC = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(80)
+
+
+@pytest.fixture
+def forget_formats():
+    """Which formats can be read is found out anew, before and after."""
+    def forget():
+        images.list_formats.cache_clear()
+        images.list_extensions.cache_clear()
+    forget()
+    yield
+    forget()
+
+
+def test_a_format_without_its_plug_in_says_what_to_install(tmp_path, monkeypatch, caplog,
+                                                           forget_formats):
+    monkeypatch.setitem(sys.modules, 'pillow_heif', None)
+    (tmp_path / 'cat').mkdir()
+    path = str(tmp_path / 'cat' / 'photo.jpg')
+    with open(path, 'wb') as file:
+        file.write(HEIC)
+    remedy = r'can be read with pillow-heif: pip install pillow-heif$'
+    with pytest.raises(ImageError, match=r'photo\.jpg: a picture in HEIF, which ' + remedy):
+        read_image(path)
+    with pytest.raises(ImageError, match=r'^member: a picture in HEIF, which ' + remedy):
+        images.decode_image(HEIC, 'member')
+    os.rename(path, tmp_path / 'cat' / 'photo.heic')
+    assert not is_image_name('photo.heic')
+    with pytest.raises(UserError, match=r'holds no image .*\.heic can be read with pillow-heif'):
+        scan_folder(str(tmp_path), '', ['cat'])
+    with pytest.raises(UserError, match=r'no pictures in this folder. \.heic can be read with'):
+        list(find_pictures([str(tmp_path)], ()))
+    make_image(str(tmp_path / 'cat' / 'a.png'))
+    assert len(scan_folder(str(tmp_path), '', ['cat']).table) == 1
+    assert caplog.messages == [
+        f'{tmp_path}: 1 file has no ending of a picture and is left out (.heic 1); .heic can be '
+        'read with pillow-heif: pip install pillow-heif']
+
+
+def test_a_plug_in_widens_what_is_read(tmp_path, monkeypatch, forget_formats):
+    class Plugin(ImageFile.ImageFile):
+        format = 'HEIF'
+
+        def _open(self):
+            self._mode, self._size = 'RGB', (4, 2)
+            self.tile = []
+
+        def load(self):
+            self.im = Image.new('RGB', self.size, 'red').im
+
+    def register(**options):
+        Image.register_open('HEIF', Plugin, lambda head: head[4:12] == b'ftypheic')
+
+    Image.init()
+    monkeypatch.setattr(Image, 'OPEN', dict(Image.OPEN))
+    monkeypatch.setattr(Image, 'ID', list(Image.ID))
+    monkeypatch.setitem(sys.modules, 'pillow_heif', types.SimpleNamespace(
+        register_heif_opener=register))
+    (tmp_path / 'IMG_1.HEIC').write_bytes(HEIC)
+    assert is_image_name('IMG_1.HEIC') and images.list_remedies(['.heic']) == []
+    assert to_array(read_image(tmp_path / 'IMG_1.HEIC')).shape == (2, 4, 3)
+
+
+def test_a_picture_of_a_phone(tmp_path, forget_formats):
+    plug_in = pytest.importorskip('pillow_heif')
+    plug_in.register_heif_opener()
+    Image.new('RGB', (64, 48), 'red').save(tmp_path / 'a.heic')
+    assert to_array(read_image(tmp_path / 'a.heic'))[24, 32, 0] > 240
+    os.truncate(tmp_path / 'a.heic', 200)
+    with pytest.raises(ImageError):
+        read_image(tmp_path / 'a.heic')
 
 
 def test_names():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 import pytest
+from PIL import Image
 
 from common.cli import list_flags, parse_command_line
 from common.config import get_value, list_unused
@@ -24,7 +25,7 @@ from common.project import Project
 from common.run.launch import run_single
 from common.training.stopping import Watchdog
 from T2T_ViT.project import PROJECT as T2T_VIT
-from tests.support.data_folders import make_image
+from tests.support.data_folders import make_image, write_turned
 from ViT.project import PROJECT as VIT
 
 SHARED_BASE = {
@@ -51,7 +52,7 @@ EVALUATION = {'EVAL': True, 'MODEL.PRETRAINED': '{weights}'}
 
 # key: (value, what shows it, options that it needs). {weights}: a checkpoint; {lacking}: a file
 # without one tensor; {four}: one for four classes; {corrupt}: data with a picture that cannot be
-# read; {table}, {fewer}: csv files; {other}: a free folder.
+# read; {turned}: with EXIF orientations; {table}, {fewer}: csv files; {other}: a free folder.
 SHARED = {
     'BASE': (['a.yaml'], 'refused: yaml files only'),
     'DATA.DATASET': ('digits', 'refused: -dataset=imagefolder'),
@@ -71,6 +72,7 @@ SHARED = {
     'DATA.NUM_WORKERS': (1, 'settings'),
     'DATA.USE_SHARED_MEMORY': (False, 'settings', {'DATA.NUM_WORKERS': 1}),
     'DATA.SKIP_CORRUPT': (True, 'code', {'DATA.DATA_PATH': '{corrupt}'}),
+    'DATA.EXIF_ORIENTATION': (True, 'metrics', {'DATA.DATA_PATH': '{turned}'}),
     'DATA.VAL_FRACTION': (0.5, 'log: Not used: DATA.VAL_FRACTION'),
     'DATA.LABELS': ('/no/such', 'refused: /no/such'),
     'MODEL.TYPE': ('vit', 'refused: MODEL.TYPE'),
@@ -236,6 +238,11 @@ def places(tmp_path_factory):
             for number in range(count):
                 make_image(root / data / part / 'abc'[number % 3] / f'{number}.png', (40, 30),
                            seed=[len(part), number])
+    for number in range(9):
+        path = root / 'turned' / ('val' if number < 3 else 'train') / 'abc'[number % 3] / \
+            f'{number}.jpg'
+        make_image(path, (40, 30), seed=[number])
+        write_turned(Image.open(path), path, 6)
     (root / 'corrupt' / 'train' / 'a' / '0.png').write_bytes(b'no picture')
     rows = ['path,label,split,other_path,other_label,other_split']
     for number in range(18):
@@ -266,7 +273,7 @@ def fill(value, name, places):
     return value.format(
         weights=next((places / name).glob('*/best.pdparams')) if '{weights}' in value else '',
         lacking=places / f'{name}-lacking.pdparams', four=places / f'{name}-four.pdparams',
-        corrupt=places / 'corrupt',
+        corrupt=places / 'corrupt', turned=places / 'turned',
         table=places / 'data' / 'all.csv', fewer=places / 'data' / 'fewer.csv',
         other=places / 'other', head=HEADS[name])
 

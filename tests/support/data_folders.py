@@ -24,6 +24,13 @@ def make_image(path, size=(40, 30), seed=0):
     coarse.resize(size, Image.Resampling.BICUBIC).save(path)
 
 
+def write_turned(image, path, orientation):
+    """Write a picture as it is, with an EXIF orientation; the format follows the name."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(path, exif=exif)
+
+
 def make_folders(root, classes=('cat', 'dog', 'emu'), per_class=4, parts=('train', 'val')):
     """Write root/PART/CLASS/N.jpg; with parts=('',) root/CLASS/N.jpg. Returns str(root)."""
     for part in parts:
