@@ -1,11 +1,12 @@
 """Pictures with labels, maps over pictures, and figures made of panels: Pillow only."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from common.fonts import fit, write
 
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 MARGIN = 8                      # pixels between panels
@@ -13,12 +14,7 @@ MARGIN = 8                      # pixels between panels
 # From black over purple and orange to light yellow, as bright as the value is high.
 HEAT_COLOURS = np.array([(0, 0, 8), (80, 18, 108), (182, 54, 86), (246, 140, 20), (250, 252, 170)])
 
-# Pillow's own font has Latin letters; these have Chinese ones. First on Linux, then Windows, macOS.
-WIDE_FONTS = ('NotoSansCJK-Regular.ttc', 'NotoSansCJKsc-Regular.otf', 'wqy-microhei.ttc',
-              'wqy-zenhei.ttc', 'DroidSansFallbackFull.ttf', 'msyh.ttc', 'simsun.ttc',
-              'PingFang.ttc', 'STHeiti Light.ttc')
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+TITLE = 15                      # pixels of the letters above a panel
 
 
 class Panel(NamedTuple):
@@ -41,28 +37,59 @@ def enlarge(weights: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
 
 
+def choose_scale(weights: np.ndarray) -> float:
+    """Return the weight that is drawn at full brightness: the largest of a map.
+
+    It is no less than that of even attention, 1 / places, so that rows that sum to almost nothing
+    stay dark.
+    """
+    return max(float(np.max(weights)), 1 / np.size(weights))
+
+
+def scale_map(weights: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a map [rows, columns] at a `size` (width, height), from 0 to 1 = choose_scale."""
+    return np.clip(enlarge(weights, size) / choose_scale(weights), 0, 1)
+
+
 def overlay(image: Image.Image, weights: np.ndarray, opacity: float = 0.6) -> Image.Image:
-    """Return a PIL RGB image with a map over it, whose highest value is the lightest colour."""
-    heat = enlarge(weights, image.size)
-    heat = np.clip(heat / max(float(heat.max()), 1e-12), 0, 1)
+    """Return a PIL RGB image with a map over it, lightest where the map is highest."""
+    heat = scale_map(weights, image.size)
     return Image.blend(image, Image.fromarray(colour_heat(heat)), opacity)
 
 
-def make_figure(rows: Sequence[Sequence[Panel]], panel_size: int) -> Image.Image:
-    """Return one PIL image of rows of Panel, each `panel_size` pixels a side."""
-    title_height = 18
+def darken(image: Image.Image, weights: np.ndarray) -> Image.Image:
+    """Return a PIL RGB image that is dark where a map is low."""
+    shares = scale_map(weights, image.size)[..., None]
+    return Image.fromarray((np.asarray(image) * shares).round().astype(np.uint8))
+
+
+def make_figure(rows: Sequence[Sequence[Panel]], panel_size: int, heading: str = '',
+                legend: str = '') -> Image.Image:
+    """Return one PIL image of rows of Panel, each `panel_size` pixels a side.
+
+    heading: a line above all. legend: a line below all, beside the colours of maps.
+    """
+    title_height = TITLE + 9
     columns = max(len(row) for row in rows)
     width = columns * (panel_size + MARGIN) + MARGIN
-    height = len(rows) * (panel_size + title_height + MARGIN) + MARGIN
+    top = MARGIN + (2 * TITLE if heading else 0)
+    bottom = 2 * TITLE + MARGIN if legend else 0
+    height = top + len(rows) * (panel_size + title_height + MARGIN) + bottom
     figure = Image.new('RGB', (width, height), PAPER)
     draw = ImageDraw.Draw(figure)
+    if heading:
+        write_line(draw, (MARGIN, MARGIN), heading, TITLE + 3, width - 2 * MARGIN)
     for i, row in enumerate(rows):
-        top = MARGIN + i * (panel_size + title_height + MARGIN)
+        above = top + i * (panel_size + title_height + MARGIN)
         for j, panel in enumerate(row):
             left = MARGIN + j * (panel_size + MARGIN)
-            write_line(draw, (left, top), panel.title, 12, panel_size)
+            write_line(draw, (left, above), panel.title, TITLE, panel_size)
             figure.paste(panel.image.resize((panel_size, panel_size), Image.Resampling.BICUBIC),
-                         (left, top + title_height))
+                         (left, above + title_height))
+    if legend:
+        bar = np.broadcast_to(np.linspace(0, 1, 200), (TITLE, 200))
+        figure.paste(Image.fromarray(colour_heat(bar)), (MARGIN, height - bottom))
+        write_line(draw, (MARGIN + 210, height - bottom), legend, TITLE, width - 220 - MARGIN)
     return figure
 
 
@@ -70,8 +97,10 @@ def draw_text_panel(lines: Sequence[str], size: int) -> Image.Image:
     """Return a square PIL image with lines of text."""
     image = Image.new('RGB', (size, size), (244, 244, 244))
     draw = ImageDraw.Draw(image)
+    letters = max(12, size // 20)
     for i, line in enumerate(lines):
-        write_line(draw, (6, 6 + 20 * i), line, 13, size - 12)
+        write_line(draw, (letters // 2, letters // 2 + i * (letters * 3 // 2)), line, letters,
+                   size - letters)
     return image
 
 
@@ -92,40 +121,4 @@ def draw_labels(image: Image.Image, lines: Sequence[str]) -> Image.Image:
 def write_line(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, size: int,
                width: int) -> None:
     """Draw a line of text, cut off with "..." where it is wider than `width` pixels."""
-    font, text = choose_font(' '.join(text.split()), size)
-    if draw.textlength(text, font=font) > width:
-        while text and draw.textlength(text + '...', font=font) > width:
-            text = text[:-1]
-        text += '...'
-    draw.text(position, text, fill=INK, font=font)
-
-
-def choose_font(text: str, size: int) -> tuple[Font, str]:
-    """Return (font, text); letters that no font here has are replaced by "?"."""
-    if text.isascii():
-        return _load_default(size), text
-    wide = _load_wide(size)
-    if wide is not None:
-        return wide, text
-    return _load_default(size), text.encode('latin-1', 'replace').decode('latin-1')
-
-
-@functools.cache
-def _load_default(size):
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:                       # Pillow 10.0 has it in one size
-        return ImageFont.load_default()
-
-
-@functools.cache
-def _load_wide(size):
-    fonts = (_open_font(name, size) for name in WIDE_FONTS)
-    return next((font for font in fonts if font is not None), None)
-
-
-def _open_font(name, size):
-    try:
-        return ImageFont.truetype(name, size)
-    except OSError:
-        return None
+    write(draw, position, fit(text, size, width), size, INK)

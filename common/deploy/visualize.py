@@ -5,25 +5,35 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from common.cli import FlagParser
-from common.data.images import ImageError, read_image, show_path
+from common.data.images import ImageError, show_path
 from common.data.preprocessing import Preprocessing
 from common.deploy.attention import Attention, make_map, record_attention, roll_out
-from common.deploy.drawing import Panel, draw_text_panel, make_figure, overlay
-from common.deploy.pictures import OutputNames, find_pictures
+from common.deploy.drawing import (
+    Panel,
+    choose_scale,
+    darken,
+    draw_text_panel,
+    make_figure,
+    overlay,
+)
+from common.deploy.pictures import OutputNames, find_pictures, warn_left_out
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
 from common.project import Project
 from common.run.log import start_logging
 
-PANEL = 168                     # pixels
-COLUMNS = 6                     # panels a row
+PANEL = 480                     # pixels, as DINO's pictures of heads
+COLUMNS = 4                     # panels a row
+LEGEND = ('0 to the weight in the title of each map: its largest, or that of even attention where '
+          'the whole map has less')
 
 EXAMPLES = """examples:
   python visualize_attention.py cat.jpg -pretrained=./output/train-20260101-10-00-00/best
@@ -51,10 +61,11 @@ def _run(project, argv):
     trained = load_trained(project, arguments)
     token_modules = project.list_token_modules(trained.model)
     names = OutputNames(arguments.output)
-    failed = 0
-    for picture in find_pictures(arguments.images, sys.stdin):
+    failed, left_out = 0, Counter()
+    for picture in find_pictures(arguments.images, sys.stdin, left_out):
         try:
-            crop = trained.preprocessing.crop(read_image(picture.path))
+            image = picture.read(trained.preprocessing.exif_orientation)
+            crop = trained.preprocessing.crop(image)
         except ImageError as error:
             failed += 1
             logger.error('error: %s', error)
@@ -63,10 +74,13 @@ def _run(project, argv):
             trained.model, trained.preprocessing.normalize([crop]), token_modules)
         view = View(attention, arguments.layer, arguments.token)
         path = names.make(os.path.splitext(picture.name)[0], '.attention.png')
-        draw(view, crop, trained.preprocessing).save(path)
+        heading = f'{show_path(picture.name)}   {trained.config.MODEL.NAME}, ' \
+                  f'{show_path(trained.source)}'
+        draw(view, crop, trained.preprocessing, heading).save(path)
         logger.info('%s: %s', show_path(picture.path), show_path(path))
         if arguments.save_arrays:
             np.savez_compressed(path.removesuffix('.png') + '.npz', **view.list_arrays())
+    warn_left_out(left_out)
     if failed:
         raise RunError(f'{failed:,} of the pictures could not be read; they are named above.')
 
@@ -152,35 +166,41 @@ def parse_cell(text: str | None, grid: tuple[int, int]) -> tuple[int, int] | Non
     return int(match[1]), int(match[2])
 
 
-def draw(view: View, crop: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Return the figure of a View. crop: what the model sees, a PIL image."""
+def draw(view: View, crop: Image.Image, preprocessing: Preprocessing, heading: str = ''
+         ) -> Image.Image:
+    """Return the figure of a View. crop: what the model sees. heading: the line above all."""
     # Nearest keeps the pixels of a small picture visible.
-    method = Image.Resampling.NEAREST if crop.width < PANEL // 2 else Image.Resampling.BICUBIC
+    method = Image.Resampling.NEAREST if crop.width < PANEL // 4 else Image.Resampling.BICUBIC
     picture = crop.resize((PANEL, PANEL), method)
 
     def panel(title, weights):
-        return Panel(title, overlay(picture, weights))
+        return Panel(name_map(title, weights), overlay(picture, weights))
 
     ranked = rank_classes(view.attention.logits, 5)[0]
     lines = [f'{format_share(share)}  {preprocessing.name_class(index)}' for index, share in ranked]
     heads, rollout = view.map_heads(), view.map_rollout()
-    rows = [[Panel('input', picture), Panel('predictions', draw_text_panel(lines, PANEL)),
-             panel(f'rollout, {view.name_token()}', rollout[-1]),
-             panel(f'layer {view.layer}, mean of heads', heads.mean(axis=0)),
-             *(panel(_name_stem(name, weights), weights)
-               for name, weights in view.map_stem().items())]]
+    panels = [Panel('input', picture), Panel('predictions', draw_text_panel(lines, PANEL)),
+              panel(f'rollout, {view.name_token()}', rollout[-1]),
+              Panel(f'rollout, {view.name_token()}: what is attended to',
+                    darken(picture, rollout[-1])),
+              panel(f'layer {view.layer}, mean of heads', heads.mean(axis=0)),
+              *(panel(name, weights) for name, weights in view.map_stem().items())]
+    rows = _wrap(panels)
     rows += _wrap([panel(f'layer {view.layer}, head {i}', weights)
                    for i, weights in enumerate(heads, 1)])
     rows += _wrap([panel(f'rollout to layer {i}', weights)
                    for i, weights in enumerate(rollout, 1)])
-    return make_figure(rows, PANEL)
+    return make_figure(rows, PANEL, heading, LEGEND)
 
 
-def _name_stem(name, weights):
-    """The map is drawn with its largest value bright; where a performer's rows sum to
-    almost nothing, as its epsilon allows, the title says so."""
-    total = weights.sum()
-    return name if abs(total - 1) < 0.05 else f'{name}, sum {total:.1g}'
+def name_map(name: str, weights: np.ndarray) -> str:
+    """Return the title of a map: with the weight that is brightest, and a sum of almost nothing.
+
+    A performer's rows may sum to that, as its epsilon allows.
+    """
+    total = float(weights.sum())
+    almost_nothing = f', sum {total:.1g}' if total < 0.01 else ''
+    return f'{name} (0 to {choose_scale(weights):.2g}{almost_nothing})'
 
 
 def _wrap(panels):

@@ -1,5 +1,6 @@
 """Curves of one or several runs in one picture: loss, accuracy, learning rate, throughput."""
 
+import contextlib
 import json
 import os
 import sys
@@ -7,8 +8,12 @@ from collections.abc import Iterable, Sequence
 
 from common.cli import FlagParser
 from common.errors import UserError, report_errors
+from common.yaml_text import read_yaml
 
 METRICS = 'metrics.jsonl'
+# What makes the training loss higher than that of the validation, and the options that do it.
+SOFTENED = {'label smoothing': ('SMOOTHING',),
+            'mixup': ('MIXUP_ALPHA', 'CUTMIX_ALPHA', 'CUTMIX_MINMAX')}
 STYLES = {'-': 'training', '--': 'validation', ':': 'validation, averaged weights'}
 
 
@@ -28,7 +33,8 @@ def _run(argv):
                         help='picture to write (default: curves.png)')
     arguments = parser.parse_args(argv)
     runs = [read_metrics(path) for path in arguments.runs]
-    draw_curves(runs, name_runs(arguments.runs), arguments.output)
+    draw_curves(runs, name_runs(arguments.runs), arguments.output,
+                describe_training(arguments.runs))
     print(f'Wrote {arguments.output}')
 
 
@@ -68,6 +74,23 @@ def name_runs(paths: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(paths)
 
 
+def describe_training(paths: Sequence[str]) -> str:
+    """Return what the training loss is of: "training, with label smoothing and mixup".
+
+    Read from the runs' config.yaml; a run without one that can be read adds nothing.
+    """
+    found = []
+    for path in paths:
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        options = {}
+        with contextlib.suppress(UserError):
+            options = read_yaml(os.path.join(folder, 'config.yaml')).get('TRAIN') or {}
+        for word, keys in SOFTENED.items():
+            if isinstance(options, dict) and word not in found and any(map(options.get, keys)):
+                found.append(word)
+    return f'training, with {" and ".join(found)}' if found else 'training'
+
+
 def select(events: Iterable[dict], event: str, key: str,
            weights: str | None = None) -> tuple[list[float], list[float]]:
     """Return (updates, values) of one curve. weights: "model" or "ema", for evaluations."""
@@ -76,10 +99,12 @@ def select(events: Iterable[dict], event: str, key: str,
     return [line['update'] for line in chosen], [line[key] for line in chosen]
 
 
-def draw_curves(runs: Sequence[list[dict]], names: Sequence[str], path: str) -> None:
+def draw_curves(runs: Sequence[list[dict]], names: Sequence[str], path: str,
+                training: str = 'training') -> None:
     """Draw runs (lists of events) over each other and write a PNG.
 
-    Raises UserError if matplotlib is missing or the file cannot be written.
+    training: what the legend calls the curve of the training loss. Raises UserError if matplotlib
+    is missing or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure  # no display, no global state
@@ -114,7 +139,7 @@ def draw_curves(runs: Sequence[list[dict]], names: Sequence[str], path: str) -> 
     for axes, present in styles.items():
         lines = [Line2D([], [], color='black', linestyle=style,        # type: ignore[arg-type]
                         label=label)
-                 for style, label in STYLES.items() if style in present]
+                 for style, label in {**STYLES, '-': training}.items() if style in present]
         if lines:
             axes.legend(handles=lines, fontsize='small')
     for axes in (rate, speed):

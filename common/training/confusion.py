@@ -4,12 +4,13 @@ import csv
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import paddle
 from PIL import Image, ImageDraw
 
+from common.fonts import choose_font, fit, measure, write
 from common.machine.distributed import gather_over_ranks
 from common.run.side_matter import go_on
 from common.training.losses import compute_log_softmax
@@ -24,7 +25,11 @@ PICTURE_CLASSES = 100
 MISTAKES = 100              # rows of mistakes.csv
 MISTAKE_COLUMNS = ('index', 'label', 'predicted', 'probability_of_label',
                    'probability_of_predicted', 'image')
-CELL = 22                   # pixels
+# Of the picture, in pixels.
+SIDE = 720                  # of all cells together, within the bounds of one
+SMALLEST_CELL, LARGEST_CELL = 26, 110
+ROOMY_CELL = 56             # from here on counts stand below the per cents
+LABEL_WIDTH = 170
 MARGIN = 8
 
 
@@ -108,56 +113,88 @@ def write_report(folder: str, samples: np.ndarray, dataset: 'Dataset', num_class
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     """Return a confusion matrix as an image: darker is a larger share of the true class.
 
-    confusion: int [C, C]. names: C texts. Counts stand in the cells; errors are red.
+    confusion: int [C, C]. names: C texts. Cells hold per cents of the true class, and the counts
+    where there is room; errors are red. Behind each row stands how many of the class were right.
     """
-    num_classes = len(names)
-    labels = [' '.join(name.split()) for name in names]
-    labels = [name if len(name) <= 20 else f'{name[:19]}.' for name in labels]
-    draw = ImageDraw.Draw(Image.new('RGB', (1, 1)))
-    labels = [find_drawable(draw, label) for label in labels]
-    text_width = max(int(draw.textlength(label)) for label in labels)
-    cell = max(CELL, int(draw.textlength(str(confusion.max()))) + 6)
-    left = top = 2 * MARGIN + 14 + text_width
-    side = cell * num_classes
-    image = Image.new('RGB', (left + side + MARGIN, top + side + MARGIN), 'white')
+    cell, letters, left, top, labels = lay_out(names)
+    totals = confusion.sum(axis=1)
+    right = [f'{confusion[row, row]} of {total}' for row, total in enumerate(totals)]
+    side = cell * len(names)
+    heading = _describe_matrix(confusion)
+    width = left + side + 2 * MARGIN + max(measure(text, letters) for text in right)
+    width = max(width, measure(heading, letters + 2) + 2 * MARGIN)
+    image = Image.new('RGB', (width, top + side + MARGIN), 'white')
     draw = ImageDraw.Draw(image)
+    write(draw, (MARGIN, MARGIN), heading, letters + 2)
     for row, label in enumerate(labels):
         middle = top + row * cell + cell // 2
-        draw.text((left - 4, middle), label, fill='black', anchor='rm')
-        _draw_upright(image, label, (left + row * cell + cell // 2, top - 4))
-        share = confusion[row] / max(1, confusion[row].sum())
+        write(draw, (left - 4 - measure(label, letters), middle - letters // 2 - 1), label, letters)
+        _draw_upright(image, label, (left + row * cell + cell // 2, top - 4), letters)
+        write(draw, (left + side + MARGIN, middle - letters // 2 - 1), right[row], letters)
         for column, count in enumerate(confusion[row]):
-            x, y = left + column * cell, top + row * cell
-            strength = round(215 * share[column] ** 0.5)        # errors are few: make them visible
-            fill = (255 - strength, 255 - strength // 2, 255) if row == column else \
-                (255, 255 - strength, 255 - strength)
-            draw.rectangle((x, y, x + cell, y + cell), fill=fill, outline=(220, 220, 220))
-            if count:
-                draw.text((x + cell // 2, middle), str(count), anchor='mm',
-                          fill='white' if strength > 170 and row == column else 'black')
-    draw.text((left + side // 2, MARGIN), 'predicted', fill='black', anchor='mt')
-    _draw_upright(image, 'true', (MARGIN + 6, top + side // 2 + 12))
+            place = left + column * cell, top + row * cell, cell
+            _draw_cell(draw, place, int(count), int(totals[row]), row == column, letters)
+    write(draw, (left + side // 2, 4 * MARGIN), 'predicted', letters, anchor='mt')
+    _draw_upright(image, 'true', (MARGIN + letters // 2, top + side // 2 + 12), letters)
     return image
 
 
-def find_drawable(draw: ImageDraw.ImageDraw, text: str) -> str:
-    """Return the text, with a question mark for what the font cannot draw.
+class Layout(NamedTuple):
+    """Where the cells are, in pixels: their size, the first one's corner, the size of letters."""
 
-    The built-in font of Pillow before 10.1 knows Latin-1 only.
-    """
-    try:
-        draw.textlength(text)
-        return text
-    except UnicodeError:
-        return text.encode('latin-1', 'replace').decode('latin-1')
+    cell: int
+    letters: int
+    left: int
+    top: int
+    labels: list[str]
 
 
-def _draw_upright(image, text, bottom):
+def lay_out(names: Sequence[str]) -> Layout:
+    """Return the Layout of a confusion matrix, with the names cut to the room there is."""
+    cell = max(SMALLEST_CELL, min(LARGEST_CELL, SIDE // len(names)))
+    letters = max(10, min(15, cell // 4))
+    labels = [fit(name, letters, LABEL_WIDTH) for name in names]
+    width = max(measure(label, letters) for label in labels)
+    return Layout(cell, letters, width + 4 * MARGIN + letters, width + 6 * MARGIN + 2 * letters,
+                  labels)
+
+
+def describe_share(share: float, decimals: int = 0) -> str:
+    """Return a share as per cents without the sign; "<1" for what is more than nothing."""
+    text = f'{100 * share:.{decimals}f}'
+    return '<1' if share > 0 and not decimals and text == '0' else text
+
+
+def _describe_matrix(confusion):
+    total, right = int(confusion.sum()), int(np.trace(confusion))
+    return (f'Accuracy {100 * right / max(1, total):.2f} % of {total:,} images. Cells: per cent '
+            'of the true class')
+
+
+def _draw_cell(draw, place, count, total, is_right, letters):
+    x, y, cell = place
+    share = count / max(1, total)
+    strength = round(215 * share ** 0.5)        # errors are few: make them visible
+    fill = (255 - strength, 255 - strength // 2, 255) if is_right else \
+        (255, 255 - strength, 255 - strength)
+    draw.rectangle((x, y, x + cell, y + cell), fill=fill, outline=(220, 220, 220))
+    if not count:
+        return
+    ink = (255, 255, 255) if strength > 170 and is_right else (0, 0, 0)
+    middle = x + cell // 2, y + cell // 2
+    if cell < ROOMY_CELL:
+        write(draw, middle, describe_share(share), letters, ink, 'mm')
+        return
+    write(draw, (middle[0], middle[1] - letters // 2 - 1), f'{describe_share(share, 1)} %',
+          letters, ink, 'mm')
+    write(draw, (middle[0], middle[1] + letters), f'{count:,}', max(10, letters - 3), ink, 'mm')
+
+
+def _draw_upright(image, text, bottom, letters):
     """Write text turned by 90 degrees; bottom: (middle in x, lower end in y)."""
-    draw = ImageDraw.Draw(image)
-    left, upper, right, lower = draw.textbbox((0, 0), text)
-    label = Image.new('L', (max(1, int(right)), max(1, int(lower) + 2)), 0)
-    ImageDraw.Draw(label).text((0, 0), text, fill=255)
+    label = Image.new('L', (max(1, measure(text, letters)), letters + letters // 2), 0)
+    font, text = choose_font(text, letters)
+    ImageDraw.Draw(label).text((0, 0), text, fill=255, font=font)
     label = label.rotate(90, expand=True)
     place = (bottom[0] - label.width // 2, bottom[1] - label.height)
     image.paste('black', (*place, place[0] + label.width, place[1] + label.height), label)

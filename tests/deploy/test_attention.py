@@ -8,7 +8,7 @@ from PIL import Image
 from common.data.digits import load_digits_rgb
 from common.deploy import visualize
 from common.deploy.attention import make_map, record_attention, roll_out
-from common.deploy.drawing import overlay
+from common.deploy.drawing import darken, overlay
 from common.deploy.visualize import View
 from common.errors import UserError
 from T2T_ViT.t2t_vit import T2TViT
@@ -242,20 +242,34 @@ def test_token_modules_are_shown_for_the_tokens_inside_the_chosen_one():
 
 
 @pytest.mark.parametrize('scale, title', [
-    (1, 'token module 1'), (1e-6, 'token module 1, sum 1e-06')])
-def test_a_token_module_s_title_tells_rows_that_sum_to_almost_nothing(scale, title):
-    weights = np.full((4, 4), scale / 16)
-    assert visualize._name_stem('token module 1', weights) == title
+    (1, 'x (0 to 0.062)'), (8, 'x (0 to 0.5)'), (1e-6, 'x (0 to 0.062, sum 1e-06)')])
+def test_the_title_of_a_map_tells_its_scale_and_rows_that_sum_to_nothing(scale, title):
+    assert visualize.name_map('x', np.full((4, 4), scale / 16)) == title
+
+
+def measure_brightness(image):
+    return np.asarray(image).astype(int).sum(axis=2)
 
 
 def test_overlay_is_lightest_where_the_map_is_highest():
     gray = Image.new('RGB', (40, 60), (128, 128, 128))
     weights = np.zeros((3, 2))
-    weights[2, 1] = 0.01                            # scaled by its maximum
-    brightness = np.asarray(overlay(gray, weights)).astype(int).sum(axis=2)
+    weights[2, 1] = 0.2                             # scaled by its maximum
+    brightness = measure_brightness(overlay(gray, weights))
     assert brightness.shape == (60, 40)
     assert np.unravel_index(brightness.argmax(), brightness.shape) >= (45, 25)
     assert brightness[-1, -1] > 450 > 200 > brightness[0, 0]
+    dark = measure_brightness(darken(gray, weights))
+    assert dark[-1, -1] == 3 * 128 and dark[0, 0] == 0
+
+
+def test_rows_that_sum_to_nothing_stay_dark():
+    gray = Image.new('RGB', (40, 60), (128, 128, 128))
+    nothing = np.zeros((3, 2))
+    nothing[2, 1] = 1e-8
+    assert measure_brightness(overlay(gray, nothing)).max() < 200
+    even = np.full((3, 2), 1 / 6)
+    assert measure_brightness(overlay(gray, even)).min() > 450
 
 
 def test_rollout_of_a_trained_model_falls_on_the_ink():
@@ -283,7 +297,7 @@ def test_script_writes_a_figure_and_arrays(name, tmp_path, capsys):
         '--layer=1'])
     assert code == 0, capsys.readouterr().err
     with Image.open(tmp_path / '图片.attention.png') as figure:
-        assert figure.width > 700 and figure.height > 500
+        assert figure.width == 4 * 488 + 8 and figure.height > 1500
     with np.load(tmp_path / '图片.attention.npz') as arrays:
         assert arrays['layer'] == 1 and arrays['attention'].shape[0] == len(trained.model.blocks)
         np.testing.assert_allclose(arrays['attention'].sum(axis=-1), 1, atol=1e-5)

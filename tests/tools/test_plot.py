@@ -152,3 +152,21 @@ def test_visualdl_reads_back_what_a_run_wrote(tmp_path):
             assert [item.id for item in found] == [line['update'] for line in lines]
             np.testing.assert_allclose([item.value for item in found],
                                        [line[key] for line in lines], rtol=1e-6)
+
+
+@pytest.mark.parametrize('texts, expected', [
+    (['TRAIN: {SMOOTHING: 0.1}'], 'training, with label smoothing'),
+    (['TRAIN: {SMOOTHING: 0.0}', 'TRAIN: {CUTMIX_ALPHA: 1.0, SMOOTHING: 0.1}'],
+     'training, with label smoothing and mixup'),
+    (['TRAIN: {SMOOTHING: 0.0, MIXUP_ALPHA: 0.0}'], 'training'),
+    (['[]', 'TRAIN: [1]', 'TRAIN:', ': :', None], 'training')])
+def test_the_legend_says_what_the_training_loss_is_of(tmp_path, texts, expected):
+    folders = []
+    for number, text in enumerate(texts):
+        folders.append(tmp_path / str(number))
+        folders[-1].mkdir()
+        if text is not None:
+            (folders[-1] / 'config.yaml').write_text(text)
+    assert plot.describe_training([str(folder) for folder in folders]) == expected
+    files = [str(folder / 'metrics.jsonl') for folder in folders]
+    assert plot.describe_training(files) == expected

@@ -10,6 +10,7 @@ import paddle
 import pytest
 from PIL import Image
 
+from common.fonts import measure
 from common.run.launch import run_single
 from common.training import confusion
 from common.training.confusion import (
@@ -161,14 +162,14 @@ def test_a_model_without_mistakes_is_reported_too(tmp_path):
 def test_picture_shows_hits_and_errors_where_they_are():
     """Blue on the diagonal, red beside it, the darker the larger the share; white where none."""
     matrix = np.array([[9, 1, 0], [0, 10, 0], [5, 0, 5]])
-    picture = draw_confusion(matrix, ['a', '\u732b\n', 'a class with a long name, cut'])
+    names = ['a', '\u732b\n', 'a class with a name that is too long for the room there is']
+    picture = draw_confusion(matrix, names)
     pixels = np.asarray(picture).astype(int)
-    side = confusion.CELL * 3
-    left = pixels.shape[1] - confusion.MARGIN - side
-    top = pixels.shape[0] - confusion.MARGIN - side
+    cell, _, left, top, labels = confusion.lay_out(names)
+    assert pixels.shape[0] == top + 3 * cell + confusion.MARGIN and labels[2].endswith('...')
 
     def color(row, column):             # a corner of the cell, beside the number
-        return pixels[top + row * confusion.CELL + 3, left + column * confusion.CELL + 3]
+        return pixels[top + row * cell + 3, left + column * cell + 3]
 
     for row, column in ((0, 2), (1, 0), (1, 2), (2, 1)):
         assert (color(row, column) == 255).all()
@@ -176,10 +177,27 @@ def test_picture_shows_hits_and_errors_where_they_are():
         red, _, blue = color(number, number)
         assert blue == 255 and red < 130
     assert color(1, 1)[0] < color(0, 0)[0] < color(2, 2)[0]
-    for cell in ((0, 1), (2, 0)):
-        red, green, blue = color(*cell)
+    for place in ((0, 1), (2, 0)):
+        red, green, blue = color(*place)
         assert red == 255 and green == blue < 220
     assert color(2, 0)[1] < color(0, 1)[1]
+
+
+@pytest.mark.parametrize('classes, cell', [(1, 110), (3, 110), (10, 72), (26, 27), (100, 26)])
+def test_cells_have_room_for_their_per_cents(classes, cell):
+    layout = confusion.lay_out([f'class {number}' for number in range(classes)])
+    assert layout.cell == cell
+    assert measure('100', layout.letters) < cell - 4
+    if cell >= confusion.ROOMY_CELL:
+        assert measure('100.0 %', layout.letters) < cell - 4
+    picture = draw_confusion(np.eye(classes, dtype=int), [str(n) for n in range(classes)])
+    assert max(picture.size) < 3000
+
+
+@pytest.mark.parametrize('share, decimals, text', [
+    (0.5, 0, '50'), (0.001, 0, '<1'), (0.0, 0, '0'), (0.001, 1, '0.1'), (1.0, 1, '100.0')])
+def test_shares_are_per_cents(share, decimals, text):
+    assert confusion.describe_share(share, decimals) == text
 
 
 def test_a_run_and_its_evaluation_write_the_same_report(tmp_path):
