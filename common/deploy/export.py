@@ -2,8 +2,8 @@
 
 The folder needs nothing of this project: model.json (model.pdmodel from Paddle 2) with
 model.pdiparams, model.onnx, model.xml with model.bin (OpenVINO), preprocessing.json, formats.json,
-check.npz, the logits that a right engine gives for known images, and files.json, the SHA-256 of
-them all. Any batch size.
+check.npz, the logits that a right engine gives for known images, what explains it
+(common.deploy.card), and files.json, the SHA-256 of them all. Any batch size.
 """
 
 import argparse
@@ -21,8 +21,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import paddle
 from paddle import nn
+from PIL import Image
 
 from common.cli import FlagParser
+from common.data.images import read_image
+from common.deploy import card
 from common.deploy import engine as engines
 from common.deploy.calibration import (
     NUM_CALIBRATION,
@@ -47,6 +50,7 @@ from common.deploy.quantize import PACKAGES, convert_to_openvino
 from common.deploy.trained import Trained, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
 from common.kernels import installed
+from common.machine.noise import drop_native_remarks
 from common.project import Project
 from common.run.log import start_logging
 
@@ -83,10 +87,14 @@ def _run(project, argv):
     check_packages(formats, precision)
     check_int8_flags(arguments, formats)
     start_logging()
+    card.check_target(arguments.output)
     arguments.device = 'cpu'                # a program does not depend on where it was made
     trained = load_trained(project, arguments)
     plan = make_plan(project, trained, arguments) if precision == 'int8' else None
-    export_model(trained, arguments.output, formats, precision, plan)
+    sample = None
+    if arguments.sample:
+        sample = read_image(arguments.sample, trained.preprocessing.exif_orientation)
+    export_model(trained, arguments.output, formats, precision, plan, sample)
 
 
 def choose_formats(precision: str) -> str:
@@ -132,11 +140,13 @@ def make_plan(project: Project, trained: Trained, arguments: argparse.Namespace)
 
 
 def export_model(trained: Trained, folder: str, formats: Sequence[str] = ('paddle',),
-                 precision: str = 'float32', plan: Plan | None = None) -> dict[str, float]:
+                 precision: str = 'float32', plan: Plan | None = None,
+                 sample: Image.Image | None = None) -> dict[str, float]:
     """Write a Trained model into a folder; return {format: error relative to max |logit|}.
 
     formats: of FORMATS; "onnx" and "openvino" need packages, see check_packages. precision: of
     PRECISIONS, what the folder is for; int8 takes a plan, and leaves a Paddle model float32.
+    sample: the picture that is put beside the model with its answer, RGB; None: a drawing.
     Files appear only once all are verified. trained.model cannot be trained afterwards.
     Raises UserError for a missing package and for an int8 model that loses more than the plan
     allows, RunError for a file whose logits are not right.
@@ -154,6 +164,7 @@ def export_model(trained: Trained, folder: str, formats: Sequence[str] = ('paddl
         raise UserError(f'Cannot write to {parent}: {error.strerror}.') from None
     with scratch as work:
         write_preprocessing(trained.preprocessing, work)
+        card.write_explanation(trained, work, predict, sample)
         engines.write_check(work, expected, image_size)
         weights = save_program(trained.model, image_size, work)
         errors = {'paddle': verify('paddle', work, images, expected)}
@@ -168,7 +179,11 @@ def export_model(trained: Trained, folder: str, formats: Sequence[str] = ('paddl
             errors['openvino'] = verify('openvino', work, images, expected)
         if precision == 'bfloat16':
             write_formats(Formats(precision), work)
-        _publish(work, folder, formats)
+        _remove_others(work, formats)
+        card.write_card(trained, work, {name: errors[name] for name in formats if name in errors},
+                        precision)
+        write_record(work)
+        _publish(work, folder)
     for name, distance in errors.items():
         if name in formats and not (plan and name != 'paddle'):
             logger.info('%s: logits within %.1e of the model\'s (of max |logit|, batch sizes %s)',
@@ -199,7 +214,8 @@ def save_program(model: paddle.nn.Layer, image_size: int, folder: str) -> dict[s
     Returns {name in the program: name in the model} of the weights of products and convolutions.
     """
     spec = [paddle.static.InputSpec([None, 3, image_size, image_size], 'float32', 'images')]
-    with warnings.catch_warnings(), installed(model, 'separate'), legacy_linear():
+    with warnings.catch_warnings(), installed(model, 'separate'), legacy_linear(), \
+            drop_native_remarks('not support input out tensor'):
         # Of Paddle 2.6: autocast, which is off here anyway, has no effect.
         warnings.filterwarnings('ignore', message='.*auto_cast is an experimental')
         program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
@@ -292,16 +308,19 @@ def check_packages(formats: Sequence[str], precision: str = 'float32') -> None:
                         f'{", ".join(missing)}: pip install {names}')
 
 
-def _publish(work, folder, formats):
-    """Move what was asked for into the folder; what an earlier export left is removed."""
-    stale = [engines.CHOICES_FILE, FORMATS_FILE, *(
+def _remove_others(work, formats):
+    """Remove the files of formats that were not asked for: others are made from Paddle's."""
+    for form, endings in ENDINGS.items():
+        for ending in endings if form not in formats else ():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(work, f'{MODEL_NAME}{ending}'))
+
+
+def _publish(work, folder):
+    """Move all files into the folder; what an earlier export left is removed."""
+    stale = [engines.CHOICES_FILE, FORMATS_FILE, card.LABELS, *(
         f'{MODEL_NAME}{ending}' for endings in ENDINGS.values() for ending in endings)]
-    unwanted = {f'{MODEL_NAME}{ending}' for form, endings in ENDINGS.items()
-                for ending in endings if form not in formats}
     try:
-        for name in unwanted & set(os.listdir(work)):
-            os.unlink(os.path.join(work, name))
-        write_record(work)
         os.makedirs(folder, exist_ok=True)
         for name in stale:
             with contextlib.suppress(FileNotFoundError):
@@ -333,5 +352,7 @@ def _parse(project, argv):
                     'loses more percentage points of accuracy (of agreement without labels)')
     parser.add_flag('output', default=os.path.join('.', 'exported'), metavar='DIR',
                     help='folder to write (default: ./exported)')
+    parser.add_flag('sample', metavar='FILE', help='picture to put beside the model with its '
+                    'answer (default: a drawing)')
     parser.check_names(argv)
     return parser.parse_args(argv)

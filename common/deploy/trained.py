@@ -5,12 +5,15 @@ the config says what the file does not.
 """
 
 import os
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import paddle
 from yacs.config import CfgNode
 
+from common.checkpoints.record import FIELDS
 from common.cli import FlagParser, add_option_flag, build_config, find_config, list_flags
 from common.config import read_dump
 from common.data.classes import read_class_names, rename_classes
@@ -34,15 +37,23 @@ FLAGS = {key: option for key, option in list_flags().items()
 # Options that name files or devices of the machine that trained.
 FILES = ('DATA.DATA_PATH', 'DATA.LABELS', 'MODEL.RESUME', 'MODEL.PRETRAINED', 'SAVE', 'DEVICE',
          'NPROCS')
+# Fields of a checkpoint that using its weights reads.
+RECORDED = ('config', 'preprocessing', 'class_names', 'best', 'epoch', 'update', 'data')
 
 
 @dataclass
 class Trained:
-    """A model in eval mode, and what using it takes."""
+    """A model in eval mode, and what using it takes.
+
+    record: what its checkpoint says beside the weights, see read_record. source: the weights' name
+    or path.
+    """
 
     model: Any
     config: CfgNode
     preprocessing: Preprocessing
+    record: dict[str, Any] = field(default_factory=dict)
+    source: str = ''
 
 
 def add_model_flags(parser: FlagParser) -> None:
@@ -54,6 +65,13 @@ def add_model_flags(parser: FlagParser) -> None:
     parser.add_flag('labels', metavar='FILE', help='class names, one a line')
     parser.add_flag('opts', nargs='*', action='extend', default=[], metavar='KEY VALUE',
                     help='any options of config.py, for example DATA.CROP_PCT 0.9')
+
+
+def parse_model_flags(argv: Sequence[str]) -> Namespace:
+    """Return what load_trained reads, from flags as they stand on a command line."""
+    parser = FlagParser()
+    add_model_flags(parser)
+    return parser.parse_args(argv)
 
 
 def load_trained(project: Project, arguments: Any) -> Trained:
@@ -79,7 +97,7 @@ def load_trained(project: Project, arguments: Any) -> Trained:
     model: Any = project.build_model(config)
     load_from_config(model, config)
     model.eval()
-    return Trained(model, config, preprocessing)
+    return Trained(model, config, preprocessing, recorded, arguments.pretrained)
 
 
 def choose_class_names(recorded: list[str] | None, config: Any, arguments: Any
@@ -101,10 +119,13 @@ def choose_class_names(recorded: list[str] | None, config: Any, arguments: Any
 
 
 def read_record(source: str, project: Project | None = None) -> dict[str, Any]:
-    """Return what a checkpoint records beside its weights: config, preprocessing, class_names."""
+    """Return what a checkpoint records beside its weights, without the fields that are not right.
+
+    Of RECORDED: config, preprocessing, class_names, the best validation, how far it had come.
+    """
     tree = open_container(resolve(source, project)).tree
-    kinds: dict[str, Any] = {'config': str, 'preprocessing': dict, 'class_names': (list, tuple)}
-    record = {key: tree[key] for key, kind in kinds.items() if isinstance(tree.get(key), kind)}
+    record = {key: tree[key] for key in RECORDED
+              if tree.get(key) is not None and FIELDS[key][0](tree[key])}
     if 'class_names' in record:
         record['class_names'] = [str(name) for name in record['class_names']]
     return record

@@ -5,16 +5,17 @@ path, and Paddle starts with one thread. Both are decided by environment
 variables, so `tune_cpu()` runs before the first `import paddle`. Whatever the
 user has set stays as it is.
 
-This module itself imports nothing but the standard library.
+This module needs nothing but the standard library.
 """
 
 import contextlib
-import io
 import os
 import sys
 import warnings
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+
+from common.machine.noise import drop_remarks
 
 # Of a container, in bytes: cgroup v2 and v1.
 MEMORY_LIMITS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes')
@@ -41,17 +42,13 @@ def tune_cpu() -> None:
 
 def _import_paddle():
     """Import Paddle without its remarks on OMP_NUM_THREADS and ccache, which do not apply."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), warnings.catch_warnings(), \
+    with drop_remarks('OMP_NUM_THREADS'), warnings.catch_warnings(), \
             contextlib.suppress(ImportError):       # whoever needs it will say that it is missing
         warnings.filterwarnings('ignore', message='No ccache found')
         # Paddle 2.6 brings its own zlib, which Python's crashes on if it is loaded later.
         import zlib  # noqa: F401
 
         import paddle  # noqa: F401
-    for line in said.getvalue().splitlines():
-        if 'OMP_NUM_THREADS' not in line:
-            print(line, file=sys.stderr)
 
 
 def share_cores(processes: int) -> None:

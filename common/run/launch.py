@@ -29,6 +29,7 @@ from common.cli import parse_command_line
 from common.errors import FIRST_ERROR_FILE, UserError, report_errors
 from common.machine.device import choose_device, count_accelerators, get_backend
 from common.machine.distributed import is_launched
+from common.machine.noise import drop_remarks
 from common.project import Project
 from common.run.job import run
 from common.training.stopping import SIGNALS
@@ -210,7 +211,8 @@ def join_processes(wanted: str) -> None:
         os.environ['PADDLE_DISTRI_BACKEND'] = 'xccl'
         os.environ['PADDLE_XCCL_BACKEND'] = device.partition(':')[0]
         paddle.set_device(device)
-    dist.init_parallel_env()
+    with drop_remarks(r'^=+( Modified FLAGS detected =+)?$|^FLAGS\('):
+        dist.init_parallel_env()
 
 
 def _wait(processes):
