@@ -12,6 +12,10 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 if os.path.dirname(FOLDER) not in sys.path:
     sys.path.insert(0, os.path.dirname(FOLDER))
 
+from common.machine.prerequisites import require
+
+require(FOLDER)     # before anything is imported that may be missing
+
 from ViT.config import Options, get_config
 
 # isort: split

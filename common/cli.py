@@ -21,8 +21,8 @@ EXAMPLES = """examples:
   python {script} -cfg=configs/{digits_config}.yaml
   python {script} -cfg=configs/{model}.yaml -dataset=imagenet2012 \\
       -data_path=/dataset/imagenet -eval -pretrained=./{model}.pdparams
-  python {script} -cfg=configs/{model}.yaml -data_path=/my/pictures -dataset=imagefolder \\
-      -num_classes=5 -pretrained=./{model}.pdparams -opts TRAIN.BASE_LR 1e-4
+  python {script} -cfg=configs/{recipe}.yaml -data_path=/my/pictures \\
+      -num_classes=5 -pretrained=./{model}.pdparams
 
 Flags take one or two dashes, and their value after a space or "=". Any option of config.py
 can be set with -opts KEY VALUE; flags win over the yaml file, -opts over flags, and of what is
@@ -127,10 +127,14 @@ def find_config(path: str, folder: str) -> str:
 
 def _build_parser(project, script):
     digits_config, model = project.example_configs
+    recipe = f'finetune/{model}'        # pre-training's own warms up for longer than most runs last
+    if not os.path.exists(os.path.join(project.folder, 'configs', f'{recipe}.yaml')):
+        recipe = model
     parser = FlagParser(
         prog=script, description=f'Train or evaluate {project.name}.', allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EXAMPLES.format(script=script, digits_config=digits_config, model=model))
+        epilog=EXAMPLES.format(script=script, digits_config=digits_config, model=model,
+                               recipe=recipe))
     parser.add_flag('cfg', metavar='FILE', help='yaml file of the model and its recipe')
     for key, option in list_flags(project.options).items():
         add_option_flag(parser, key, option)

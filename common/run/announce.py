@@ -1,7 +1,10 @@
 """What a run says of itself before it starts, and of its data when it ends."""
 
 import logging
+import os
 import platform
+import shlex
+import sys
 
 import numpy as np
 import paddle
@@ -14,6 +17,7 @@ from common.machine.environment import describe_cpu
 from common.option import show
 from common.project import Project
 from common.training.schedule import Plan, Schedule
+from common.weights.registry import RUN_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,27 @@ def log_changes(saved_config: str | None, config: CfgNode) -> None:
         if saved.get(key) != now.get(key):
             logger.info('The run that is continued had %s %s; now it is %s.', key,
                         show(saved.get(key)), show(now.get(key)))
+
+
+def describe_way_on(config: CfgNode) -> str:
+    """Return how a run that was stopped goes on."""
+    command = 'the same command' if config.MODEL.RESUME == 'auto' else \
+        'the same command with -resume=auto'
+    return f'To go on: {command}.'
+
+
+def describe_use(folder: str) -> str:
+    """Return how the model of a run that has ended is used."""
+    weights = next((name for name in RUN_FILES if os.path.exists(os.path.join(folder, name))), None)
+    weights = os.path.join(folder, (weights or RUN_FILES[-1]).removesuffix('.pdparams'))
+    return (f'To use it: python {name_script("predict.py")} -pretrained={shlex.quote(weights)} '
+            'PICTURE; demo.py instead of predict.py is a web page, export_model.py ships it.')
+
+
+def name_script(name: str) -> str:
+    """Return the path of another script beside the one that runs, as the user would write it."""
+    path = os.path.join(os.path.dirname(sys.argv[0]), name)
+    return shlex.quote(path) if os.path.isfile(path) else name
 
 
 def log_skipped(skipped: dict[str, int]) -> None:

@@ -19,7 +19,14 @@ from common.data.preprocessing import read_preprocessing
 from common.data.sampler import TrainBatches
 from common.errors import Interrupted, UserError
 from common.machine.distributed import gather_over_ranks, get_rank, get_world_size
-from common.run.announce import log_changes, log_plan, log_skipped, log_superseded
+from common.run.announce import (
+    describe_use,
+    describe_way_on,
+    log_changes,
+    log_plan,
+    log_skipped,
+    log_superseded,
+)
 from common.run.log import RunLog, build_run_log, format_duration
 from common.run.records import check_head, describe_data, match_continued, match_fine_tuned
 from common.run.validation import build_validator
@@ -98,6 +105,8 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
         train(setup, state)
     except Interrupted:
         saver.finish()                  # a failure to save matters more than the signal
+        logger.info('Saved at update %d of %d. %s', state.update, plan.total_updates,
+                    describe_way_on(config))
         raise
     finally:
         setup.batches.close()
@@ -109,7 +118,10 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
     best = f', best acc1 {state.best["value"]:.2f} (epoch {state.best["epoch"]})' \
         if state.best else ''
     logger.info('Done: %d updates in %s%s. Run folder: %s', state.update,
-                format_duration(time.perf_counter() - started), best, job.folder)
+                format_duration(time.perf_counter() - started), best, job.folder,
+                extra={'colour': 'green'})
+    if store is not None:
+        logger.info('%s', describe_use(job.folder))
 
 
 def build_state(job: 'Job') -> TrainState:

@@ -18,7 +18,9 @@ from paddle.distributed.utils import launch_utils
 from common.cli import find_config, list_flags, parse_command_line
 from common.errors import UserError
 from common.machine.device import choose_device
+from common.run.announce import describe_way_on, name_script
 from common.run.launch import choose_processes
+from T2T_ViT.project import PROJECT as T2T_PROJECT
 from tests.support.paths import ROOT
 from ViT.config import get_config
 from ViT.project import PROJECT
@@ -149,14 +151,38 @@ def test_plain_lines_without_a_terminal(tmp_path):
     for text in ('CPU settings: ', 'Device: cpu', 'Data: digits', 'Epoch 1/1: train loss',
                  'Evaluation: loss', 'Done: 12 updates'):
         assert sum(text in line for line in lines) >= 1, text
+    assert lines[-1].endswith(f'To use it: python predict.py -pretrained={tmp_path}/{folder}/best '
+                              'PICTURE; demo.py instead of predict.py is a web page, '
+                              'export_model.py ships it.')
+
+
+def test_the_scripts_to_go_on_with_are_named_as_this_one_was(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for started, expected in (('ViT/main_single_gpu.py', 'ViT/predict.py'),
+                              ('/usr/bin/pytest', 'predict.py')):
+        monkeypatch.setattr(sys, 'argv', [started])
+        assert name_script('predict.py') == expected
+    for resume, expected in (('auto', 'the same command.'),
+                             ('', 'the same command with -resume=auto.')):
+        config = get_config(flags={'MODEL.RESUME': resume})
+        assert describe_way_on(config) == f'To go on: {expected}'
+
+
+@pytest.mark.parametrize('project', [PROJECT, T2T_PROJECT])
+def test_the_example_of_fine_tuning_is_a_recipe_for_it(project, capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(project, ['-h'], 'main_single_gpu.py')
+    example = re.search(r'-cfg=(configs/finetune/\S+)', capsys.readouterr().out)[1]
+    config = project.get_config(os.path.join(project.folder, example))
+    assert config.DATA.DATASET == 'imagefolder' and config.TRAIN.MIXUP_ALPHA == 0
 
 
 def test_a_progress_bar_in_a_terminal(tmp_path):
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(VIT)
-        os.execv(sys.executable, [sys.executable, 'main_single_gpu.py', f'-output={tmp_path}',
-                                  *SHORT])
+        os.execve(sys.executable, [sys.executable, 'main_single_gpu.py', f'-output={tmp_path}',
+                                   *SHORT], {**os.environ, 'TERM': 'xterm'})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('4H', 40, 160, 0, 0))
     shown = b''
     with contextlib.suppress(OSError):          # raised at the end of the other side

@@ -88,6 +88,7 @@ def test_a_signal_ends_the_update_saves_and_exits(name, tmp_path):
     run = read_run(tmp_path)
     checkpoint = paddle.load(os.path.join(run.folder, 'last.pdparams'))
     assert checkpoint['update'] == 5            # in which image 72 is
+    assert 'Saved at update 5 of 100. To go on: the same command with -resume=auto.' in run.log
 
 
 def test_auto_resume_goes_on_in_the_same_folder(tmp_path):

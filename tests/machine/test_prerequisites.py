@@ -1,0 +1,73 @@
+"""The first words where something is missing: one line, exit code 2, also for -h."""
+
+import glob
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common.machine import prerequisites
+from common.machine.prerequisites import PACKAGES, find_problem, read_versions
+from tests.support.paths import ROOT
+
+GOOD = {'paddle': '3.3.1', 'numpy': '2.2.6', **dict.fromkeys(PACKAGES, '')}
+
+
+@pytest.mark.parametrize('python, versions, expected', [
+    ((3, 11), {}, ''), ((3, 13), {}, ''), ((3, 10), {'paddle': '2.6.2', 'numpy': '1.26.4'}, ''),
+    ((3, 12), {'paddle': '', 'numpy': '9.0'}, ''), ((3, 12), {'paddle': '3.4.0.dev1'}, ''),
+    ((3, 9), {'paddle': None}, 'Python 3.9 is too old; Python 3.10 to 3.13 will do.'),
+    ((3, 12), {'paddle': None}, 'Paddle is not installed: pip install -r requirements.txt (for a '
+     'GPU: requirements-gpu.txt)'),
+    ((3, 14), {'paddle': None}, 'Paddle is not installed, and has no build for Python 3.14; '
+     'Python 3.10 to 3.13 will do.'),
+    ((3, 11), {'numpy': None}, 'NumPy is not installed: pip install -r requirements.txt'),
+    ((3, 11), {'numpy': '2.4.0'},
+     'NumPy 2.4.0 is too new for Paddle 3.3.1: pip install "numpy<2.4"'),
+    ((3, 11), {'numpy': '2.3.0rc1', 'paddle': '2.6.2'},
+     'NumPy 2.3.0rc1 is too new for Paddle 2.6.2: pip install "numpy<2.3"'),
+    ((3, 11), {'numpy': '2.3.5'}, ''),
+    ((3, 11), {'yaml': None, 'tqdm': None},
+     'PyYAML, tqdm are not installed: pip install -r requirements-common.txt'),
+    ((3, 11), {'PIL': None}, 'Pillow is not installed: pip install -r requirements-common.txt'),
+])
+def test_what_is_missing_is_named_with_its_remedy(python, versions, expected):
+    assert find_problem(python, {**GOOD, **versions}) == expected
+
+
+def test_here_nothing_is_missing():
+    versions = read_versions()
+    assert find_problem(sys.version_info[:2], versions) == ''
+    import paddle
+    assert versions['paddle'] == paddle.__version__
+
+
+def test_a_program_from_elsewhere_gets_an_exception(monkeypatch):
+    monkeypatch.setattr(prerequisites, 'read_versions', lambda: {**GOOD, 'paddle': None})
+    with pytest.raises(ImportError, match='^Paddle is not installed'):
+        prerequisites.require(os.path.join(ROOT, 'ViT'))
+
+
+def run(script, *arguments, python=sys.executable, **environment):
+    return subprocess.run([python, os.path.join(ROOT, script), *arguments], capture_output=True,
+                          text=True, timeout=120, env={**os.environ, **environment})
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize('script', ['ViT/main_single_gpu.py', 'T2T_ViT/predict.py'])
+def test_a_script_without_paddle_says_so_first(tmp_path, script):
+    (tmp_path / 'sitecustomize.py').write_text('import sys\nsys.modules["paddle"] = None\n')
+    ended = run(script, '-h', PYTHONPATH=str(tmp_path))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        2, '', 'error: Paddle is not installed: pip install -r requirements.txt (for a GPU: '
+        'requirements-gpu.txt)\n')
+
+
+@pytest.mark.runs
+def test_an_old_python_says_so_first():
+    pattern = os.path.expanduser('~/.pyenv/versions/3.[89].*/bin/python')
+    for python in glob.glob(pattern):
+        ended = run('ViT/demo.py', python=python)
+        assert ended.returncode == 2 and ended.stdout == ''
+        assert ended.stderr.startswith('error: Python 3.') and ended.stderr.count('\n') == 1
