@@ -52,7 +52,7 @@ def collect_from_folder(folder: str, preprocessing: Preprocessing, count: int = 
 
     def read(place):
         picture = found[place]
-        return (preprocessing.crop(picture.read()),
+        return (preprocessing.crop(picture.read(preprocessing.exif_orientation)),
                 labels.get(picture.name.replace('\\', '/').split('/')[0], -1))
 
     order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(found))

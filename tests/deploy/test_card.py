@@ -20,15 +20,19 @@ from tests.support.data_folders import make_image, write_turned
 from tests.support.trained_digits import fixture_path, load_fixture
 
 HAS_ONNX = all(map(engines.is_installed, ('paddle2onnx', 'onnxruntime')))
-FORMATS = ['paddle', pytest.param('onnx', marks=pytest.mark.skipif(
-    not HAS_ONNX, reason='paddle2onnx or onnxruntime is not installed (requirements-extra.txt)'))]
+PRESENT = ['paddle', *(['onnx'] if HAS_ONNX else []),
+           *(['openvino'] if HAS_ONNX and engines.is_installed('openvino') else [])]
+FORMATS = [pytest.param(form, marks=pytest.mark.skipif(
+    form not in PRESENT, reason='its packages are not installed (requirements-extra.txt)'))
+    for form in ('paddle', 'onnx', 'openvino')]
+ENGINES = {'paddle': 'plain', 'onnx': 'onnxruntime', 'openvino': 'openvino'}
 
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
     """{format: an exported folder with that format alone}, whose pictures are turned upright."""
     root = tmp_path_factory.mktemp('exported')
-    for form in ('paddle', 'onnx') if HAS_ONNX else ('paddle',):
+    for form in PRESENT:
         assert export.main(load_fixture('vit')[0], [
             f'-pretrained={fixture_path("vit")}', f'-formats={form}', f'-output={root / form}',
             '-opts', 'DATA.EXIF_ORIENTATION', 'True', 'DATA.CROP_PCT', '0.8']) == 0
@@ -63,7 +67,7 @@ def test_infer_needs_the_engine_alone_and_agrees_with_predict(folders, form, tmp
     found = infer(folder, 'sample.png', *paths)
     assert predict.main(load_fixture('vit')[0], [
         *paths, f'-model={folder}', '-format=jsonl',
-        f'-engine={"plain" if form == "paddle" else "onnxruntime"}']) == 0
+        f'-engine={ENGINES[form]}']) == 0
     expected = {row['image']: row['predictions']
                 for row in map(json.loads, capsys.readouterr().out.splitlines())}
     with open(folder / 'sample.json', encoding='utf-8') as file:
@@ -83,7 +87,7 @@ def test_infer_imports_nothing_of_the_project():
              for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     others = {name.split('.')[0] for name in names} - set(sys.stdlib_module_names)
-    assert others == {'numpy', 'PIL', 'onnxruntime', 'paddle'}
+    assert others == {'numpy', 'PIL', 'onnxruntime', 'openvino', 'paddle'}
 
 
 @pytest.mark.runs
@@ -130,7 +134,7 @@ def test_names_of_strangers_are_text_in_the_card():
     assert text.startswith('205: 0 \\<script\\>, 1 a\\|b, 2 \\`x\\`, 3 two lines, 4 猫, 5 c0')
     assert text.endswith('and 105 more in `labels.txt`.')
     command = ['/x/export_model.py', '-pretrained=a b', '-opts', '`x`\n# y']
-    page = card.format_card(make_trained(), {'onnx': 1e-6}, ['infer.py'], command)
+    page = card.format_card(make_trained(), {'onnx': 1e-6}, ['infer.py', 'model.onnx'], command)
     line = next(line for line in page.splitlines() if line.startswith('- by '))
     assert line == "- by `export_model.py '-pretrained=a b' -opts ''x' # y'`"
     assert '1.0e-06' in page and 'needs onnxruntime' in page
