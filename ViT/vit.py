@@ -337,7 +337,7 @@ class VisionTransformer(nn.Layer):
                   for name in self.prefix_names]
         tokens = paddle.concat([*prefix, tokens], axis=1) if prefix else tokens
         if self.position_embedding is not None:
-            tokens = tokens + self.position_embedding                       # [B, P + N, D]
+            tokens = tokens + self.position_embedding.astype(tokens.dtype)  # [B, P + N, D]
         return self.encoder(self.pre_norm(self.pos_dropout(tokens)))
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor | tuple:

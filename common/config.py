@@ -69,8 +69,10 @@ class Options:
                                help='of pixels scaled to [0, 1]; R, G, B')
         IMAGENET_STD = Option([0.5, 0.5, 0.5], each=float, at_least=1e-6,
                               help='of pixels scaled to [0, 1]; R, G, B')
-        NUM_WORKERS = Option(2, at_least=0, at_most=1024, flag='num_workers',
-                             help='processes that load images; 0: none')
+        NUM_WORKERS = Option('auto', kind=int, also=('auto',), at_least=0, at_most=1024,
+                             flag='num_workers',
+                             help='processes that load images, for each training process; 0: '
+                             'none; auto: 2, on accelerators one for each core but one, 16 at most')
         USE_SHARED_MEMORY = Option(True, needs=('DATA.NUM_WORKERS',),
                                    help='False where /dev/shm is small (containers, notebooks)')
         SKIP_CORRUPT = Option(False, needs=(IN_FILES,),
@@ -239,6 +241,8 @@ class Options:
                        help='O2 keeps the weights in half precision too')
     AMP_DTYPE = Option('float16', choices=('float16', 'bfloat16'), needs=('AMP',),
                        help='half-precision type')
+    TF32 = Option(True, help='GPUs that have it round the factors of float32 products to 10 bits '
+                  "(Paddle's default); False: exact, slower")
     DEVICE = Option('auto', flag='device', help='auto (a GPU if there is one), cpu, gpu or gpu:N')
     NPROCS = Option(None, kind=int, above=0, flag='nprocs ngpus',
                     help='main_multi_gpu: processes to start (none: every visible GPU); -ngpus is '

@@ -87,8 +87,8 @@ class Option:
 
         Raises ValueError saying what the value must be.
         """
-        if value is None and self.kind is not None:
-            return None
+        if value is None and self.kind is not None or isinstance(value, str) and value in self.also:
+            return value
         wanted = self.type
         if isinstance(value, str) and wanted is not str:
             value = parse(value)            # yaml reads 1e-6 as text

@@ -102,8 +102,13 @@ def write_optimizer(optimizer: paddle.optimizer.Optimizer, model: paddle.nn.Laye
 
 
 def assign_array(tensor: paddle.Tensor, array: np.ndarray) -> None:
-    """Set a live tensor to an ndarray of the same shape, in the tensor's own dtype."""
-    tensor.set_value(paddle.to_tensor(array, place=paddle.CPUPlace()).cast(tensor.dtype))
+    """Set a live tensor to an ndarray of the same shape, in the tensor's own dtype and place."""
+    value = paddle.to_tensor(array, place=paddle.CPUPlace()).cast(tensor.dtype)
+    is_on_host = tensor.place.is_cpu_place()
+    tensor.set_value(value)
+    # Paddle 2.6 takes what lies on the host, as AdamW's powers of beta, to the device.
+    if is_on_host and not tensor.place.is_cpu_place():
+        tensor.get_tensor()._share_data_with(value.get_tensor())
 
 
 def _split_key(key, structured):

@@ -27,10 +27,14 @@ from common.data.images import ImageError
 from common.data.sampler import EvalBatches, TrainBatches
 from common.errors import RunError
 from common.machine.distributed import get_world_size
+from common.machine.environment import count_cores, count_sharing
 from common.machine.host_memory import keep_freed_memory
 
 PREFETCH = 2                # batches under way for each worker
 ORPHAN_SECONDS = 10         # that a worker without a training process has, to end in order
+WORKERS_ON_CPU = 2
+MOST_WORKERS = 16           # that "auto" starts for one device
+LONG_WAIT = 0.05            # share of the time, from which on something should be changed
 
 USUAL_CAUSES = {
     9: ', often out of memory',
@@ -54,12 +58,25 @@ def build_loader(dataset: Any, batches: Batches, config: CfgNode,
     num_workers: number of processes; None: DATA.NUM_WORKERS; 0: load in this process.
     """
     if num_workers is None:
-        num_workers = config.DATA.NUM_WORKERS
+        num_workers = choose_workers(config.DATA.NUM_WORKERS)
     use_shared_memory = config.DATA.USE_SHARED_MEMORY
     if num_workers and use_shared_memory:
         use_shared_memory = _has_shared_memory(
             batches.batch_size, num_workers, config.DATA.IMAGE_SIZE)
     return Loader(dataset, batches, num_workers, use_shared_memory)
+
+
+def choose_workers(wanted: int | str | None) -> int:
+    """Return the number of loader processes of this process, for DATA.NUM_WORKERS.
+
+    "auto", or None, leaves an accelerator's process one of the cores that it has to itself; on a
+    CPU the model needs the cores.
+    """
+    if wanted not in ('auto', None):
+        return int(wanted)
+    if paddle.get_device() == 'cpu':
+        return WORKERS_ON_CPU
+    return max(1, min(MOST_WORKERS, count_cores() // count_sharing() - 1))
 
 
 class Loader:
@@ -123,6 +140,16 @@ class Loader:
         return '\n'.join(
             f'loader worker {worker}: {self._reader.describe_progress(worker)}'
             for worker in range(self.num_workers))
+
+    def describe_waiting(self, share: float) -> str:
+        """Return one line for the log: how long the device waited for batches, and what helps."""
+        text = f'The device waited for data {100 * share:.0f} % of the time'
+        if share <= LONG_WAIT:
+            return f'{text}.'
+        cores = count_cores() // count_sharing()
+        return (f'{text}: more loader processes (-num_workers, {self.num_workers} now, {cores} '
+                f'core{"s" * (cores != 1)} a training process), smaller pictures in the files, or '
+                'less TRAIN.AUTO_AUGMENT and RANDOM_ERASE would make it faster.')
 
     def _start_workers(self):
         self.close()

@@ -68,6 +68,20 @@ def choose_device(wanted: str) -> str:
     return f'{kind}:{index}'
 
 
+def allow_tf32(allowed: bool, device: str) -> str:
+    """Let float32 products and convolutions of a GPU round their factors to TF32, or not.
+
+    Returns a line for the log. Allowed is Paddle's default, which NVIDIA_TF32_OVERRIDE=0 changes
+    too; only GPUs of compute capability 8.0 and newer have TF32.
+    """
+    if not device.startswith('gpu'):
+        return f'TF32: {device} has none'
+    if not allowed:
+        paddle.base.core.set_cublas_switch(False)
+        paddle.base.core.set_cudnn_switch(False)
+    return 'TF32: allowed in float32 products' if allowed else 'TF32: off, float32 is exact'
+
+
 def describe_device(wanted: str, device: str) -> str:
     """Return one line for the log, with the reason where an accelerator was looked for in vain."""
     if device.startswith('gpu'):

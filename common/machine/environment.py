@@ -62,6 +62,11 @@ def share_cores(processes: int) -> None:
     os.environ[_SHARED_BY] = str(processes)
 
 
+def count_sharing() -> int:
+    """Return how many processes of this machine share its cores, as share_cores was told."""
+    return max(1, int(os.environ.get(_SHARED_BY, '1')))
+
+
 def describe_cpu() -> str:
     """Return one line for the log: what was chosen here, and what the user had set."""
     ours = list(filter(None, os.environ.get(_MARKER, '').split(',')))

@@ -12,7 +12,7 @@ from common.data.datasets import Dataset
 from common.data.normalize import Preprocess
 from common.errors import RunError, UserError
 from common.kernels import install
-from common.machine.device import choose_device
+from common.machine.device import allow_tf32, choose_device
 from common.machine.distributed import agree_on, get_rank, get_world_size
 from common.project import Project
 from common.run.announce import log_start
@@ -86,6 +86,9 @@ def build_job(project: Project, config: CfgNode, device: str, folder: str,
     """Build data sets, model and what it computes with from the config."""
     dataset_val = open_dataset(project, config, is_train=False)
     dataset_train = None if config.EVAL else open_dataset(project, config, is_train=True)
+    tf32 = allow_tf32(config.TF32, device)
+    if not config.TF32 or device.startswith('gpu'):
+        logger.info('%s', tf32)
     paddle.seed(config.SEED)            # initial weights, the same on every rank
     model = project.build_model(config)
     precision = build_precision(config, device)

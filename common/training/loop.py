@@ -23,7 +23,7 @@ from common.training.meter import Meter
 from common.training.optimizer import clip_gradients
 from common.training.precision import Precision
 from common.training.schedule import Plan
-from common.training.stopping import StopRequest, Watchdog
+from common.training.stopping import StopRequest, Watchdog, count_updates_to_look
 
 if TYPE_CHECKING:               # the saver stands on this module
     from common.checkpoints.saver import Saver
@@ -84,7 +84,7 @@ class TrainSetup:
     validate: Callable[[TrainState], float | None]  # -> acc1 in percent, logged; None: no images
     saver: 'Saver'                  # when and where checkpoints are written
     run_log: 'RunLog'
-    check_every: int                # updates between two looks at the losses
+    check_every: int                # updates between two looks at losses and signals, at most
     folder: str | None = None       # run folder, for the batch that made a loss not finite
     stop: StopRequest = field(default_factory=StopRequest)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(limit=0))
@@ -106,6 +106,7 @@ def train(setup: TrainSetup, state: TrainState) -> None:
     setup.run_log.start_bar(plan.total_updates, state.update)
     meter.start_clock()
     figures = {}                        # on the bar: as the losses were last looked at
+    next_look = state.update + 1
 
     with setup.watchdog as watchdog:
         if state.awaits_validation:
@@ -121,7 +122,7 @@ def train(setup: TrainSetup, state: TrainState) -> None:
             micro_batches = plan.count_micro_batches(update)
             losses, seen, images_seen = [], [], 0
             for number in range(micro_batches):
-                batch = next(batches)
+                batch = meter.take_batch(batches)
                 images, targets = setup.prepare(batch, plan.count_batches_before(update) + number)
                 with sync_gradients(network, is_last=number + 1 == micro_batches):
                     losses.append(add_gradients(setup, network, images, targets, micro_batches))
@@ -146,11 +147,12 @@ def train(setup: TrainSetup, state: TrainState) -> None:
             ends_epoch = plan.ends_epoch(update)
             reports = done % options.report_every == 0
             save_due = setup.saver.steps_due(done)
-            if done % setup.check_every == 0 or reports or ends_epoch or save_due:
+            if done >= next_look or reports or ends_epoch or save_due:
                 bad_update, signal_number, minutes_due = meter.read(
                     setup.precision.scales, setup.stop.number, setup.saver.minutes_due())
                 if bad_update is not None:
                     stop_for_bad_loss(setup, bad_update, seen)
+                next_look = done + count_updates_to_look(meter.update_seconds, setup.check_every)
                 figures = {'loss': f'{meter.last_loss:.4f}',
                            'images/s': f'{meter.images_per_second:.1f}'}
                 if reports:
@@ -195,6 +197,9 @@ def finish_epoch(setup: TrainSetup, state: TrainState, learning_rate: float, sav
     state.epoch_loss = state.meter.take_mean('epoch')
     logger.info('Epoch %d/%d: train loss %.4f, lr %.1e, update %d/%d', epoch, plan.total_epochs,
                 state.epoch_loss, learning_rate, state.update, plan.total_updates)
+    waiting = state.meter.take_waiting_share()
+    if paddle.get_device() != 'cpu':
+        logger.info('%s', setup.batches.describe_waiting(waiting))
     setup.run_log.write_metrics('train_epoch', epoch=epoch, update=state.update,
                                 loss=state.epoch_loss, lr=learning_rate)
     state.awaits_validation = is_over or epoch % options.validate_every == 0

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,14 @@ class Meter:
         self.skipped = 0                        # the same, since the last that was not
         self.grad_norm = math.nan               # of the last update read
         self.last_loss = math.nan               # mean of the updates in the last read
+        self.update_seconds = math.inf          # of the updates in the last read, slowest rank
+        self.waited = self.trained = 0.0        # seconds of the epoch so far
+        self.has_started = False                # the first batch waits for the workers' start
         self.start_clock()
 
     def start_clock(self) -> None:
         """Begin to measure throughput from here."""
-        self.clock = time.perf_counter()
+        self.clock = self.read_clock = time.perf_counter()
         self.images = self.updates = 0
 
     @property
@@ -44,6 +48,21 @@ class Meter:
     def images_per_second(self) -> float:
         """Throughput of all ranks since the clock was started."""
         return self.images / self.seconds
+
+    def take_batch(self, batches: Iterator) -> Any:
+        """Return the next batch; how long it took is how long the device waits for data."""
+        started = time.perf_counter()
+        batch = next(batches)
+        if self.has_started:
+            self.waited += time.perf_counter() - started
+        self.has_started = True
+        return batch
+
+    def take_waiting_share(self) -> float:
+        """Return the share of the epoch that batches were waited for, and begin the next one."""
+        share = self.waited / self.trained if self.trained else 0.0
+        self.waited = self.trained = 0.0
+        return min(1.0, share)
 
     def add(self, update: int, loss: paddle.Tensor, grad_norm: paddle.Tensor, images: int) -> None:
         """Take in one update: loss (mean over its images) and gradient norm are scalars."""
@@ -69,16 +88,22 @@ class Meter:
             if is_bad.any():
                 bad = self.pending[int(is_bad.argmax())][0]
             self.grad_norm = float(norms[-1])
-        ranks = gather_over_ranks([losses.sum(), bad, stop_signal, save_due])
-        loss_sum = float(ranks[:, 0].mean())
-        for sums in self.sums.values():
-            sums[0] += loss_sum
-            sums[1] += len(self.pending)
-        self.last_loss = loss_sum / max(1, len(self.pending))
+        seconds = time.perf_counter() - self.read_clock
+        self.read_clock += seconds
+        self.trained += seconds
+        seconds /= max(1, len(self.pending))
+        ranks = gather_over_ranks([bad, stop_signal, save_due, seconds, *losses])
+        means = ranks[:, 4:].mean(axis=0)
+        for loss in means:              # one by one: how often is read makes no difference
+            for sums in self.sums.values():
+                sums[0] += float(loss)
+                sums[1] += 1
+        self.last_loss = float(means.mean()) if len(means) else 0.0
+        self.update_seconds = float(ranks[:, 3].max())
         self.pending = []
-        bad = ranks[:, 1].min()
+        bad = ranks[:, 0].min()
         bad = None if math.isinf(bad) else int(bad)
-        return bad, int(ranks[:, 2].max()), bool(ranks[:, 3].any())
+        return bad, int(ranks[:, 1].max()), bool(ranks[:, 2].any())
 
     def _count_skipped(self, norms):
         """Count the updates that were skipped; return which of them were too many in a row."""

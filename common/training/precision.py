@@ -31,11 +31,15 @@ def build_precision(config: CfgNode, device: str) -> 'Precision':
                      master_grad=get_world_size() == 1 or config.TRAIN.ACCUM_ITER == 1)
 
 
+def is_supported(dtype: str) -> bool:
+    """Whether the current device can compute in "float16" or "bfloat16"."""
+    return {'float16': paddle.amp.is_float16_supported,
+            'bfloat16': paddle.amp.is_bfloat16_supported}[dtype]()
+
+
 def check_half_precision(dtype: str, device: str) -> None:
     """Raise UserError if the device cannot compute in it: Paddle would, silently, in float32."""
-    is_supported = {'float16': paddle.amp.is_float16_supported,
-                    'bfloat16': paddle.amp.is_bfloat16_supported}[dtype]
-    if not is_supported():              # of the current device
+    if not is_supported(dtype):
         remedy = 'Use AMP_DTYPE float16, or leave -amp out.' if dtype == 'bfloat16' else \
             'Leave -amp out.'
         raise UserError(f'-amp with AMP_DTYPE {dtype}: {device} cannot compute in it (GPUs can '
@@ -70,9 +74,17 @@ class Precision:
 
     def decorate(self, model: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer
                  ) -> tuple[paddle.nn.Layer, paddle.optimizer.Optimizer]:
-        """Under O2 keep the model in half precision and float32 master weights beside it."""
+        """Under O2 keep the model in half precision and float32 master weights beside it.
+
+        Buffers, which are fixed tables, stay as they are, and so are saved exactly.
+        """
         if not (self.enabled and self.level == 'O2'):
             return model, optimizer
-        return paddle.amp.decorate(
+        exact = [(layer, name, buffer.clone()) for layer in model.sublayers(include_self=True)
+                 for name, buffer in layer._buffers.items() if buffer is not None]
+        decorated = paddle.amp.decorate(
             models=model, optimizers=optimizer, level='O2', dtype=self.dtype,
             master_weight=True, master_grad=self.master_grad)
+        for layer, name, buffer in exact:
+            layer._buffers[name] = buffer
+        return decorated

@@ -1,6 +1,8 @@
 """Stopping early: signals that end a run after a checkpoint, and a watchdog for hangs."""
 
+import contextlib
 import faulthandler
+import math
 import os
 import signal
 import sys
@@ -12,6 +14,16 @@ from common.machine.distributed import is_launched
 
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGUSR1')
 LAUNCHER_REPEATS_SECONDS = 2    # paddle.distributed.launch sends SIGTERM three times, 0.2 s apart
+LOOK_SECONDS = 5.0      # between two looks at signals, at most: launchers wait 30 s for the save
+STANDARD_ERROR = 2
+
+
+def count_updates_to_look(seconds: float, at_most: int) -> int:
+    """Return after how many updates signals and losses are looked at again.
+
+    seconds: that an update takes, the same number on every rank.
+    """
+    return max(1, min(at_most, int(LOOK_SECONDS / max(seconds, 1e-9))))
 
 
 class StopRequest:
@@ -55,6 +67,9 @@ class Watchdog:
 
     A rank that waits for a dead one in a collective operation cannot be interrupted
     from Python; the process prints where it hangs and exits with code 1. limit 0: off.
+    A thread does it, with a message. Where a call that hangs keeps Python's lock, such as a
+    blocking copy from the device, no thread of Python runs; then faulthandler's own, which
+    needs no lock, does it a quarter of the limit later.
     """
 
     def __init__(self, limit: float) -> None:
@@ -63,23 +78,33 @@ class Watchdog:
         self.last = time.monotonic()
         self.doing = 'starting'
         self.closed = None                  # an Event while there is a thread that watches
+        self.armed = -math.inf              # when faulthandler's thread was last started
 
     def __enter__(self):
-        self.feed(self.doing)
+        self.armed = -math.inf
         if self.limit:
             self.closed = threading.Event()
             threading.Thread(target=self._watch, args=(self.closed,), daemon=True).start()
+        self.feed(self.doing)
         return self
 
     def __exit__(self, *exception):
         if self.closed is not None:
             self.closed.set()
+            self.closed = None
+            faulthandler.cancel_dump_traceback_later()
 
     def feed(self, doing: str, describe: Callable[[], str] | None = None) -> None:
         """Say that work goes on, and what is done next. describe: () -> details of it."""
         self.last = time.monotonic()
         self.doing = doing
         self.describe = describe
+        # Starting its thread anew takes a tenth of a millisecond, so not at every call.
+        if self.closed is not None and self.last - self.armed > self.limit / 10:
+            self.armed = self.last
+            with contextlib.suppress(OSError, ValueError):      # there is no standard error
+                faulthandler.dump_traceback_later(
+                    1.35 * self.limit + 1, exit=True, file=STANDARD_ERROR)
 
     def _watch(self, closed):
         while not closed.wait(min(1.0, self.limit / 4)):

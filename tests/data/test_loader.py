@@ -18,7 +18,7 @@ from common.data import loader as loader_module
 from common.data import shared_files
 from common.data.datasets import build_dataset
 from common.data.images import ImageError
-from common.data.loader import LoaderError, build_loader
+from common.data.loader import LoaderError, build_loader, choose_workers
 from common.data.pipeline import get_dataloader, get_dataset
 from common.data.sampler import EvalBatches, TrainBatches
 from common.data.transforms import build_train_transform
@@ -318,6 +318,17 @@ def test_what_killed_processes_leave_in_shared_memory_is_removed(digits, killed)
             build_loader(dataset, EvalBatches(9, 8), config, num_workers=1)
         return not list_shared(pids)
     wait_until(is_clean)
+
+
+@pytest.mark.parametrize('cores, processes, expected', [
+    (8, 1, 7), (64, 1, 16), (64, 8, 7), (2, 1, 1), (1, 1, 1), (8, 8, 1)])
+def test_workers_by_themselves(cores, processes, expected, monkeypatch):
+    monkeypatch.setattr(loader_module, 'count_cores', lambda: cores)
+    monkeypatch.setattr(loader_module, 'count_sharing', lambda: processes)
+    assert choose_workers('auto') == 2          # on a CPU
+    monkeypatch.setattr(paddle, 'get_device', lambda: 'gpu:0')
+    assert choose_workers('auto') == expected
+    assert choose_workers(3) == 3 and choose_workers(0) == 0
 
 
 def wait_until(condition):

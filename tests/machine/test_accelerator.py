@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import paddle
 import pytest
 
 from tests.support.accelerator import (
@@ -17,6 +18,7 @@ from tests.support.accelerator import (
 )
 from tests.support.data_folders import make_image
 from tests.support.paths import ROOT
+from ViT.vit import build_sincos_table
 
 SHORT = ['-num_workers=0', '-dataset=imagefolder', '-num_classes=3', '-opts',
          'TRAIN.NUM_STEPS', '6', 'TRAIN.WARMUP_EPOCHS', '0', 'REPORT_FREQ', '1']
@@ -80,7 +82,7 @@ def test_float32_trains_as_on_the_cpu(accelerator, make_job, tmp_path, model):
             for device in ('cpu', TYPE)
             for kind, options in (('plain', ()), ('everything', EVERYTHING))]
     text = run_all(accelerator, jobs)
-    assert f'Device: {TYPE}:0' in text
+    assert f'Device: {TYPE}:0' in text and 'The device waited for data' in text
     for kind in ('plain', 'everything'):
         losses = read_losses(tmp_path / f'cpu-{kind}')
         np.testing.assert_allclose(read_losses(tmp_path / f'{TYPE}-{kind}'), losses, rtol=2e-5)
@@ -143,6 +145,38 @@ def test_two_processes_train_as_one(accelerator, make_job, tmp_path, start):
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     np.testing.assert_allclose(read_losses(tmp_path / 'two'), read_losses(tmp_path / 'one'),
                                rtol=1e-5)
+
+
+def test_state_stays_where_it_is(accelerator):
+    """AdamW's powers of beta lie on the host of a GPU, whose kernel takes them from there."""
+    code = (
+        'import numpy as np, paddle\n'
+        'from common.checkpoints.optimizer_state import assign_array\n'
+        f'paddle.set_device("{TYPE}:0")\n'
+        f'for place in (paddle.CPUPlace(), paddle.CustomPlace("{TYPE}", 0)):\n'
+        '    tensor = paddle.to_tensor(np.ones(3, "float32"), place=place)\n'
+        '    before = str(tensor.place)\n'
+        '    assign_array(tensor, np.full(3, 2.5))\n'
+        '    assert str(tensor.place) == before, (before, tensor.place)\n'
+        '    assert tensor.numpy().tolist() == [2.5] * 3\n')
+    ended = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                           env=make_environment(accelerator), timeout=120)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+@pytest.mark.skipif(not IS_PADDLE_3, reason='the fake device has half precision on Paddle 3 alone')
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_a_fixed_table_is_saved_exactly(accelerator, make_job, tmp_path, dtype):
+    """Also where the weights are in half precision."""
+    run_all(accelerator, [make_job(
+        'ViT', tmp_path, TYPE, '-amp', 'AMP_LEVEL', 'O2', 'AMP_DTYPE', dtype,
+        'MODEL.POSITION_EMBEDDING', 'sincos2d', 'TRAIN.NUM_STEPS', '1')])
+    folder, = tmp_path.iterdir()
+    saved = paddle.load(str(folder / 'last.pdparams'))['model']
+    weight = saved['encoder.layers.0.attn.qkv.weight'].astype('float32')
+    assert (weight == weight.astype(dtype).astype('float32')).all()     # rounded, as O2 does
+    expected = build_sincos_table((4, 4), saved['cls_token'].shape[-1], 1)
+    assert np.array_equal(saved['position_embedding'].numpy(), expected)
 
 
 def test_a_device_that_is_not_there(accelerator, make_job):

@@ -159,6 +159,7 @@ SHARED = {
     'AMP': (True, 'log: AMP: off'),
     'AMP_LEVEL': ('O2', 'log: AMP: off', {'AMP': True}),
     'AMP_DTYPE': ('bfloat16', 'log: AMP: off', {'AMP': True}),
+    'TF32': (False, 'log: TF32: cpu has none'),
     'DEVICE': ('auto', 'log: Device'),
     'NPROCS': (2, 'refused: main_multi_gpu.py'),
     'WATCHDOG_SECONDS': (1000, 'settings'),
@@ -422,7 +423,7 @@ def break_need(need, options):
             broken[key] = next(choice for choice in (option.default, *option.choices)
                                if choice not in values.split(','))
         else:
-            broken[key] = option.default if not option.default else type(option.default)()
+            broken[key] = option.default if not option.default else option.type()
     return broken
 
 

@@ -138,6 +138,22 @@ def test_the_watchdog_ends_a_hang():
     assert 'no progress' in done.stderr and 'update 2' in done.stderr
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='the C library by its Linux name')
+def test_the_watchdog_ends_a_hang_that_keeps_pythons_lock():
+    """As a blocking copy behind a collective operation that never ends: no thread can run."""
+    code = textwrap.dedent("""
+        import ctypes
+        from common.training.stopping import Watchdog
+        with Watchdog(0.5) as watchdog:
+            watchdog.feed('update 3')
+            ctypes.PyDLL(None).sleep(60)
+        """)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                          check=False, timeout=30)
+    assert done.returncode == 1
+    assert 'Timeout' in done.stderr and 'line 6 in <module>' in done.stderr
+
+
 def test_a_loss_that_is_not_finite(tmp_path):
     code, errors = train(tmp_path, 'TRAIN.NUM_STEPS', '20', 'TRAIN.BASE_LR', '0.5e31',
                          'TRAIN.WARMUP_START_LR', '1e-4', 'TRAIN.WARMUP_STEPS', '10',
