@@ -7,7 +7,7 @@ from common.errors import UserError
 from common.weights.positions import split_rows
 from common.weights.read import Weights
 
-# Heads of published models by embed_dim, where a file does not say; MoCo v3's small has 12.
+# Heads of published models by embed_dim, where a file does not say.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
 IMAGE_SIZE = 224                # of a model without a position table
 
@@ -45,6 +45,8 @@ def read_options(weights: Weights) -> dict[str, Any]:
         'DATA.IMAGE_CHANNELS': channels,
         'DATA.IMAGE_SIZE': _find_image_size(weights, shapes, has_class_token + distilled
                                             + registers, patch_size)}
+    if weights.project_resize:
+        options['MODEL.POSITION_RESIZE'] = weights.project_resize
     if 'encoder.layers.0.gamma_1' in shapes:
         options['MODEL.LAYER_SCALE'] = 1e-5             # every factor comes from the file
     if 'position_embedding' not in shapes:

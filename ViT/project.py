@@ -19,6 +19,8 @@ require(FOLDER)     # before anything is imported that may be missing
 from ViT.config import Options, get_config
 
 # isort: split
+import numpy as np
+
 from common.project import Project
 from common.weights.rules import Tensor
 from ViT.datasets import get_dataset
@@ -46,7 +48,32 @@ def describe_shape(shapes: dict[str, list]) -> str:
     return f'{name}_patch{patch} ({size})' if name else f'a ViT (patch {patch}, {size})'
 
 
-def fit_weights(tensors: dict[str, Tensor], shapes: dict[str, list]) -> None:
+def fit_weights(tensors: dict[str, Tensor], shapes: dict[str, list]) -> dict[str, str]:
+    """Change what a file has to what the model has; return {their name: why it was left out}."""
+    use_distillation_token(tensors, shapes)
+    return renew_last_norm(tensors, shapes)
+
+
+def renew_last_norm(tensors: dict[str, Tensor], shapes: dict[str, list]) -> dict[str, str]:
+    """Begin the norm behind the pooling anew, for a head that is new, as MAE's fine-tuning does.
+
+    The file's last norm is of the tokens, and the model pools them before it normalises.
+    """
+    ours, theirs = 'fc_norm.weight', 'encoder.encoder_norm.weight'
+    head = tensors.get('classifier.weight')
+    if ours not in shapes or ours in tensors or theirs not in tensors or (
+            head is not None and head.shape == shapes['classifier.weight']):
+        return {}
+    left_out = {}
+    for kind, start in (('weight', 1), ('bias', 0)):
+        for origin in tensors.pop(theirs.replace('weight', kind)).origins:
+            left_out[origin] = 'the norm behind the pooling begins anew with the head'
+        name = ours.replace('weight', kind)
+        tensors[name] = Tensor([(name, np.full(shapes[name], start, np.float32))])
+    return left_out
+
+
+def use_distillation_token(tensors: dict[str, Tensor], shapes: dict[str, list]) -> None:
     """Make a distillation token whose head is gone a register, if the model has one of those.
 
     It is what Hugging Face's DeiTForImageClassification computes: the token takes part in

@@ -106,7 +106,8 @@ class Options:
                           help="GELU and epsilon: those of the checkpoint's source, or MODEL's")
         PRETRAINED_EMA = Option(True, needs=('MODEL.PRETRAINED',),
                                 help="prefer a checkpoint's averaged weights")
-        POSITION_RESIZE = Option('source', choices=('source', 'timm', 'google', 'bicubic'),
+        POSITION_RESIZE = Option('source', choices=('source', 'timm', 'google', 'bicubic',
+                                                   'bicubic_offset'),
                                  needs=('MODEL.PRETRAINED',),
                                  help='how position embeddings are resized')
         HEAD_INIT = Option('zero', choices=('zero', 'trunc_normal'), needs=('MODEL.PRETRAINED',),

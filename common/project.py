@@ -84,8 +84,9 @@ def count_heads(model: Model) -> int | None:
     return getattr(attention, 'num_heads', None)
 
 
-def fit_nothing(tensors: dict[str, Tensor], shapes: dict[str, list]) -> None:
+def fit_nothing(tensors: dict[str, Tensor], shapes: dict[str, list]) -> dict[str, str]:
     """The default of fit_weights."""
+    return {}
 
 
 def list_no_weights() -> dict:
@@ -111,7 +112,8 @@ class Project:
     optional_layers: of layers that a model may do without where a file has them.
     positions: names of the position table, the first that the model has. count_heads: (model)
     -> attention heads, for comparison with what files say. fit_weights: ({our name: Tensor},
-    {name: shape}) changes a file's tensors to fit a model. fixed_options: what weights are trained
+    {name: shape}) changes a file's tensors to fit a model, and returns {their name: why it was left
+    out}. fixed_options: what weights are trained
     for and shapes do not show, beside heads and pooling: a contradiction is refused. read_options:
     (Weights) -> {key: value} of the model that a file is of, for commands without a yaml file;
     None: they need one.
@@ -141,7 +143,7 @@ class Project:
     positions: tuple[str, ...] = ('pos_embed', 'position_embedding')
     count_heads: Callable[[Model], int | None] = count_heads
     fixed_options: tuple[str, ...] = ()
-    fit_weights: Callable[[dict[str, Tensor], dict[str, list]], None] = fit_nothing
+    fit_weights: Callable[[dict[str, Tensor], dict[str, list]], dict[str, str]] = fit_nothing
     read_options: Callable[[Weights], dict[str, Any]] | None = None
     describe_shape: Callable[[dict[str, list]], str] | None = None
 

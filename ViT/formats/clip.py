@@ -4,6 +4,7 @@ The projection into the space shared with texts is CLIP's head. Text towers and 
 left out.
 """
 
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -41,13 +42,13 @@ VISION_RULES = (
 )
 
 
-def read_clip(config: dict, tensors: dict) -> dict:
+def read_clip(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """Return what config.json says. Raises UserError for a classifier of other features."""
     if 'CLIPForImageClassification' in (config.get('architectures') or ()):
         raise UserError("Hugging Face's CLIPForImageClassification classifies the mean of tokens "
                         'before the last norm, which no model here does. Take the CLIPModel that '
                         'it was made from.')
-    return huggingface.read_record(config, tensors)
+    return huggingface.read_record(config, tensors, names)
 
 
 HUGGING_FACE_CLIP = Format(
@@ -66,9 +67,9 @@ HUGGING_FACE_CLIP = Format(
 )
 
 
-def read_siglip(config: dict, tensors: dict) -> dict:
+def read_siglip(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """Return what config.json says; SiglipForImageClassification classifies the tokens' mean."""
-    record = huggingface.read_record(config, tensors)
+    record = huggingface.read_record(config, tensors, names)
     if 'SiglipForImageClassification' in (config.get('architectures') or ()):
         record['pool'] = 'avg'
     return record
@@ -110,12 +111,12 @@ HUGGING_FACE_SIGLIP = Format(
 )
 
 
-def read_openclip(config: dict, tensors: dict) -> dict:
+def read_openclip(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """Return the form of GELU where a config says it: OpenAI's is quick, most others' is not."""
     model = config.get('model_cfg')                             # of open_clip_config.json
     if isinstance(model, dict):
         return {'gelu': 'quick' if model.get('quick_gelu') else 'erf'}
-    record = huggingface.read_record(config, tensors)
+    record = huggingface.read_record(config, tensors, names)
     return {'gelu': record['gelu']} if 'gelu' in record else {}
 
 

@@ -6,6 +6,8 @@ modules of a block in one sequence (LayerNorm_0, MultiHeadDotProductAttention_1,
 LayerNorm_2, MlpBlock_3); newer Flax counts each class by itself.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from common.weights.rules import TENSOR, Format, Rule, keep
@@ -41,7 +43,7 @@ HEADS_IN = {'kernel': ('weight', join_input), 'bias': ('bias', keep)}
 BLOCK = 'Transformer/encoderblock_{i}'
 ATTENTION = f'{BLOCK}/MultiHeadDotProductAttention_{{n}}'
 
-def read_record(config: dict, tensors: dict) -> dict:
+def read_record(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """Return the number of heads, which Flax's kernels have as an axis of their own."""
     kernels = [array for name, array in tensors.items()
                if name.endswith('/query/kernel') and array.ndim == 3]

@@ -3,6 +3,7 @@ DINOv3. A folder of save_pretrained, or its weights file alone.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 from common.errors import UserError
 from common.weights.rules import LINEAR, PLAIN, TENSOR, Format, Rule
@@ -13,7 +14,7 @@ GELUS = {'gelu': 'erf', 'gelu_python': 'erf', 'gelu_new': 'tanh', 'gelu_pytorch_
          'gelu_fast': 'tanh', 'quick_gelu': 'quick'}
 
 
-def read_record(config: dict, tensors: dict) -> dict:
+def read_record(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """Return what config.json says; {} where there is none. Raises UserError."""
     refuse_other_layers(tensors)
     record = {}

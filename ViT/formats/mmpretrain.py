@@ -1,15 +1,18 @@
 """MMPretrain's and MMClassification's .pth, with the names from before mmcls 0.17 too."""
 
+from collections.abc import Iterable
+
 from common.weights.rules import IN_PROJ, LINEAR, PLAIN, TENSOR, AddZeros, Format, Rule
+from ViT.formats.moco import read_heads
 from ViT.formats.other_layers import refuse_other_layers
 
 BLOCK = 'layers.{i}'
 OLD_BLOCK = 'encoder.layers.{i}'
 
-def read_record(config: dict, tensors: dict) -> dict:
-    """Return {}; raises UserError for layers that no model here has."""
+def read_record(config: dict, tensors: dict, names: Iterable[str]) -> dict:
+    """Return what the tensors say. Raises UserError for layers that no model here has."""
     refuse_other_layers(tensors)
-    return {}
+    return read_heads(tensors, 'patch_embed.projection.weight', 'momentum_encoder.', names)
 
 
 FORMAT = Format(

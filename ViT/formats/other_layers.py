@@ -15,6 +15,7 @@ OTHER_LAYERS = (
     (r'\.(attn|mlp)\.norm\.|inner_attn_ln|ffn_layernorm',
      'norms inside attention or MLP (EVA-02, BEiT-3)', 'EVA-g, CLIP or DINOv2'),
     (r'\.attn\.lambda_[qk]', 'differential attention', 'an architecture without it'),
+    (r'(^|\.)rope\.freqs', 'rotary positions that were learned', 'DINOv3'),
     (r'patch_embed\.backbone\.', 'a ResNet in front as timm has it', "Google's .npz of the hybrid"),
     (r'pos_embed_spatial|pos_embed_temporal|patch_embed\.proj_pixel', 'inputs that are no images',
      'a model of images'),

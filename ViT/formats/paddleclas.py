@@ -1,11 +1,13 @@
 """PaddleClas's .pdparams: timm's names, but Paddle's layout ([in, out])."""
 
+from collections.abc import Iterable
+
 from common.errors import UserError
 from common.weights.rules import LINEAR, PLAIN, Format
 from ViT.formats import timm
 
 
-def read_record(config: dict, tensors: dict) -> dict:
+def read_record(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """Refuse ViT_small, the one released file without a bias in qkv."""
     if not any(name.endswith('.attn.qkv.bias') for name in tensors):
         raise UserError(

@@ -37,6 +37,7 @@ class LoadReport:
     resized: {name: "from ... to ..., method"}. replaced: {name: reason}.
     numerics: of the source. numerics_changed: {setting: (before, now)}.
     numerics_unstated: {setting of the model: its value} of what the file does not tell.
+    assumed: sentences on what else it does not tell.
     preprocessing: mean, std, crop_pct and interpolation of the source, as far as known.
     preprocessing_source: who says so. class_names: of the model's classes, None where they are
     not known. options: {key: value} of the config that the file records.
@@ -53,6 +54,7 @@ class LoadReport:
     numerics: dict[str, Any] = field(default_factory=dict)
     numerics_changed: dict[str, tuple] = field(default_factory=dict)
     numerics_unstated: dict[str, Any] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     preprocessing_source: str = ''
     class_names: list[str] | None = None
@@ -81,6 +83,7 @@ class LoadReport:
         for name, value in self.numerics_unstated.items():
             lines.append(f'The file does not say the {name.replace("_", " ")} that it was trained '
                          f'with; it is {value}, as in the config.')
+        lines += self.assumed
         for name, (before, now) in self.numerics_changed.items():
             lines.append(f'The source computes with {name} {now}; the model had {before}, '
                          'and was changed (MODEL.NUMERICS model keeps it).')
@@ -94,7 +97,7 @@ class LoadOptions:
     numerics: 'source' sets GELU, LayerNorm's epsilon and the activation of the
     pre-logits as the checkpoint's source has them; 'model' changes nothing.
     use_ema: prefer the averaged weights of a training checkpoint.
-    position_resize: 'source' (as the source does), 'timm', 'google' or 'bicubic'.
+    position_resize: 'source' (as the source does), 'timm', 'google' 'bicubic' or 'bicubic_offset'.
     head_init: what a head of another size becomes: 'zero', or 'trunc_normal' from `seed`.
     allow_missing: keep the model's values for whatever the file lacks, not only
     for the head and the pre-logits.
@@ -112,7 +115,7 @@ class LoadOptions:
     def __post_init__(self):
         _check_choice('numerics', self.numerics, ('source', 'model'))
         _check_choice('position_resize', self.position_resize,
-                      ('source', 'timm', 'google', 'bicubic'))
+                      ('source', 'timm', 'google', 'bicubic', 'bicubic_offset'))
         _check_choice('head_init', self.head_init, ('zero', 'trunc_normal'))
 
 
@@ -137,7 +140,7 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     shapes = {name: list(value.shape) for name, value in parameters.items()}
 
     _check_arithmetic(model, weights, tensors, shapes, project)
-    project.fit_weights(tensors, shapes)
+    report.unexpected |= project.fit_weights(tensors, shapes)
     _drop_layers(tensors, shapes, report, project)
     report.class_names, report.options = weights.class_names, weights.options
     new_values = _plan_head(tensors, shapes, report, wanted, project)
@@ -149,6 +152,7 @@ def load_pretrained(model: Model, source: str | os.PathLike, **options: Any) -> 
     report.numerics = weights.numerics
     report.numerics_unstated = {name: value for name, value in model.get_numerics().items()
                                 if name == 'gelu' and name not in weights.numerics}
+    report.assumed = weights.assumed
     report.preprocessing = weights.preprocessing
     report.preprocessing_source = weights.preprocessing_source
     if wanted.numerics == 'source':

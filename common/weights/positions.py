@@ -46,9 +46,14 @@ def plan_positions(model: Model, weights: Weights, tensors: dict[str, Tensor],
         values = np.concatenate([values[:, :file_rows], zeros, values[:, file_rows:]], axis=1)
         resized[name] = 'by rows of zeros for tokens that have no position in the file'
     if old_grid != new_grid:
-        method = weights.position_resize if method == 'source' else method
+        hint = ''
+        if method == 'source':
+            method = weights.position_resize
+            if weights.project_resize:
+                hint = (f" (the project that trained it does so by MODEL.POSITION_RESIZE "
+                        f"{weights.project_resize})")
         resized[name] = (f'from {old_grid[0]} x {old_grid[1]} to {new_grid[0]} x '
-                         f'{new_grid[1]} patches, method {method}')
+                         f'{new_grid[1]} patches, method {method}{hint}')
         values = resize_positions(values, rows, old_grid, new_grid, method)
     return {name: values}
 

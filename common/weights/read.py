@@ -39,8 +39,10 @@ class Weights:
     numerics: arguments of set_numerics. num_heads, pool: of the blocks and in front of the
     head, where the file or what lies beside it says so. grid_size: (rows, cols) of the position
     embedding, None where the file does not say. position_resize: how the source resizes it.
-    preprocessing: mean, std, crop_pct and interpolation, as far as they are known.
-    preprocessing_source: who says so. class_names: of the head, None where the file does not say.
+    project_resize: how the project that trained it does, where that is another way, else ''.
+    assumed: sentences on what the file does not say and was taken for granted. preprocessing:
+    mean, std, crop_pct and interpolation, as far as they are known. preprocessing_source: who
+    says so. class_names: of the head, None where the file does not say.
     options: {full key: value} of the config that a training run here records, else {}.
     """
 
@@ -56,6 +58,8 @@ class Weights:
     grid_size: tuple[int, int] | None
     num_heads: int | None = None
     pool: str | None = None
+    project_resize: str = ''
+    assumed: list[str] = field(default_factory=list)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     preprocessing_source: str = ''
     class_names: list[str] | None = None
@@ -82,7 +86,8 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project
     stated = _read_record(container)
     options = _read_options(container)
     try:
-        stated = {**form.read_record(container.config, _strip(tensors, prefix)), **stated}
+        stated = {**form.read_record(container.config, _strip(tensors, prefix), tensors),
+                  **stated}
         converted = form.convert(tensors, prefix)
     except UserError as error:
         raise UserError(f'{container.path}: {error}') from None
@@ -107,6 +112,7 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project
         position_resize=form.position_resize, grid_size=stated.get('grid_size'),
         num_heads=_check_heads(stated.get('num_heads', options.get('MODEL.NUM_HEADS'))),
         pool=stated.get('pool', options.get('MODEL.POOL')),
+        project_resize=stated.get('project_resize', ''), assumed=stated.get('assumed', []),
         preprocessing=preprocessing, preprocessing_source=said_by,
         class_names=read_names(container), options=options)
 

@@ -41,6 +41,14 @@ def bicubic(old: int, new: int) -> np.ndarray:
     return _interpolate_cubically((np.arange(new) + 0.5) * old / new - 0.5, old)
 
 
+def bicubic_offset(old: int, new: int) -> np.ndarray:
+    """Matrix [new, old]: as bicubic, at the places of a grid that is larger by 0.1 (DINO).
+
+    DINO and DINOv2 add 0.1 to the size against rounding, and interpolate by the ratio.
+    """
+    return _interpolate_cubically((np.arange(new) + 0.5) * old / (new + 0.1) - 0.5, old)
+
+
 def bicubic_corners(old: int, new: int) -> np.ndarray:
     """Matrix [new, old]: as bicubic, but first and last point fixed (PyTorch's align_corners)."""
     positions = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
@@ -76,4 +84,4 @@ def cubic(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 METHODS = {'google': linear_corners, 'bicubic': bicubic, 'bicubic_corners': bicubic_corners,
-           'timm': bicubic_antialias}
+           'bicubic_offset': bicubic_offset, 'timm': bicubic_antialias}

@@ -79,7 +79,7 @@ WRAPPERS = frozenset((
     'visual', 'trunk', 'vision_model', 'timm_model', 'student', 'teacher'))
 
 
-def read_nothing(config: dict, tensors: dict) -> dict:
+def read_nothing(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """The default of Format.read_record: a file says nothing of itself."""
     return {}
 
@@ -98,9 +98,11 @@ class Format:
     `module.`, of WRAPPERS or of this format. rules: for the names behind the wrapper. outer:
     for heads, which stand beside it. ignored: patterns of names that carry nothing a model
     here has (`**` also stands for dots). numerics: what the source computes with (arguments of
-    the models' set_numerics). read_record: called with the config.json and {their name behind
-    the wrapper: ndarray}, returns what the file says of itself: numerics, and num_heads, pool
-    or preprocessing. prepare: changes {their name behind the wrapper: ndarray} where rules
+    the models' set_numerics). read_record: called with the config.json, {their name behind
+    the wrapper: ndarray} and all names in the file, returns what the file says of itself:
+    numerics, num_heads, pool, preprocessing, project_resize (how the project that trained it
+    resizes position embeddings, where that is not position_resize), and assumed, sentences on
+    what it does not say. prepare: changes {their name behind the wrapper: ndarray} where rules
     cannot say it. position_resize: how the source resizes position embeddings. preprocessing:
     of the source's released models, {mean, std, crop_pct, interpolation}.
     """
@@ -114,7 +116,7 @@ class Format:
     wrappers: tuple[str, ...] = ()
     outer: tuple[Rule, ...] = ()
     ignored: tuple[str, ...] = ()
-    read_record: Callable[[dict, dict], dict] = read_nothing
+    read_record: Callable[[dict, dict, Iterable[str]], dict] = read_nothing
     prepare: Callable[[dict], dict] = prepare_nothing
     preprocessing: dict[str, Any] = field(default_factory=dict)
 

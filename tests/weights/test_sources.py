@@ -429,3 +429,141 @@ def test_dinov3s_own_file(tmp_path):
     expected = np.load(FOLDER / 'timm_dinov3_qkvb' / 'expected.npz')
     assert find_error(model, report, expected, 0, 32) <= 5e-6
     assert 'rope_embed.periods' in report.unexpected and report.preprocessing['mean'][0] == 0.485
+
+
+def write_bare(folder, shapes, name='a.safetensors', table=None):
+    """Write a file of timm's names without a config.json, of these shapes; return its path."""
+    tensors = {key: np.zeros(shape, 'f4') for key, shape in shapes.items()}
+    if table is not None:
+        tensors['pos_embed'] = table
+    safetensors_file.write(folder / name, tensors, {'format': 'pt'})
+    return folder / name
+
+
+def list_shapes(width=64, depth=1, ratio=4, prefix='', **changes):
+    """Return {name: shape} of a plain ViT under timm's names; None leaves a tensor out."""
+    shapes = {'cls_token': (1, 1, width), 'pos_embed': (1, 5, width),
+              'patch_embed.proj.weight': (width, 3, 2, 2), 'patch_embed.proj.bias': (width,),
+              'norm.weight': (width,), 'norm.bias': (width,)}
+    for i in range(depth):
+        for layer, shape in (('norm1', (width,)), ('attn.qkv', (3 * width, width)),
+                             ('attn.proj', (width, width)), ('norm2', (width,)),
+                             ('mlp.fc1', (int(ratio * width), width)),
+                             ('mlp.fc2', (width, int(ratio * width)))):
+            shapes[f'blocks.{i}.{layer}.weight'] = shape
+            shapes[f'blocks.{i}.{layer}.bias'] = shape[:1]
+    shapes |= {name.replace('__', '.'): shape for name, shape in changes.items()}
+    return {prefix + name: shape for name, shape in shapes.items() if shape is not None}
+
+
+@pytest.mark.parametrize('changes, reason', [
+    ({'reg_token': (1, 1, 64), 'attn_pool.latent': (1, 1, 64), 'cls_token': None},     # test_vit3
+     'its head may read its registers too'),
+    ({'cls_token': None, 'pos_embed': (1, 4, 64), 'blocks.0.attn.qkv.bias': None,      # *_rpn_*
+      'fc_norm.weight': (64,), 'fc_norm.bias': (64,), 'norm.weight': None, 'norm.bias': None},
+     'its norms may lie behind attention'),
+    ({'blocks.0.attn.q_bias': (64,), 'blocks.0.attn.v_bias': (64,),                   # enormous
+      'blocks.0.attn.qkv.bias': None, 'blocks.0.mlp.fc1.weight': (548, 64)},
+     'its norms may lie behind attention'),
+    ({'blocks.0.norm1.bias': None}, 'its norms have no bias'),                         # test_vit4
+    ({'pos_embed': None}, 'its positions are rotary'),
+    ({'rope.freqs': (2, 1, 4, 8)}, 'rotary positions that were learned')])
+def test_tensors_that_betray_another_arithmetic(tmp_path, changes, reason):
+    path = write_bare(tmp_path, {key: shape for key, shape in
+                                 {**list_shapes(), **changes}.items() if shape is not None})
+    with pytest.raises(UserError, match=f'a.safetensors: .*{reason}'):
+        read_weights(path, project=PROJECT)
+
+
+def test_the_order_of_a_blocks_layers_betrays_norms_behind_them(tmp_path):
+    """As timm makes eva02_enormous; sorted names, as many programs write them, betray nothing."""
+    shapes = list_shapes()
+    behind = sorted(shapes, key=lambda name: (
+        ['attn', 'norm1', 'mlp', 'norm2'].index(name.split('.')[2]) if 'blocks' in name else -1))
+    with pytest.raises(UserError, match='its norms may lie behind attention'):
+        read_weights(write_bare(tmp_path, {name: shapes[name] for name in behind}),
+                     project=PROJECT)
+    for order in (shapes, sorted(shapes)):
+        path = write_bare(tmp_path, {name: shapes[name] for name in order})
+        assert read_weights(path, project=PROJECT).numerics['gelu'] == 'erf'
+
+
+def test_what_nothing_tells_is_said(tmp_path):
+    """In one line each, with the option that states it."""
+    def list_assumed(**changes):
+        return read_weights(write_bare(tmp_path, list_shapes(**changes)), project=PROJECT).assumed
+
+    assert 'no known model has width 64 and depth 1' in list_assumed()[0]
+    assert list_assumed(width=192, depth=12) == []
+    [line] = list_assumed(width=384, depth=12)
+    assert 'width 384 have 6' in line and 'MODEL.NUM_HEADS' in line
+    assert list_assumed(width=384, depth=12, dist_token=(1, 1, 384)) == []
+    [line] = list_assumed(width=192, depth=12, blocks__0__gamma_1=(192,), pos_embed=(1, 4, 192))
+    assert "read as DeiT III's" in line and 'rope_ape' in line
+    report = load_pretrained(build('hub_mae'), path_of('hub_mae'))
+    assert any('no known model has width 32' in text for text in report.summary())
+    report = load_pretrained(build('timm_flexivit'), path_of('timm_flexivit'))
+    assert report.assumed == []
+
+
+def make_moco_table(side, width):
+    """MoCo v3's fixed position table [1, 1 + side ** 2, width], entry by entry."""
+    table = np.zeros((1, 1 + side * side, width), 'f4')
+    for row in range(side):
+        for col in range(side):
+            for i in range(width // 4):
+                step = 10000 ** (i / (width // 4))
+                table[0, 1 + row * side + col, i::width // 4] = (
+                    np.sin(row / step), np.cos(row / step), np.sin(col / step), np.cos(col / step))
+    return table
+
+
+@pytest.mark.parametrize('prefix, table', [('base_encoder.', False), ('', True)])
+def test_moco_v3s_small_vit_has_twelve_heads(tmp_path, prefix, table):
+    """Its container tells it, or in a linear probe's file the fixed position table."""
+    shapes = list_shapes(width=384, depth=2, prefix=prefix)
+    path = write_bare(tmp_path, shapes, table=make_moco_table(2, 384) if table else None)
+    weights = read_weights(path, project=PROJECT)
+    assert (weights.num_heads, PROJECT.read_options(weights)['MODEL.NUM_HEADS']) == (12, 12)
+    model = VisionTransformer(4, 2, num_classes=3, embed_dim=384, depth=2, num_heads=6)
+    with pytest.raises(UserError, match='trained with 12 attention heads, and the model has 6'):
+        load_pretrained(model, path)
+
+
+def test_another_table_is_not_moco_v3s(tmp_path):
+    table = make_moco_table(2, 384)
+    path = write_bare(tmp_path, list_shapes(width=384), table=table[:, :, ::-1])
+    assert read_weights(path, project=PROJECT).num_heads is None
+
+
+@pytest.mark.parametrize('name', ['hub_dino', 'hub_dino_full', 'hub_dinov2'])
+def test_dinos_own_resize(name):
+    """DINO's and DINOv2's code resizes to a grid that is larger by 0.1 than the images have."""
+    expected = np.load(FOLDER / name / 'expected_own.npz')
+    size = CASES[name]['image_sizes'][1]
+    model = build(name, size)
+    report = load_pretrained(model, path_of(name), position_resize='bicubic_offset')
+    assert find_error(model, report, expected, CASES[name]['seed'], size) <= 5e-6
+    known = name != 'hub_dino'          # the backbone alone has nothing of DINO's about it
+    weights = read_weights(path_of(name), project=PROJECT)
+    assert weights.project_resize == ('bicubic_offset' if known else '')
+    weights.num_heads = 4
+    options = PROJECT.read_options(weights)
+    assert options.get('MODEL.POSITION_RESIZE') == ('bicubic_offset' if known else None)
+    report = load_pretrained(model, path_of(name))
+    how = report.resized['position_embedding']
+    assert ('MODEL.POSITION_RESIZE bicubic_offset' in how) == known
+
+
+def test_a_norm_behind_the_pooling_begins_anew_with_the_head():
+    """As in MAE's fine-tuning; under a head that is kept it would give other numbers."""
+    changes = {'pool': 'avg', 'norm_after_pooling': True}
+    model = build('hub_mae', **changes)
+    report = load_pretrained(model, path_of('hub_mae'))
+    assert model.fc_norm.weight.numpy().tolist() == [1] * 32
+    assert 'begins anew with the head' in report.unexpected['norm.weight']
+    assert not {'fc_norm.weight', 'fc_norm.bias'} & set(report.missing)
+    with pytest.raises(UserError, match='does not fit the model'):
+        load_pretrained(build('hub_mocov3_linear', **changes), path_of('hub_mocov3_linear'))
+    load_pretrained(build('hub_mocov3_linear', num_classes=9, **changes),
+                    path_of('hub_mocov3_linear'))
