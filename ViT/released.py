@@ -12,6 +12,7 @@ from common.weights.registry import Released, hugging_face_url
 GOOGLE = 'https://storage.googleapis.com/vit_models'
 OPENMMLAB = 'https://download.openmmlab.com/mmclassification/v0/vit'
 MINDCV = 'https://download.mindspore.cn/toolkits/mindcv/vit'
+META = 'https://dl.fbaipublicfiles.com'
 PADDLECLAS = 'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph'
 
 # PaddleViT's table: config -> (variant of timm's repository, Google's file).
@@ -113,6 +114,7 @@ _PADDLECLAS = (
 _TIMM = (
     *(f'deit_{size}_{kind}patch16_224.fb_in1k' for size in ('tiny', 'small', 'base')
       for kind in ('', 'distilled_')),
+    'deit_base_patch16_384.fb_in1k', 'deit_base_distilled_patch16_384.fb_in1k',
     *(f'deit3_{size}_224.fb_in22k_ft_in1k' for size in (
         'small_patch16', 'base_patch16', 'large_patch16', 'huge_patch14')),
     *(f'vit_{size}_patch{patch}_224.dino' for size in ('small', 'base') for patch in (16, 8)),
@@ -120,17 +122,72 @@ _TIMM = (
       for kind in ('', 'reg4_')),
     *(f'vit_{size}_224.mae' for size in ('base_patch16', 'large_patch16', 'huge_patch14')),
     *(f'vit_{size}_clip_224.laion2b' for size in (
-        'base_patch16', 'large_patch14', 'huge_patch14')),
-    'vit_base_patch16_siglip_224.webli', 'vit_large_patch16_siglip_256.webli',
-    'vit_so400m_patch14_siglip_384.webli', 'vit_base_patch16_siglip_224.v2_webli',
-    'vit_large_patch16_siglip_256.v2_webli', 'vit_so400m_patch16_siglip_256.v2_webli',
+        'base_patch32', 'base_patch16', 'large_patch14', 'huge_patch14')),
+    'vit_base_patch16_clip_224.dfn2b',
+    *(f'vit_{size}.webli' for size in (
+        'base_patch16_siglip_224', 'base_patch16_siglip_384', 'large_patch16_siglip_256',
+        'large_patch16_siglip_384', 'so400m_patch14_siglip_224', 'so400m_patch14_siglip_384')),
+    *(f'vit_{size}.v2_webli' for size in (
+        'base_patch16_siglip_224', 'base_patch16_siglip_384', 'large_patch16_siglip_256',
+        'large_patch16_siglip_384', 'so400m_patch14_siglip_224', 'so400m_patch14_siglip_378',
+        'so400m_patch16_siglip_256', 'so400m_patch16_siglip_384')),
     *(f'vit_{size}_patch16_dinov3.lvd1689m' for size in ('small', 'base', 'large')),
-    'eva_giant_patch14_224.clip_ft_in1k')
+    'eva_giant_patch14_224.clip_ft_in1k', 'eva_large_patch14_196.in22k_ft_in22k_in1k')
 
-# By the end of a tag.
-_LICENCES = {'.mae': 'CC BY-NC 4.0, no commercial use',
-             '_dinov3.lvd1689m': 'DINOv3 License, https://ai.meta.com/resources/'
-                                 'models-and-libraries/dinov3-license/'}
+# Repositories of Hugging Face with config.json and, but for a few, preprocessor_config.json.
+_HUGGING_FACE = (
+    *(f'facebook/deit-{size}-patch16-224' for size in (
+        'tiny', 'small', 'base', 'tiny-distilled', 'small-distilled', 'base-distilled')),
+    *(f'facebook/dino-vit{size}{patch}' for size in 'sb' for patch in (16, 8)),
+    *(f'facebook/dinov2-{kind}{size}' for kind in ('', 'with-registers-')
+      for size in ('small', 'base', 'large')),
+    *(f'facebook/vit-mae-{size}' for size in ('base', 'large', 'huge')),
+    *(f'openai/clip-vit-{size}' for size in (
+        'base-patch32', 'base-patch16', 'large-patch14', 'large-patch14-336')),
+    *(f'facebook/metaclip-{size}' for size in (
+        'b32-fullcc2.5b', 'b16-fullcc2.5b', 'l14-fullcc2.5b')),
+    *(f'google/siglip-{size}' for size in (
+        'base-patch16-224', 'base-patch16-384', 'large-patch16-256', 'large-patch16-384',
+        'so400m-patch14-384')),
+    'facebook/ijepa_vith14_1k', 'facebook/ijepa_vith14_22k')
+
+# The files of those who trained them: {name: path at Meta's address}.
+_META = {
+    **{f'deit/{name}': f'deit/{name}-{sha256}.pth' for name, sha256 in (
+        ('deit_tiny_patch16_224', 'a1311bcf'), ('deit_small_patch16_224', 'cd65a155'),
+        ('deit_base_patch16_224', 'b5f2ef4d'), ('deit_base_patch16_384', '8de9b5d1'),
+        ('deit_tiny_distilled_patch16_224', 'b40b3cf7'),
+        ('deit_small_distilled_patch16_224', '649709d9'),
+        ('deit_base_distilled_patch16_224', 'df68dfff'),
+        ('deit_base_distilled_patch16_384', 'd0272ac0'))},
+    **{f'deit3/{size}_224_21k': f'deit/deit_3_{size}_224_21k{version}.pth' for size, version in (
+        ('small', ''), ('base', ''), ('large', ''), ('huge', '_v1'))},
+    **{f'dino/{name}': f'dino/dino_{name}_pretrain/dino_{name}_pretrain.pth' for name in (
+        'deitsmall16', 'deitsmall8', 'vitbase16', 'vitbase8')},
+    **{f'dinov2/{name}{kind}': f'dinov2/dinov2_{name}/dinov2_{name}{kind}_pretrain.pth'
+       for name in ('vits14', 'vitb14', 'vitl14') for kind in ('', '_reg4')},
+    **{f'mae/vit_{size}': f'mae/pretrain/mae_pretrain_vit_{size}.pth' for size in (
+        'base', 'large', 'huge')},
+    **{f'mae/vit_{size}_finetuned': f'mae/finetune/mae_finetuned_vit_{size}.pth' for size in (
+        'base', 'large', 'huge')},
+    **{f'moco_v3/vit_{size}_300_epochs': f'moco-v3/vit-{size[0]}-300ep/vit-{size[0]}-300ep.pth.tar'
+       for size in ('small', 'base')},
+    **{f'ijepa/vit_huge_patch14_{data.lower()}': f'ijepa/{data}-vit.h.14-{epochs}e.pth.tar'
+       for data, epochs in (('IN1K', 300), ('IN22K', 900))},
+}
+
+# What restricts use, by a pattern of names.
+_NON_COMMERCIAL = 'CC BY-NC 4.0, no commercial use'
+_LICENCES = (
+    (r'\.mae$|vit-mae-|meta/mae/|meta/moco_v3/|metaclip|ijepa', _NON_COMMERCIAL),
+    (r'\.dfn2b$', "Apple's licence for research, see huggingface.co/apple/DFN2B-CLIP-ViT-B-16"),
+    (r'dinov3', 'DINOv3 License, https://ai.meta.com/resources/models-and-libraries/'
+                'dinov3-license/'))
+
+
+def find_licence(name: str) -> str:
+    """Return the licence that restricts the use of a name's weights, '' for none."""
+    return next((text for pattern, text in _LICENCES if re.search(pattern, name)), '')
 
 
 def list_released() -> dict[str, Released]:
@@ -142,22 +199,29 @@ def list_released() -> dict[str, Released]:
         released[f'google/augreg/{config}'] = Released(urls)
         released[f'timm/{config}'] = Released(urls)
     for tag in _TIMM:
-        licence = next((text for end, text in _LICENCES.items() if tag.endswith(end)), '')
         released[f'timm/{tag}'] = Released(
             (hugging_face_url(f'timm/{tag}', 'model.safetensors'),),
-            extra_urls=(hugging_face_url(f'timm/{tag}', 'config.json'),), licence=licence)
+            extra_urls=(hugging_face_url(f'timm/{tag}', 'config.json'),),
+            licence=find_licence(tag))
+    for name, path in _META.items():
+        known = re.search(r'-([0-9a-f]{8})\.pth', path)
+        released[f'meta/{name}'] = Released((f'{META}/{path}',), sha256=known[1] if known else '',
+                                            licence=find_licence(f'meta/{name}'))
     for config, file in _AUGREG_IN21K.items():
         released[f'google/augreg_in21k/{config}'] = Released((f'{GOOGLE}/augreg/{file}.npz',))
     for folder, names in (('imagenet21k', _ORIGINAL_IN21K),
                           ('imagenet21k+imagenet2012', _ORIGINAL_IN1K), ('sam', _SAM)):
         for name in names:
             released[f'google/{folder}/{name}'] = Released((f'{GOOGLE}/{folder}/{name}.npz',))
-    for name in _HUGGING_FACE_VIT:
-        repository = f'google/{name}'
+    for repository in (*(f'google/{name}' for name in _HUGGING_FACE_VIT), *_HUGGING_FACE):
+        # Mean and std of 0.5 are what ViTs have that state nothing.
+        beside = ('config.json',) if repository.startswith('google/vit') else (
+            'config.json', 'preprocessor_config.json')
         released[f'hf/{repository}'] = Released(
             (hugging_face_url(repository, 'model.safetensors'),
              hugging_face_url(repository, 'pytorch_model.bin')),
-            extra_urls=(hugging_face_url(repository, 'config.json'),))
+            extra_urls=tuple(hugging_face_url(repository, file) for file in beside),
+            licence=find_licence(repository))
     for path in _MMPRETRAIN:
         name, sha256 = re.fullmatch(r'(?:\w+/)?(.+)_\d+-([0-9a-f]{8})', path).groups()
         released[f'mmpretrain/{name}'] = Released((f'{OPENMMLAB}/{path}.pth',), sha256=sha256)

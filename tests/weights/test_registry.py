@@ -372,7 +372,8 @@ def test_names():
                  'hf/google/vit-base-patch16-224', 't2t/t2t_vit_14', 'mindcv/vit_l_16_224',
                  'google/imagenet21k/R50+ViT-B_16', 'google/sam/ViT-B_32',
                  'paddleclas/vit_large_patch32_384', 'google/augreg_in21k/vit_tiny_patch16_224',
-                 'mmpretrain/vit-base-p16_3rdparty_pt-64xb64_in1k-224'):
+                 'mmpretrain/vit-base-p16_3rdparty_pt-64xb64_in1k-224', 'hf/facebook/dinov2-base',
+                 'meta/moco_v3/vit_small_300_epochs', 'hf/openai/clip-vit-large-patch14-336'):
         assert name in entries
     urls = [url for entry in entries.values() for url in entry.urls]
     assert all(url.startswith('https://') for url in urls)
@@ -381,10 +382,11 @@ def test_names():
     assert ('https://storage.googleapis.com/vit_models/augreg/L_16-i21k-300ep-lr_0.001-aug_medium1'
             '-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01-res_384.npz') in urls
     assert entries['mmpretrain/vit-base-p16_3rdparty_pt-64xb64_in1k-224'].sha256 == '02284250'
-    assert len(entries) == 2 * 13 + 6 + 15 + 11 + 7 + 3 + 7 + 14 + 6 + 4 + 4 + 6 + 3 + 3 + 6 + 3 + 1
+    assert len(entries) == 2 * 13 + 6 + 15 + 11 + 7 + 3 + 7 + 14 + 49 + 33 + 32
     plain, restricted = (entries[f'timm/vit_base_patch1{name}'] for name in (
         '4_reg4_dinov2.lvd142m', '6_dinov3.lvd1689m'))
     assert plain.extra_urls[0].endswith('dinov2.lvd142m/resolve/main/config.json')
+    assert entries['meta/deit/deit_tiny_patch16_224'].sha256 == 'a1311bcf'
     assert not plain.licence and 'DINOv3 License' in restricted.licence
 
 
