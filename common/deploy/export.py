@@ -51,7 +51,7 @@ from common.deploy.trained import Trained, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors, suggest
 from common.kernels import installed
 from common.machine.noise import drop_native_remarks
-from common.project import Project
+from common.project import Model, Project
 from common.run.log import start_logging
 
 ENDINGS = {'paddle': ('.json', '.pdmodel', '.pdiparams', '.pdiparams.info'), 'onnx': ('.onnx',),
@@ -169,7 +169,7 @@ def export_model(trained: Trained, folder: str, formats: Sequence[str] = ('paddl
         weights = save_program(trained.model, image_size, work)
         errors = {'paddle': verify('paddle', work, images, expected)}
         if set(formats) & {'onnx', 'openvino'}:
-            convert_to_onnx(work)
+            weights = write_onnx(trained.model, image_size, work, weights)
             errors['onnx'] = verify('onnx', work, images, expected)
         if plan is not None:
             int8 = Int8(work, weights, trained.preprocessing, predict, plan)
@@ -208,13 +208,15 @@ def write_int8(int8: Int8, formats: Sequence[str], work: str, expected: np.ndarr
                           kept_float=', '.join(int8.kept)), work)
 
 
-def save_program(model: paddle.nn.Layer, image_size: int, folder: str) -> dict[str, str]:
+def save_program(model: paddle.nn.Layer, image_size: int, folder: str,
+                 kernels: str = 'separate') -> dict[str, str]:
     """Write the Paddle program and its weights: images [any, 3, S, S] -> logits.
 
+    kernels: of common.kernels, for inference: 'separate', or 'onnx' for what becomes ONNX.
     Returns {name in the program: name in the model} of the weights of products and convolutions.
     """
     spec = [paddle.static.InputSpec([None, 3, image_size, image_size], 'float32', 'images')]
-    with warnings.catch_warnings(), installed(model, 'separate'), legacy_linear(), \
+    with warnings.catch_warnings(), installed(model, kernels), legacy_linear(), \
             drop_native_remarks('not support input out tensor'):
         # Of Paddle 2.6: autocast, which is off here anyway, has no effect.
         warnings.filterwarnings('ignore', message='.*auto_cast is an experimental')
@@ -241,6 +243,24 @@ def legacy_linear() -> Iterator[None]:
         yield
     finally:
         paddle.set_flags(before)
+
+
+def write_onnx(model: Model, image_size: int, folder: str, weights: dict[str, str]
+               ) -> dict[str, str]:
+    """Write model.onnx of a model whose Paddle program is in the folder.
+
+    paddle2onnx writes the GELU of erf for that of tanh, which needs a program of its own.
+    weights: what save_program returned for the program in the folder. Returns the same of the
+    program that became ONNX.
+    """
+    if model.get_numerics().get('gelu') != 'tanh':
+        convert_to_onnx(folder)
+        return weights
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        weights = save_program(model, image_size, work, 'onnx')
+        convert_to_onnx(work)
+        os.replace(find_onnx(work), find_onnx(folder))
+    return weights
 
 
 def convert_to_onnx(folder: str) -> None:

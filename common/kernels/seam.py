@@ -19,7 +19,8 @@ from common.kernels import cpu, fused, separate
 from common.machine.host_memory import keep_freed_memory
 
 KINDS: dict[str, dict[str, Any]] = {
-    'plain': {}, 'cpu': cpu.KERNELS, 'fused': fused.KERNELS, 'separate': separate.KERNELS}
+    'plain': {}, 'cpu': cpu.KERNELS, 'fused': fused.KERNELS, 'separate': separate.KERNELS,
+    'onnx': separate.ONNX_KERNELS}
 TOLERANCE = {'float32': 1e-5, 'float16': 2e-2, 'bfloat16': 5e-2}      # of the largest value
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ def install(model: paddle.nn.Layer, kind: str, dtype: str = 'float32') -> int:
     """Install the kernels of a kind in place of whatever was; return in how many layers.
 
     kind: "plain" (none), "cpu" (for a model on the CPU: quick in float32, in dynamic mode),
-    "fused" (attention in half precision on an accelerator) or "separate" (for exports).
-    dtype: that the kernels are compared in. A kernel that fails the comparison is left out,
-    which the log says once.
+    "fused" (attention in half precision on an accelerator) or "separate" (for exports; "onnx" for
+    those that become ONNX). dtype: that the kernels are compared in. A kernel that fails the
+    comparison is left out, which the log says once.
     """
     if kind == 'cpu':
         keep_freed_memory()
@@ -39,16 +40,16 @@ def install(model: paddle.nn.Layer, kind: str, dtype: str = 'float32') -> int:
     for layer in model.sublayers(include_self=True):
         _remove(layer)
         names = [name for name in getattr(type(layer), 'kernels', ()) if name in KINDS[kind]]
-        if kind == 'separate' and names:
+        if KINDS[kind].get('project_heads') is separate.project_heads and 'project_heads' in names:
             undo = separate.prepare(layer)
             if undo is None:
                 continue
             layer.undo_kernels = undo
-            _replace(layer, names, KINDS[kind])
+            names = ['project_heads']           # the others belong to layers without a projection
         else:
             names = [name for name in names
                      if find_difference(name, getattr(type(layer), name), kind, dtype) is None]
-            _replace(layer, names, KINDS[kind])
+        _replace(layer, names, KINDS[kind])
         count += bool(names)
     return count
 

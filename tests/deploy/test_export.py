@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -305,6 +306,21 @@ def test_exporting_again_replaces_what_was_there(exported, tmp_path):
     program = 'model.pdmodel' if IS_PADDLE_2 else 'model.json'
     assert {'check.npz', 'files.json', 'model.pdiparams', 'notes.txt', 'preprocessing.json',
             program} == set(os.listdir(folder)) - {'model.pdiparams.info'}
+
+
+@needs_onnx
+@pytest.mark.runs
+def test_gelu_of_tanh_is_spelled_out_for_onnx(tmp_path):
+    """paddle2onnx writes the GELU of erf for both forms; the logits then differ by 1e-3."""
+    _, trained = load_fixture('vit')
+    trained.model.set_numerics(gelu='tanh')
+    errors = export.export_model(trained, str(tmp_path / 'exported'), ('paddle', 'onnx'))
+    assert max(errors.values()) <= 1e-5
+    content = Path(engines.find_onnx(str(tmp_path / 'exported'))).read_bytes()
+    assert b'Tanh' in content and b'Erf' not in content
+    run = engines.OPENERS['onnxruntime'](str(tmp_path / 'exported'), 'float32')
+    images = digit_images(trained, 5)
+    assert largest_difference(run(images), predict_dynamic(trained, images)) <= 1e-5
 
 
 @needs_onnx

@@ -8,8 +8,8 @@ import pytest
 from paddle import nn
 from paddle.nn import functional as F
 
-from common.kernels import fused, install, installed
-from common.kernels.seam import find_difference
+from common.kernels import fused, install, installed, separate
+from common.kernels.seam import find_difference, make_gelu_example
 from T2T_ViT.t2t_vit import T2TViT
 from ViT import vit
 from ViT.vit import VisionTransformer
@@ -162,6 +162,15 @@ def test_separate_projections_give_the_logits_and_leave_nothing_behind(name, kin
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     assert (list(model.state_dict()), list_installed(model)) == before
     np.testing.assert_array_equal(run(model, images), expected)
+
+
+def test_gelu_of_tanh_spelled_out_is_paddles():
+    arguments, _ = make_gelu_example('tanh')('float32')
+    plain = VisionTransformer(16, 8, embed_dim=16, depth=1, num_heads=2).blocks[0].mlp.gelu_linear
+    found = separate.gelu_linear(plain, *arguments).numpy()
+    np.testing.assert_allclose(found, plain(*arguments).numpy(), rtol=1e-5, atol=1e-6)
+    arguments[1] = 'erf'                # whose GELU is the plain function's
+    assert np.abs(separate.gelu_linear(plain, *arguments).numpy() - found).max() > 1e-5
 
 
 @pytest.mark.parametrize('name', ['vit', 't2t, transformer, other scale'])
