@@ -1,18 +1,22 @@
-"""Which of timm's plain ViTs load, and with timm's numbers: every pretrained tag, shrunk, random.
+"""Which plain ViTs of other projects load, and with their numbers: every one, shrunk, random.
 
-    PEERS_PYTHON benchmarks/coverage.py write FOLDER      where timm is installed
-    python benchmarks/coverage.py read FOLDER             here
+    PEERS_PYTHON benchmarks/coverage.py write timm FOLDER           where timm is installed
+    PEERS_PYTHON benchmarks/coverage.py write huggingface FOLDER    transformers
+    PEERS_PYTHON benchmarks/coverage.py write mmpretrain FOLDER     mmpretrain, mmcv-lite
+    python benchmarks/coverage.py read FOLDER                       here
+    python benchmarks/coverage.py read FOLDER bare                  without any config.json
 
-`write` makes a model of each tag of vision_transformer.py, deit.py, eva.py and beit.py, of width
-64 and depth 2 with random weights, as save_for_hf writes it, and timm's features and logits in
-float64. `read` builds the model that each file is of, without a yaml file, and compares. What is
-refused is listed by reason; anything that loads with other numbers ends with exit code 1.
+`write` makes models of width 64 and depth 2 with random weights, saves them as the peer does, and
+beside each what the peer computes from it in float64. `read` builds the model that each file is of,
+without a yaml file, and compares. What is refused is listed by reason; anything that loads with
+other numbers, and does not say that it had to assume something, ends with exit code 1.
 """
 
 import collections
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,114 +24,113 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-MODULES = ('vision_transformer', 'deit', 'eva', 'beit')
-SIZES = {'img_size': 32, 'patch_size': 8, 'embed_dim': 64, 'depth': 2, 'num_heads': 4}
-CLASSES = 5
+from benchmarks.coverage_sizes import HEADS, IMAGE_SIZE, make_images  # noqa: E402
+
 TOLERANCE = 1e-5        # of the greatest number
+FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'model.pth')
+BAD = ('differs', 'crash', 'other preprocessing')
+EVERY = (*BAD, 'differs, and says what it assumed', 'refused')
 
 
-def make_images():
-    generator = np.random.default_rng(0)
-    return generator.standard_normal((2, 3, SIZES['img_size'], SIZES['img_size']))
-
-
-def write(folder):
-    """Write every tag's shrunk model, with what timm computes; return the exit code."""
-    from benchmarks.torch_setup import prepare_torchvision
-    prepare_torchvision()
-    import timm
-    import torch
-    from timm.models._hub import save_for_hf
-    from timm.models._registry import _model_to_module
-
-    failed = {}
-    for tag in timm.list_models(pretrained=True):
-        if _model_to_module.get(tag.split('.')[0]) not in MODULES:
-            continue
-        torch.manual_seed(0)
-        heads = {} if tag_has_no_classes(timm, tag) else {'num_classes': CLASSES}
-        try:
-            model = timm.create_model(tag, pretrained=False, **SIZES, **heads).eval()
-        except Exception as error:      # an architecture that cannot be made so small
-            failed[tag] = f'{type(error).__name__}: {error}'[:100]
-            continue
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(0.2 * torch.randn_like(parameter) + (parameter == 1))
-            target = folder / tag
-            save_for_hf(model, target, model_args={**SIZES, **heads}, safe_serialization=True)
-            images = torch.from_numpy(make_images())
-            double = model.double()
-            tokens = double.forward_features(images)
-            np.savez(target / 'expected.npz', logits=double(images).numpy(),
-                     features=double.forward_head(tokens, pre_logits=True).numpy())
-        (target / 'stated.json').write_text(json.dumps(
-            {key: model.pretrained_cfg[key] for key in ('mean', 'std', 'crop_pct',
-                                                        'interpolation')}))
-    print(f'{len(list(folder.iterdir()))} tags written; not so small: {len(failed)}')
-    for tag, reason in failed.items():
-        print(f'  {tag}: {reason}')
+def write(peer, folder):
+    """Write every case of a peer; return the exit code."""
+    if peer == 'timm':
+        from benchmarks.coverage_timm import write_all
+    elif peer == 'huggingface':
+        from benchmarks.coverage_huggingface import write_all
+    else:
+        from benchmarks.coverage_mmpretrain import write_all
+    failed = write_all(folder)
+    print(f'{len(list(folder.iterdir()))} cases written; not to be made: {len(failed)}')
+    for name, reason in failed.items():
+        print(f'  {name}: {reason}')
     return 0
 
 
-def tag_has_no_classes(timm, tag):
-    return not timm.get_pretrained_cfg(tag).num_classes
-
-
-def read(folder):
-    """Load every tag and compare; return the exit code: 1 if any has other numbers."""
+def read(folder, bare=''):
+    """Load every case and compare; return the exit code: 1 if any has other numbers."""
     outcomes = collections.defaultdict(list)
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-        outcome, detail = try_tag(path)
+        outcome, detail = try_case(path, bool(bare))
         outcomes[outcome].append((path.name, detail))
-    for outcome in ('differs', 'crash', 'other preprocessing', 'refused'):
+    for outcome in EVERY:
         for name, detail in outcomes[outcome]:
             print(f'{outcome:8s} {name}: {detail}')
-    print(', '.join(f'{outcome} {len(names)}' for outcome, names in sorted(outcomes.items())))
-    return int(any(outcomes[bad] for bad in ('differs', 'crash', 'other preprocessing')))
+    print(', '.join(f'{outcome} {len(names)}' for outcome, names in sorted(outcomes.items())
+                    if names))
+    return int(any(outcomes[bad] for bad in BAD))
 
 
-def try_tag(path):
+def try_case(path, bare):
     """Return (outcome, detail) of one folder."""
-    import paddle
+    if bare:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in FILES:
+                if (path / name).exists():
+                    os.symlink(path / name, Path(folder) / name)
+            return compare(path, Path(folder), bare)
+    return compare(path, path, bare)
 
+
+def compare(path, folder, bare):
+    """Load the weights in a folder, and compare with what lies in `path`: (outcome, detail)."""
     from common.errors import UserError
     from common.weights import load_pretrained, open_weights
     from ViT.project import PROJECT
 
-    source = str(path / 'model.safetensors')
+    source = str(next(folder / name for name in FILES if (folder / name).exists()))
     try:
         weights = open_weights(source, PROJECT)
+        # The width 64 is nobody's, so it does not tell the heads as published ones do.
+        weights.num_heads = weights.num_heads or HEADS
         # Rotary positions do not tell the image size.
-        options = {**PROJECT.read_options(weights), 'DATA.IMAGE_SIZE': SIZES['img_size']}
+        options = {**PROJECT.read_options(weights), 'DATA.IMAGE_SIZE': IMAGE_SIZE}
         model = PROJECT.build_model(PROJECT.get_config(flags=options))
         model.eval()
         report = load_pretrained(model, source)
     except UserError as error:
-        return 'refused', str(error).replace(str(path), '').replace('\n', ' ')[:160]
+        return 'refused', str(error).replace(str(folder), '').replace('\n', ' ')[:160]
     except Exception as error:
         return 'crash', f'{type(error).__name__}: {error}'[:160]
-    expected = np.load(path / 'expected.npz')
-    with paddle.no_grad():
-        tokens = model.forward_features(paddle.to_tensor(make_images().astype('float32')))
-        found = {'features': model.forward_head(tokens, pre_logits=True).numpy()}
-        if 'classifier.weight' in report.loaded:
-            found = {'logits': model.forward_head(tokens).numpy()}
-    for name, values in found.items():
-        wanted = expected[name]
-        if values.shape != wanted.shape:
-            return 'differs', f'{name} of shape {values.shape}, not {wanted.shape}'
-        error = np.abs(values - wanted).max() / np.abs(wanted).max()
-        if not error <= TOLERANCE:
-            return 'differs', f'{name} by {error:.1e}'
-    stated = json.loads((path / 'stated.json').read_text())
-    ours = {key: report.preprocessing.get(key) for key in stated}
-    if ours != stated:
-        return 'other preprocessing', f'{ours}, not {stated}'
+    difference = find_difference(model, report, np.load(path / 'expected.npz'))
+    if difference and (report.assumed or report.numerics_unstated):
+        return 'differs, and says what it assumed', difference
+    if difference:
+        return 'differs', difference
+    if (path / 'stated.json').exists() and not bare:
+        stated = json.loads((path / 'stated.json').read_text())
+        ours = {key: report.preprocessing.get(key) for key in stated}
+        if ours != stated:
+            return 'other preprocessing', f'{ours}, not {stated}'
     return 'equal', ''
 
 
+def find_difference(model, report, expected):
+    """Return in words how a model's numbers differ from the peer's, '' where they do not.
+
+    expected: of logits where the file has a head, else what a head would read, else all tokens.
+    """
+    import paddle
+    with paddle.no_grad():
+        tokens = model.forward_features(paddle.to_tensor(make_images().astype('float32')))
+        found = {'tokens': tokens.numpy(),
+                 'features': model.forward_head(tokens, pre_logits=True).numpy(),
+                 'logits': model.forward_head(tokens).numpy()}
+    names = [name for name in ('logits', 'features', 'tokens') if name in expected and (
+        name != 'logits' or 'classifier.weight' in report.loaded)]
+    if not names:
+        return 'the classifier was not loaded'
+    wanted, values = expected[names[0]], found[names[0]]
+    if values.shape != wanted.shape:
+        return f'{names[0]} of shape {values.shape}, not {wanted.shape}'
+    error = np.abs(values - wanted).max() / np.abs(wanted).max()
+    return '' if error <= TOLERANCE else f'{names[0]} by {error:.1e}'
+
+
 if __name__ == '__main__':
-    target = Path(sys.argv[2])
-    target.mkdir(parents=True, exist_ok=True)
-    sys.exit({'write': write, 'read': read}[sys.argv[1]](target))
+    command, *arguments = sys.argv[1:]
+    if command == 'write':
+        target = Path(arguments[1])
+        target.mkdir(parents=True, exist_ok=True)
+        sys.exit(write(arguments[0], target))
+    sys.exit(read(Path(arguments[0]), *arguments[1:]))
