@@ -183,8 +183,14 @@ class Options:
             NESTEROV = Option(False, needs=('TRAIN.OPTIMIZER.NAME=SGD,Momentum',),
                               help="Nesterov's momentum")
 
-        CROP = Option('random_resized', choices=('random_resized', 'resize'),
-                      help='a random part of the image, or the whole image')
+        LOSS = Option('cross_entropy', choices=('cross_entropy', 'binary'),
+                      help='binary: a yes or no of every class by itself (arXiv 2204.07118)')
+        REPEATED_AUGMENTS = Option(1, at_least=1, at_most=64,
+                                   help='draws of an image in a row, each augmented anew; an epoch '
+                                   'then has a share of the images')
+        CROP = Option('random_resized', choices=('random_resized', 'resize', 'simple'),
+                      help='a random part of the image, the whole image, or a random square of '
+                      'the whole height or width (arXiv 2204.07118)')
         CROP_SCALE = Option([0.08, 1.0], count=2, each=float, at_least=1e-3, at_most=1,
                             is_range=True, needs=('TRAIN.CROP=random_resized',),
                             help='share of the area')
@@ -201,7 +207,8 @@ class Options:
         AFFINE_SHEAR = Option(0.0, at_least=0, below=90, help='+- degrees')
         COLOR_JITTER = Option(0.0, at_least=0, at_most=100, needs=('!TRAIN.AUTO_AUGMENT',),
                               help='only where AUTO_AUGMENT is off, as in timm')
-        AUTO_AUGMENT = Option('', help='"rand-m9-mstd0.5-inc1", "original", "v0"; "": off')
+        AUTO_AUGMENT = Option('', help='"rand-m9-mstd0.5-inc1", "original", "v0", "three-j0.3"; '
+                              '"": off')
         RANDOM_ERASE_PROB = Option(0.0, at_least=0, at_most=1, help='of an image')
         RANDOM_ERASE_MODE = Option('pixel', choices=('pixel', 'const', 'rand'),
                                    needs=('TRAIN.RANDOM_ERASE_PROB',),

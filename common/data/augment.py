@@ -1,10 +1,11 @@
-"""RandAugment, AutoAugment and colour jitter of one PIL image.
+"""RandAugment, AutoAugment, 3-Augment and colour jitter of one PIL image.
 
 The pixel work is Pillow's. Operations, their ranges and the notation of
 TRAIN.AUTO_AUGMENT are those of timm, whose recipes the T2T-ViT results stand on:
 
     rand-m9-mstd0.5-inc1     RandAugment (arXiv 1909.13719)
     original, v0             AutoAugment's ImageNet policies (arXiv 1805.09501)
+    three-j0.3               3-Augment, then colour jitter (DeiT III, arXiv 2204.07118)
 
 Everything random comes from the numpy Generator that is passed in.
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from yacs.config import CfgNode
 
 from common.data import pixels
@@ -335,6 +336,26 @@ class AutoAugment:
         return image
 
 
+class ThreeAugment:
+    """Make the image grey, solarize it or blur it, each as often; then jitter its colours.
+
+    jitter: strength of ColorJitter, 0: none. The blur's radius is uniform from 0.1 to 2 pixels.
+    """
+
+    def __init__(self, jitter: float):
+        self.jitter = ColorJitter(jitter) if jitter else None
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        choice = generator.integers(3)
+        if choice == 0:
+            image = ImageOps.grayscale(image).convert(image.mode)
+        elif choice == 1:
+            image = ImageOps.solarize(image, 128)
+        else:
+            image = image.filter(ImageFilter.GaussianBlur(generator.uniform(0.1, 2.0)))
+        return image if self.jitter is None else self.jitter(image, generator)
+
+
 class ColorJitter:
     """Change brightness, contrast and saturation in random order.
 
@@ -352,6 +373,10 @@ class ColorJitter:
         return image
 
 
+VALID_PARTS = {'rand': ('m', 'n', 'p', 'mstd', 'mmax', 'inc'), 'three': ('j',),
+               **dict.fromkeys(POLICIES, ('mstd',))}
+
+
 def parse_spec(spec: str, fill: tuple[int, ...],
                resampling: tuple[Image.Resampling, ...]) -> Augment:
     """Return the augmentation that timm's notation names.
@@ -360,21 +385,24 @@ def parse_spec(spec: str, fill: tuple[int, ...],
     (operations an image, 2), -pP (probability of each, 0.5), -mstdS (standard
     deviation of the magnitude, 0; above 100: uniform from 0 to M), -mmaxX (largest
     level, 10), -inc1 (higher levels always change more). AutoAugment: "original" or
-    "v0", then -mstdS if wanted. fill: colour of uncovered corners, 0 to 255.
+    "v0", then -mstdS if wanted. 3-Augment: "three", then -jJ (strength of a colour jitter, 0).
+    fill: colour of uncovered corners, 0 to 255.
     resampling: Pillow filters to draw from. Raises UserError for anything else.
     """
     name, *parts = spec.split('-')
-    if name != 'rand' and name not in POLICIES:
+    if name not in VALID_PARTS:
         raise UserError(
             f'TRAIN.AUTO_AUGMENT: unknown {name!r} in {spec!r}.'
-            f'{suggest(name, ["rand", *POLICIES])} Example: rand-m9-mstd0.5-inc1.')
-    valid = ('m', 'n', 'p', 'mstd', 'mmax', 'inc') if name == 'rand' else ('mstd',)
+            f'{suggest(name, VALID_PARTS)} Example: rand-m9-mstd0.5-inc1.')
+    valid = VALID_PARTS[name]
     settings = {}
     for part in parts:
         key, value = _parse_part(part, spec, valid)
         if key in settings:
             raise UserError(f'TRAIN.AUTO_AUGMENT: {key!r} is given twice in {spec!r}.')
         settings[key] = value
+    if name == 'three':
+        return ThreeAugment(settings.get('j', 0.0))
     std = settings.get('mstd', 0.0)
     shared: dict[str, Any] = {
         'levels': (float('inf') if std > 100 else std, settings.get('mmax', MAX_LEVEL)),
@@ -397,7 +425,7 @@ def _parse_part(part, spec, valid):
     if key not in valid:
         raise UserError(
             f'TRAIN.AUTO_AUGMENT: unknown part {part!r} in {spec!r}.{suggest(key, valid)}')
-    is_integer = key not in ('p', 'mstd')
+    is_integer = key not in ('p', 'mstd', 'j')
     if not re.fullmatch(r'\d+' if is_integer else r'\d+(\.\d*)?', text):
         kind = 'a whole number' if is_integer else 'a number'
         raise UserError(f'TRAIN.AUTO_AUGMENT: {key!r} in {spec!r} needs {kind}, such as {key}1.')

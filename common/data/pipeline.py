@@ -61,6 +61,7 @@ def get_dataloader(config: CfgNode, dataset: Dataset, is_train: bool = True,
         batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
         return build_loader(
             dataset, EvalBatches(len(dataset), batch_size, rank, world_size), config)
-    batches = TrainBatches(len(dataset), config.DATA.BATCH_SIZE, config.SEED, rank, world_size)
+    batches = TrainBatches(len(dataset), config.DATA.BATCH_SIZE, config.SEED, rank, world_size,
+                           config.TRAIN.REPEATED_AUGMENTS)
     first = epoch * batches.batches_per_epoch
     return build_loader(dataset, batches.slice(first, first + batches.batches_per_epoch), config)

@@ -22,11 +22,16 @@ class TrainBatches:
     [(b * world_size + rank) * batch_size, + batch_size) of the epoch's order, so
     two processes with batch size B see what one process with 2B sees. What is
     left after the last full global batch is dropped.
+
+    repeats: entries in a row that are the same sample (repeated augmentation, Hoffer et al.,
+    2019), of which an epoch of the same length has fewer. Their first numbers differ, and so
+    does what augmentation draws: (epoch * repeats + k, index).
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0,
-                 world_size: int = 1):
+                 world_size: int = 1, repeats: int = 1):
         assert 0 <= rank < world_size
+        self.repeats = repeats
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
@@ -57,10 +62,16 @@ class TrainBatches:
                 end = min(end, batch + self.stop - done)
             for b in range(batch, end):
                 first = (b * self.world_size + self.rank) * self.batch_size
-                indices = order[first:first + self.batch_size].tolist()
-                yield [(epoch, index) for index in indices]
+                yield self._make_batch(order, epoch, first)
             done += end - batch
             epoch, batch = epoch + 1, 0
+
+    def _make_batch(self, order, epoch, first):
+        if self.repeats == 1:
+            return [(epoch, index) for index in order[first:first + self.batch_size].tolist()]
+        places = np.arange(first, first + self.batch_size)
+        draws = epoch * self.repeats + places % self.repeats
+        return list(zip(draws.tolist(), order[places // self.repeats].tolist()))
 
     def __len__(self) -> int:
         """Return the number of batches left. Raises TypeError if there is no end."""

@@ -31,6 +31,8 @@ def build_train_transform(config: CfgNode) -> 'Compose':
     steps: list[Callable]
     if train.CROP == 'random_resized':
         steps = [RandomResizedCrop(size, train.CROP_SCALE, train.CROP_RATIO, train.INTERPOLATION)]
+    elif train.CROP == 'simple':
+        steps = [SimpleCrop(size, train.INTERPOLATION)]
     else:
         steps = [Resize(size, train.INTERPOLATION)]
     if train.HFLIP > 0:
@@ -98,6 +100,31 @@ class Resize:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         filter = _choose_filter(self.interpolation, rng)
         return pixels.resize(image, (self.size, self.size), filter)
+
+
+class SimpleCrop:
+    """Resize the shorter side to size, then crop size x size at random (DeiT III, Sec. 3.3).
+
+    The image is first made larger by a mirrored border of up to 4 pixels.
+    """
+
+    BORDER = 4
+
+    def __init__(self, size: int, interpolation: str):
+        self.size = size
+        self.interpolation = interpolation
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        width, height = image.size
+        shorter = min(width, height)
+        new_size = self.size * width // shorter, self.size * height // shorter
+        check_size(new_size)
+        image = pixels.resize(image, new_size, _choose_filter(self.interpolation, rng))
+        border = min(self.BORDER, self.size - 1)
+        padded = np.pad(np.asarray(image), [(border, border)] * 2 + [(0, 0)] * (
+            len(image.getbands()) > 1), mode='reflect')
+        top, left = (int(rng.integers(0, side - self.size + 1)) for side in padded.shape[:2])
+        return Image.fromarray(padded[top:top + self.size, left:left + self.size])
 
 
 class RandomResizedCrop:

@@ -60,7 +60,7 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
     store = CheckpointStore(job.folder, config.KEEP) if get_rank() == 0 else None
     state = build_state(job)
     order = TrainBatches(len(job.dataset_train), config.DATA.BATCH_SIZE, config.SEED, get_rank(),
-                         get_world_size())
+                         get_world_size(), config.TRAIN.REPEATED_AUGMENTS)
     plan = build_plan(config, order.batches_per_epoch)
     state.update = config.TRAIN.LAST_EPOCH * plan.updates_per_epoch
     metrics_size = None

@@ -20,16 +20,22 @@ Counts = Sequence[int] | np.ndarray
 
 
 def build_criterion(config: CfgNode, class_counts: Counts | None = None,
-                    soft_targets: bool = False) -> 'CrossEntropy | SoftTargetCrossEntropy':
+                    soft_targets: bool = False
+                    ) -> 'CrossEntropy | SoftTargetCrossEntropy | BinaryCrossEntropy':
     """Return the training loss, a function (logits [B, C], targets) -> scalar.
 
     class_counts: training samples of each class, needed for CLASS_WEIGHTS
     ["balanced"]. soft_targets: targets are float32 distributions [B, C], as Mixup
     makes them (it has smoothed them already); otherwise int64 labels [B].
-    Raises UserError if the class weights do not fit.
+    Raises UserError if the class weights do not fit, or smoothed labels are to be yes or no.
     """
     weights = compute_class_weights(
         config.TRAIN.CLASS_WEIGHTS, config.MODEL.NUM_CLASSES, class_counts)
+    if config.TRAIN.LOSS == 'binary':
+        if config.TRAIN.SMOOTHING:
+            raise UserError('TRAIN.LOSS binary takes every class that is in an image for 1, so '
+                            'labels cannot be smoothed: set TRAIN.SMOOTHING 0.')
+        return BinaryCrossEntropy(weights)
     if soft_targets:
         return SoftTargetCrossEntropy(weights)
     return CrossEntropy(config.TRAIN.SMOOTHING, weights)
@@ -118,6 +124,29 @@ class SoftTargetCrossEntropy:
             if self.weights is not None:
                 targets = targets * self.weights
             return -(targets * log_probs).sum(axis=-1).mean()
+
+
+class BinaryCrossEntropy:
+    """Mean over images and classes of the cross entropy of a class being there or not.
+
+    Every class with a share in a mixed image is there (DeiT III, Sec. 3; Wightman et al., 2021).
+    Weights, where given, scale the terms.
+    """
+
+    def __init__(self, weights: Sequence[float] | None = None):
+        self.weights = None if weights is None else paddle.to_tensor(weights, dtype='float32')
+
+    def __call__(self, logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
+        """Return the mean loss. logits: [B, C]. targets: int64 labels [B], or shares [B, C]."""
+        with paddle.amp.auto_cast(enable=False):
+            logits = logits.astype('float32')
+            if targets.ndim == 1:
+                targets = encode_labels(targets, logits.shape[-1])
+            there = (targets > 0).astype('float32')
+            terms = there * F.log_sigmoid(logits) + (1 - there) * F.log_sigmoid(-logits)
+            if self.weights is not None:
+                terms = terms * self.weights
+            return -terms.mean()
 
 
 def per_sample_cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common.config import build_default_config
 from common.data import augment
@@ -353,3 +353,25 @@ def test_every_operation_runs_at_the_ends_of_its_range(spec):
         for size in sizes:
             result = operation(Image.new('RGB', size, (10, 200, 90)), build_generator(0))
             assert (result.size, result.mode) == (size, 'RGB')
+
+
+def test_three_augment_makes_grey_solarized_or_blurred_images():
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    augment = parse_spec('three', FILL, (BICUBIC,))
+    grey = np.asarray(ImageOps.grayscale(image).convert('RGB'))
+    solarized = np.where(pixels < 128, pixels, 255 - pixels)
+    counts = {'grey': 0, 'solarized': 0, 'blurred': 0}
+    generator = np.random.default_rng(1)
+    for _ in range(300):
+        found = np.asarray(augment(image, generator))
+        kind = 'grey' if np.array_equal(found, grey) else \
+            'solarized' if np.array_equal(found, solarized) else 'blurred'
+        counts[kind] += 1
+        assert kind != 'blurred' or found.std() < pixels.std()
+    assert min(counts.values()) > 70
+    jittered = parse_spec('three-j0.3', FILL, (BICUBIC,))
+    assert not np.array_equal(np.asarray(jittered(image, np.random.default_rng(2))),
+                              np.asarray(augment(image, np.random.default_rng(2))))
+    with pytest.raises(UserError, match="unknown part 'm9'"):
+        parse_spec('three-m9', FILL, (BICUBIC,))

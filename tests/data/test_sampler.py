@@ -96,3 +96,18 @@ def test_evaluation_takes_every_sample_once(world_size, batch_size):
 
 def test_evaluation_with_fewer_samples_than_processes():
     assert [list(EvalBatches(1, 4, rank, 2)) for rank in range(2)] == [[[(0, 0)]], []]
+
+
+def test_repeated_augmentation_draws_each_sample_in_a_row():
+    """Three times, with another first number, so that each is augmented otherwise."""
+    batches = TrainBatches(20, 4, seed=3, repeats=3).slice(0, 10)
+    first, second = (list(islice(part, 5)) for part in (batches, batches.slice(5, 10)))
+    entries = [entry for batch in first for entry in batch]
+    assert len(entries) == 20 and len({index for _, index in entries}) == 7
+    order = shuffle_epoch(20, 3, 0)
+    assert entries[:6] == [(k, int(order[place])) for place in (0, 1) for k in range(3)]
+    assert {draw for batch in second for draw, _ in batch} == {3, 4, 5}
+    # Two processes see what one sees with twice the batch; a run may begin anywhere.
+    halves = [list(TrainBatches(20, 2, 3, rank, 2, repeats=3).slice(0, 5)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*halves)] == first
+    assert list(TrainBatches(20, 4, seed=3, repeats=3).slice(3, 7)) == [*first[3:], *second[:2]]

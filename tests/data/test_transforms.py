@@ -15,6 +15,7 @@ from common.data.transforms import (
     RandomFlip,
     RandomResizedCrop,
     ResizeCentreCrop,
+    SimpleCrop,
     build_eval_transform,
     build_train_transform,
 )
@@ -163,3 +164,24 @@ def test_training_transform_follows_the_config():
     crop = build_train_transform(make_config(TRAIN__CROP_SCALE=[0.05, 0.06]))
     results = [to_array(crop(image, generator(seed))) for seed in (1, 1, 2)]
     assert np.array_equal(results[0], results[1]) and not np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize('width, height', [(40, 24), (24, 40), (16, 16), (9, 33)])
+def test_simple_crop_takes_a_square_of_the_whole_shorter_side(width, height):
+    """Pixels tell their place: red the column, green the row; a border is mirrored."""
+    rows, cols = np.mgrid[:height, :width]
+    pixels = np.stack([cols * 6, rows * 6, 0 * rows], axis=-1).astype(np.uint8)
+    size = min(width, height)               # so that nothing is resampled
+    crop = SimpleCrop(size, 'bicubic')
+    border = min(4, size - 1)
+    corners = set()
+    for seed in range(60):
+        found = to_array(crop(Image.fromarray(pixels), np.random.default_rng(seed))).astype(int)
+        assert found.shape == (size, size, 3)
+        padded = np.pad(pixels, [(border, border)] * 2 + [(0, 0)], mode='reflect')
+        places = [(top, left) for top in range(height + 2 * border - size + 1)
+                  for left in range(width + 2 * border - size + 1)
+                  if np.array_equal(found, padded[top:top + size, left:left + size])]
+        assert places
+        corners.add(places[0])
+    assert len(corners) > 20

@@ -22,6 +22,9 @@ from ViT.project import PROJECT as VIT
 VIT_CONFIGS, T2T_CONFIGS = ROOT / 'ViT' / 'configs', ROOT / 'T2T_ViT' / 'configs'
 with open(FIXTURES / 'recipes.yaml', encoding='utf-8') as fixture:
     FACTS = yaml.safe_load(fixture)
+# Folders of models with weights of others, which are no recipes (test_family_configs.py).
+MODEL_FAMILIES = {'deit', 'deit3', 'dino', 'dinov2', 'dinov3', 'mae', 'moco_v3', 'clip', 'siglip',
+                  'ijepa', 'eva'}
 IMAGES = {'cifar10': 50_000, 'cifar100': 50_000, 'imagenet2012': 1_281_167}
 
 
@@ -29,13 +32,22 @@ def list_recipes():
     """Return {path: column of the table} of every recipe yaml; '' for our own recipes."""
     recipes = {}
     for path in sorted(VIT_CONFIGS.glob('*/[!_]*.yaml')):
+        if path.parent.name in MODEL_FAMILIES:
+            continue
         column = {'vit_pytorch': 'vit_pytorch', 'google': 'google', 'mindcv': 'mindcv',
                   'mmpretrain': 'mmpretrain_pretraining', 'plain_vit': 'plain_vit',
-                  'finetune': ''}[path.parent.name]
+                  'deit_imagenet': 'deit', 'deit3_imagenet': 'deit3', 'mae_finetune': 'mae',
+                  'beit_finetune': 'beit_base', 'finetune': ''}[path.parent.name]
         if path.parent.name == 'mindcv' and 'cifar' in path.name:
             column = 'mindcv_momentum'
         if path.parent.name == 'mmpretrain' and '384' in path.name:
             column = 'mmpretrain_finetuning'
+        if column == 'deit3' and '_from_' in path.name:
+            column = 'deit3_finetuning'
+        if column == 'mae' and 'base' in path.name:
+            column = 'mae_base'
+        if column == 'beit_base' and 'large' in path.name:
+            column = 'beit_large'
         recipes[path] = column
     for path in sorted(T2T_CONFIGS.glob('*/[!_]*.yaml')):
         column = 't2t_vit_cifar' if 'cifar' in path.name else 't2t_vit'
@@ -96,6 +108,10 @@ def test_there_is_a_yaml_for_every_reported_result():
             assert f't2t_vit_{layers}_cifar{classes}' in names['official']
     assert set(FACTS['mindcv']['reported']) <= names['mindcv']
     assert set(FACTS['mmpretrain_finetuning']['reported']) <= names['mmpretrain']
+    for column, folder in (('deit', 'deit_imagenet'), ('deit3', 'deit3_imagenet'),
+                           ('deit3_finetuning', 'deit3_imagenet'), ('mae_base', 'mae_finetune'),
+                           ('mae', 'mae_finetune')):
+        assert set(FACTS[column]['reported']) <= names[folder]
     assert {f'vit_small_patch16_224_{epochs}_epochs' for epochs in (90, 150, 300)} == \
         names['plain_vit']
 
@@ -149,7 +165,9 @@ def test_figures_are_the_references(path):
         'augment': train.AUTO_AUGMENT, 'colour_jitter': train.COLOR_JITTER,
         'mixup': train.MIXUP_ALPHA, 'cutmix': train.CUTMIX_ALPHA,
         'switch': train.MIXUP_SWITCH_PROB, 'erasing': train.RANDOM_ERASE_PROB,
-        'smoothing': train.SMOOTHING, 'dropout': model.DROPOUT, 'droppath': model.DROPPATH,
+        'layer_decay': train.LAYER_DECAY, 'repeats': train.REPEATED_AUGMENTS, 'loss': train.LOSS,
+        'pool': model.get('POOL'), 'smoothing': train.SMOOTHING, 'dropout': model.DROPOUT,
+        'droppath': model.DROPPATH,
         'hidden': model.get('REPRESENTATION_SIZE'), 'classes': model.NUM_CLASSES,
         'mean': data.IMAGENET_MEAN, 'std': data.IMAGENET_STD, 'image': data.IMAGE_SIZE,
         'backbone_share': 1 / train.HEAD_LR_SCALE,
@@ -225,6 +243,12 @@ ONE_OF_EACH = {
     'ViT/configs/mindcv/vit_large_patch16_224', 'ViT/configs/mindcv/vit_base_patch32_224_cifar10',
     'ViT/configs/mmpretrain/vit_base_patch16_224', 'ViT/configs/mmpretrain/vit_large_patch16_384',
     'ViT/configs/plain_vit/vit_small_patch16_224_90_epochs',
+    'ViT/configs/deit_imagenet/deit_small_distilled_patch16_224',
+    'ViT/configs/deit3_imagenet/deit3_base_patch16_192_800_epochs',
+    'ViT/configs/mae_finetune/vit_base_patch16_224_mae',
+    'ViT/configs/beit_finetune/vit_base_patch16_224_mae_as_beit',
+    'ViT/configs/finetune/linear_probe_vit_base_patch16_dinov3',
+    'ViT/configs/finetune/vit_base_patch16_siglip_224',
     'ViT/configs/finetune/vit_base_patch16_224',
     'ViT/configs/finetune/linear_probe_vit_base_patch16_224', 'T2T_ViT/configs/t2t_vit_7',
     'T2T_ViT/configs/official/t2t_vit_14_cifar10', 'T2T_ViT/configs/official/t2t_vit_t_14_4x128',

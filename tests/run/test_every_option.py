@@ -126,6 +126,8 @@ SHARED = {
     'TRAIN.OPTIMIZER.BETAS': ([0.5, 0.6], 'metrics'),
     'TRAIN.OPTIMIZER.MOMENTUM': (0.5, 'metrics', SGD),
     'TRAIN.OPTIMIZER.NESTEROV': (True, 'metrics', SGD),
+    'TRAIN.LOSS': ('binary', 'metrics'),
+    'TRAIN.REPEATED_AUGMENTS': (3, 'metrics'),
     'TRAIN.CROP': ('resize', 'metrics'),
     'TRAIN.CROP_SCALE': ([0.5, 0.6], 'metrics'),
     'TRAIN.CROP_RATIO': ([0.5, 0.6], 'metrics'),

@@ -168,3 +168,24 @@ def test_a_common_offset_costs_no_digits():
               for offset in (0, 20000)]
     assert float(losses[0]) == pytest.approx(-log_softmax(logits)[0, 1], rel=1e-6)
     assert float(losses[1]) == float(losses[0])
+
+
+@pytest.mark.parametrize('weights', [None, WEIGHTS])
+def test_binary_cross_entropy_takes_every_class_in_the_image_for_one(batch, weights):
+    logits, labels, targets = batch
+    logits[0] = 0                           # as a new head gives them
+    logits[1] *= 40                         # where exp overflows
+    factors = np.ones(CLASSES) if weights is None else np.array(weights)
+    config = build_config(weights=weights)
+    config.TRAIN.LOSS = 'binary'
+    targets[targets < 0.05] = 0
+    for given, there in ((labels, np.eye(CLASSES)[labels]), (targets, (targets > 0) * 1.0)):
+        wide = logits.astype(float)
+        terms = there * np.logaddexp(0, -wide) + (1 - there) * np.logaddexp(0, wide)
+        loss, grad = run(build_criterion(config), logits, given)
+        assert loss == pytest.approx((terms * factors).mean(), rel=1e-6)
+        gradient = (1 / (1 + np.exp(-np.clip(wide, -500, 500))) - there) * factors / wide.size
+        np.testing.assert_allclose(grad, gradient, rtol=0, atol=1e-7)
+    config.TRAIN.SMOOTHING = 0.1
+    with pytest.raises(UserError, match='binary.*set TRAIN.SMOOTHING 0'):
+        build_criterion(config)
