@@ -2,6 +2,7 @@
 
 import collections
 import os
+import resource
 import signal
 
 import pytest
@@ -38,6 +39,7 @@ def test_mutated_records(tmp_path, count):
     finally:
         signal.alarm(0)
     assert outcomes['refused'] > count // 3 and outcomes['resumed'] > count // 50, outcomes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 << 20     # KiB
     print(count, outcomes, words.most_common(12))
 
 

@@ -1,6 +1,11 @@
-"""Exported folders, damaged in every file: used or refused, and nothing but what computes runs."""
+"""Exported folders, damaged in every file: used or refused, and nothing but what computes runs.
+
+Of Paddle's, ONNX's and OpenVINO's files; what passes the checks is run by each engine that is
+installed, in a process of its own.
+"""
 
 import collections
+import importlib
 import io
 import json
 import os
@@ -12,14 +17,18 @@ import zipfile
 
 import numpy as np
 import pytest
+from paddle import inference
 
 from common.deploy import engine as engines
+from common.deploy.formats import find_openvino
 from common.deploy.preprocessing import load_preprocessing, write_preprocessing
 from common.errors import UserError
 from tests.support.exported import export_small_vit, make_onnx
 from tests.support.trained_digits import load_fixture
 from tests.support.watch import Watch
 
+PACKAGES = [name for name in ('onnxruntime', 'openvino') if engines.is_installed(name)]
+HAS_PADDLES_OPENVINO = hasattr(inference.Config, 'enable_openvino_engine')
 WORDS = (b'save', b'load', b'print', b'py_func', b'while', b'full', b'1.if', b'matmul', b'-1',
          b'99')
 
@@ -35,6 +44,22 @@ def folder(tmp_path_factory):
         with open(engines.find_onnx(path), 'wb') as file:
             file.write(make_onnx([{'op_type': 'Add', 'inputs': ['a'], 'outputs': ['b']}]))
     return path
+
+
+@pytest.fixture(scope='module')
+def openvino_files(folder):
+    """{name: bytes} of the same model for OpenVINO; {} where its package is missing."""
+    if not {'paddle2onnx', 'openvino'} <= set(filter(
+            engines.is_installed, ('paddle2onnx', 'openvino'))):
+        return {}
+    from common.deploy.quantize import convert_to_openvino
+    path = find_openvino(folder)
+    convert_to_openvino(engines.find_onnx(folder), path)
+    files = {}
+    for name in (path, f'{path.removesuffix(".xml")}.bin'):
+        files[os.path.basename(name)] = np.fromfile(name, np.uint8).tobytes()
+        os.remove(name)         # or the program would not be run by the OpenVINO inside Paddle
+    return files
 
 
 def mutate(content, generator):
@@ -104,26 +129,42 @@ def run_in_child(folder, engine):
             os.WEXITSTATUS(status), 'failed')
 
 
+def choose_engine(name, generator):
+    """Return the name of an installed engine that reads a file of this name, None without any."""
+    if name.endswith('.onnx'):
+        return 'onnxruntime' if 'onnxruntime' in PACKAGES else None
+    if name.endswith(('.xml', '.bin')):
+        return 'openvino'
+    if name.endswith(('.json', '.pdmodel', '.pdiparams')):
+        return generator.choice(['plain', 'onednn'] + ['openvino'] * HAS_PADDLES_OPENVINO)
+    return None
+
+
 @pytest.mark.runs
 @pytest.mark.parametrize('count', [
     150, pytest.param(3000, marks=pytest.mark.slow)], ids=['short', 'long'])
-def test_damaged_folders(folder, tmp_path, count):
+def test_damaged_folders(folder, openvino_files, tmp_path, count):
     program = engines.find_program(folder)
-    files = [program, program, program, engines.find_onnx(folder),
-             os.path.join(folder, 'model.pdiparams'), os.path.join(folder, 'check.npz'),
-             os.path.join(folder, 'preprocessing.json')]
-    intact = {path: np.fromfile(path, np.uint8).tobytes() for path in files}
+    names = [os.path.basename(path) for path in (
+        program, program, program, engines.find_onnx(folder))]
+    names += ['model.pdiparams', 'check.npz', 'preprocessing.json', *openvino_files]
+    intact = {name: openvino_files.get(name) or np.fromfile(
+        os.path.join(folder, name), np.uint8).tobytes() for name in names}
     copy = str(shutil.copytree(folder, tmp_path / 'copy'))
     before, watch = sorted(os.listdir(copy)), Watch()
     'x'.encode('cp437')             # which zipfile imports when it meets it
-    generator, outcomes = random.Random(count), collections.Counter()
+    for package in PACKAGES:
+        importlib.import_module(package)
+    generator, outcomes, ends = random.Random(count), collections.Counter(), collections.Counter()
     for number in range(count):
-        path = files[number % len(files)]
-        mutations = [mutate] + [mutate_tree] * 2 * path.endswith('.json') + [
-            mutate_npz] * 2 * path.endswith('.npz')
-        target = os.path.join(copy, os.path.basename(path))
-        with open(target, 'wb') as file:
-            file.write(generator.choice(mutations)(intact[path], generator))
+        name = names[number % len(names)]
+        mutations = [mutate] + [mutate_tree] * 2 * name.endswith('.json') + [
+            mutate_npz] * 2 * name.endswith('.npz')
+        written = openvino_files if name in openvino_files else (name,)
+        for other in written:
+            with open(os.path.join(copy, other), 'wb') as file:
+                file.write(generator.choice(mutations)(intact[name], generator)
+                           if other == name else intact[other])
         signal.alarm(10)
         try:
             with watch:
@@ -136,13 +177,19 @@ def test_damaged_folders(folder, tmp_path, count):
         else:
             outcomes['passed'] += 1
             signal.alarm(0)
-            if path not in files[3:] or path.endswith('.pdiparams'):
-                outcomes[run_in_child(copy, 'plain')] += 1
+            engine = choose_engine(name, generator)
+            if engine is not None and name != 'preprocessing.json':
+                ends[engine, run_in_child(copy, engine)] += 1
         finally:
             signal.alarm(0)
-            with open(target, 'wb') as file:
-                file.write(intact[path])
-    print(count, outcomes)
+            for other in written:
+                if other in openvino_files:
+                    os.remove(os.path.join(copy, other))
+                else:
+                    with open(os.path.join(copy, other), 'wb') as file:
+                        file.write(intact[other])
+    print(count, outcomes, ends)
     assert not watch.seen and sorted(os.listdir(copy)) == before
-    assert not outcomes['slow'] and not outcomes['does more'], outcomes
+    assert not {'slow', 'does more'} & {end for _, end in ends}, ends
     assert outcomes['refused'] > count // 2 and outcomes['passed'] > count // 50, outcomes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 << 20     # KiB
