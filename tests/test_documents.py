@@ -1,4 +1,4 @@
-"""What the documents name exists: linked files, paths, modules and the names in CONTRIBUTING.md."""
+"""What the documents name exists: files, paths, modules, names, and a test of every promise."""
 
 import re
 import subprocess
@@ -26,6 +26,45 @@ def test_paths_in_the_repository_exist(path):
     text = path.read_text(encoding='utf-8')
     for name in re.findall(rf'`((?:{"|".join(FOLDERS)})/[\w/.-]*)`', text):
         assert any((folder / name).exists() for folder in (ROOT, path.parent)), name
+
+
+PROMISES = ('docs/guarantees.md', 'SECURITY.md')
+NAMED_TEST = re.compile(r'`((?:tests/[\w/]+\.py)?)::(test_\w+)`')
+
+
+def list_promises(text):
+    """Return the paragraphs, points and rows of a document, up to what it does not promise."""
+    text = re.split(r'^## What is not ', text, flags=re.MULTILINE)[0]
+    text = re.sub(r'^```.*?^```$', '', text, flags=re.MULTILINE | re.DOTALL)
+    blocks = []
+    for block in re.split(r'\n\s*\n', text):
+        if block.startswith('| '):
+            blocks += block.splitlines()[2:]                # without the header
+        else:
+            blocks += re.split(r'\n(?=- )', block)
+    return [block for block in blocks if block.strip() and not block.startswith('#')]
+
+
+@pytest.mark.parametrize('name', PROMISES)
+def test_every_promise_names_its_tests(name):
+    """Figures may name the benchmark that measures them."""
+    promises = list_promises((ROOT / name).read_text(encoding='utf-8'))
+    introductions = ('Every promise names', 'Checkpoints, exported models, pictures and configs',
+                     'A refused file ends', 'Without etcd,')
+    assert len(promises) > 8
+    for promise in promises:
+        assert NAMED_TEST.search(promise) or '`benchmarks/' in promise or promise.startswith(
+            introductions), promise
+
+
+@pytest.mark.parametrize('name', PROMISES)
+def test_named_tests_exist(name):
+    """`file::test`; `::test` alone is in the file named before it."""
+    file = None
+    for path, test in NAMED_TEST.findall((ROOT / name).read_text(encoding='utf-8')):
+        file = path or file
+        code = (ROOT / file).read_text(encoding='utf-8')
+        assert re.search(rf'^def {test}\(', code, re.MULTILINE), f'{file}::{test}'
 
 
 def test_modules_and_names_in_contributing_exist():
