@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import socket
+import ssl
 import sys
 import time
 import urllib.error
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from common.errors import RunError, UserError
 from common.machine.cache import locked
+from common.machine.deadline import Deadline
 from common.terminal import is_terminal
 
 CHUNK = 1 << 20                 # bytes
@@ -28,6 +30,7 @@ TRIES = 5                       # for each address
 TRIES_TO_CONNECT = 2            # where no connection is made at all
 LEAST_RATE = 1000               # bytes a second over RATE_SECONDS; less is no connection
 RATE_SECONDS = 30
+TOO_SLOW = f'fewer than {LEAST_RATE:,} bytes a second arrive'
 PAUSE = 1.0                     # seconds before the second try; doubles with each
 HUGGING_FACE = 'https://huggingface.co'
 MIRROR_HINT = ('Where Hugging Face cannot be reached, as in mainland China, '
@@ -113,32 +116,43 @@ def _fetch(url, part):
         request.add_header('Range', f'bytes={start}-')
         request.add_header('If-Range', _read_note(part)['validator'])
     redirects = _Redirects()
-    try:
-        opener = urllib.request.build_opener(redirects, _HttpHandler, _HttpsHandler)
-        with opener.open(request, timeout=TIMEOUT) as response:
-            start, total = _read_range(response, start)
-            _write_note(part, url, response.headers)
-            announced = redirects.sha256 or _read_sha256(response.headers)
-            size = _save(response, part, start, total, url)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:                   # the part is as long as the file, or longer
-            _remove(part)
-        raise DownloadError(f'the server answers {error.code} {error.reason}',
-                            error.code in (408, 416, 429) or error.code >= 500) from None
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError,
-            ValueError) as error:
-        reason = getattr(error, 'reason', error)
-        # What goes wrong before a request is sent comes as URLError; a host that does not answer
-        # at all was waited for long enough.
-        reached = not isinstance(error, urllib.error.URLError)
-        raise DownloadError(f'the connection failed ({reason})',
-                            reached or not isinstance(reason, TimeoutError), reached) from None
+    with Deadline(CONNECT_SECONDS + 2 * RATE_SECONDS) as deadline:
+        try:
+            opener = urllib.request.build_opener(
+                redirects, _HttpHandler(deadline), _HttpsHandler(deadline))
+            with opener.open(request, timeout=TIMEOUT) as response:
+                start, total = _read_range(response, start)
+                _write_note(part, url, response.headers)
+                announced = redirects.sha256 or _read_sha256(response.headers)
+                size = _save(response, part, start, total, url, deadline)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:                   # the part is as long as the file, or longer
+                _remove(part)
+            raise DownloadError(f'the server answers {error.code} {error.reason}',
+                                error.code in (408, 416, 429) or error.code >= 500) from None
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError,
+                ssl.SSLError, ValueError) as error:
+            raise _explain(error, deadline) from None
+    if deadline.is_over:
+        raise DownloadError(TOO_SLOW, True)
     if total is not None and size != total:
         raise DownloadError(f'{size:,} of {total:,} bytes arrived', True)
     return announced
 
 
-def _save(response, part, start, total, url):
+def _explain(error, deadline):
+    """Return the DownloadError for a connection that has failed."""
+    if deadline.is_over:
+        return DownloadError(TOO_SLOW, True)
+    reason = getattr(error, 'reason', error)
+    # What goes wrong before a request is sent comes as URLError; a host that does not answer
+    # at all was waited for long enough.
+    reached = not isinstance(error, urllib.error.URLError)
+    return DownloadError(f'the connection failed ({reason})',
+                         reached or not isinstance(reason, TimeoutError), reached)
+
+
+def _save(response, part, start, total, url, deadline):
     """Write what the response holds behind the first `start` bytes; return the size then."""
     name = urllib.parse.unquote(url.rsplit('/', 1)[-1])
     with open(part, 'r+b' if start else 'wb') as file, tqdm(
@@ -147,17 +161,19 @@ def _save(response, part, start, total, url):
         file.truncate(start)
         file.seek(start)
         since, before = time.monotonic(), start
+        deadline.prolong(2 * RATE_SECONDS)
         while True:
             if (seconds := time.monotonic() - since) > RATE_SECONDS:
                 if file.tell() - before < LEAST_RATE * seconds:
-                    raise DownloadError(f'fewer than {LEAST_RATE:,} bytes a second arrive', True)
+                    raise DownloadError(TOO_SLOW, True)
                 since, before = time.monotonic(), file.tell()
+                deadline.prolong(2 * RATE_SECONDS)
             try:
                 chunk = response.read1(CHUNK)       # what is there; read() waits for all of it
             except http.client.IncompleteRead as error:
                 file.write(error.partial)
                 return file.tell()
-            except (ConnectionError, TimeoutError):
+            except (ConnectionError, TimeoutError, ssl.SSLError):
                 return file.tell()
             if not chunk:
                 return file.tell()
@@ -229,28 +245,54 @@ def connect(address: tuple[str, int], timeout: object = None,
     raise error
 
 
-class _HttpConnection(http.client.HTTPConnection):
+class _Watched:
+    """Of a connection: made by `connect`, and shut by its deadline."""
+
+    deadline: Deadline
+
     def connect(self):
-        self._create_connection = connect
+        self._create_connection = self._open
         super().connect()
         self.sock.settimeout(TIMEOUT)
 
+    def _open(self, *arguments):
+        connection = connect(*arguments)
+        self.deadline.watch(connection)
+        return connection
 
-class _HttpsConnection(http.client.HTTPSConnection):
-    def connect(self):
-        self._create_connection = connect
-        super().connect()
-        self.sock.settimeout(TIMEOUT)
+
+class _HttpConnection(_Watched, http.client.HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_Watched, http.client.HTTPSConnection):
+    pass
+
+
+def _make_watched(kind, deadline):
+    def make(*arguments, **options):
+        connection = kind(*arguments, **options)
+        connection.deadline = deadline
+        return connection
+    return make
 
 
 class _HttpHandler(urllib.request.HTTPHandler):
+    def __init__(self, deadline):
+        super().__init__()
+        self.deadline = deadline
+
     def http_open(self, request):
-        return self.do_open(_HttpConnection, request)
+        return self.do_open(_make_watched(_HttpConnection, self.deadline), request)
 
 
 class _HttpsHandler(urllib.request.HTTPSHandler):
+    def __init__(self, deadline):
+        super().__init__()
+        self.deadline = deadline
+
     def https_open(self, request):
-        return self.do_open(_HttpsConnection, request)
+        return self.do_open(_make_watched(_HttpsConnection, self.deadline), request)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

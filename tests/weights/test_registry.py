@@ -69,6 +69,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
             except OSError:
                 break                               # the client has had enough
 
+    def serve_headers(self, count):
+        """Answer with a header of a byte now and then, for ever; the second time with the file."""
+        if count > 1:
+            self.serve_good(count)
+            return
+        self.wfile.write(b'HTTP/1.1 200 OK\r\nX-Long: ')
+        self.send_bytes()
+
+    def serve_chunks(self, count):
+        """Send a chunk, then a length of endless zeros; the second time the file."""
+        if count > 1:
+            self.serve_good(count)
+            return
+        self.wfile.write(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n')
+        self.send_bytes()
+
+    def send_bytes(self):
+        for _ in range(400):
+            time.sleep(0.05)
+            try:
+                self.wfile.write(b'0')
+            except OSError:
+                self.server.has_left = True         # the client has had enough
+                break
+
     def serve_breaks(self, count):
         """Break off after a part, twice."""
         self.send_body = self.send_part
@@ -160,6 +185,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch, tmp_path):
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     server.requests = []
+    server.has_left = False
     server.announced = hashlib.sha256(CONTENT).hexdigest()
     server.url = f'http://127.0.0.1:{server.server_port}'
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
@@ -203,6 +229,24 @@ def test_a_download_that_hardly_moves_is_begun_again_where_it_was(server, tmp_pa
     (_, first), (_, second) = server.requests
     assert first is None and 100_000 <= int(second[len('bytes='):-1]) < 100_100
     assert (tmp_path / 'file.bin').read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize('name', ['headers.bin', 'chunks.bin'])
+def test_headers_and_lengths_that_trickle_end_the_connection(server, tmp_path, monkeypatch, name,
+                                                             caplog):
+    """Each byte comes in time for the socket, and the last never would."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(download_module, 'RATE_SECONDS', 0.3)
+    monkeypatch.setattr(download_module, 'CONNECT_SECONDS', 0.3)
+    started = time.monotonic()
+    get(server, name, tmp_path / 'file.bin')
+    assert time.monotonic() - started < 10
+    assert 'fewer than 1,000 bytes a second arrive; trying again' in caplog.text
+    assert len(server.requests) == 2 and (tmp_path / 'file.bin').read_bytes() == CONTENT
+    deadline = time.monotonic() + 10
+    while not server.has_left:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_resumes_what_an_earlier_process_left(server, tmp_path, monkeypatch):
