@@ -29,14 +29,14 @@ sys.addaudithook(note_program)
 
 @pytest.fixture(autouse=True)
 def only_marked_tests_start_programs(request):
-    """Fail a test that starts a program and has no mark `runs`: the inner loop leaves those out.
+    """Fail a test that starts a program without the mark `runs` or `slow`: the inner loop has none.
 
     What a fixture of wider scope starts counts for the first test that uses it.
     """
     yield
     started = started_programs.copy()
     started_programs.clear()
-    if started and request.node.get_closest_marker('runs') is None:
+    if started and not any(map(request.node.get_closest_marker, ('runs', 'slow'))):
         pytest.fail(f'starts {started[0]}; mark it with @pytest.mark.runs')
 
 

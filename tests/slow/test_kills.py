@@ -19,7 +19,7 @@ from tests.support.digits_job import Job, assert_same_result
 from tests.support.interruptions import Interrupter
 from tests.support.killer import HOWS, Killer, build_killer, count_kinds, read_all
 
-pytestmark = [pytest.mark.slow, pytest.mark.runs]
+pytestmark = pytest.mark.slow
 KILLS = 200
 WAYS = ['kill all', 'kill one', 'inside a save', 'inside a save']
 OPTIONS = {'TRAIN.NUM_EPOCHS': 20, 'KEEP': 1}
