@@ -2,6 +2,7 @@
 
 import gc
 import glob
+import itertools
 import logging
 import os
 import signal
@@ -277,6 +278,24 @@ def test_the_mark_of_a_worker_is_locked_before_it_has_a_name(tmp_path, monkeypat
     mark = shared_files.mark_worker()
     assert os.listdir(tmp_path) == [os.path.basename(mark)]
     shared_files.remove_own_files(mark)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_worker_without_a_training_process_leaves_nothing_however_busy(tmp_path, monkeypatch):
+    """What it makes while it finds out must go, too."""
+    monkeypatch.setattr(shared_files, 'FOLDER', str(tmp_path))
+    reader = loader_module._SampleReader([], 1, True)
+    worker = os.fork()
+    if worker == 0:
+        try:
+            reader.parent = -1
+            reader.start_worker(0)
+            for number in itertools.count():
+                (tmp_path / f'paddle_{os.getpid()}_{number}').touch()
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 1
     assert os.listdir(tmp_path) == []
 
 
