@@ -32,6 +32,7 @@ class Killer:
         self.job = job
         self.library = library
         self.calls = []
+        self.shared_before = os.listdir(SHARED)     # of others, whose process ids come again
 
     def run(self, at=0, how='before', whom='all'):
         """Run to the end, or to call number `at`; return (exit code, this run's calls)."""
@@ -48,7 +49,7 @@ class Killer:
     def find_shared_files(self):
         """Return the names in /dev/shm that belong to a process of these runs."""
         processes = {str(pid) for pid, _, _ in self.calls}
-        return [name for name in os.listdir(SHARED)
+        return [name for name in set(os.listdir(SHARED)) - set(self.shared_before)
                 if processes & set(name.replace('-', '_').split('_'))]
 
 
