@@ -128,7 +128,7 @@ def print_histogram(dataset: Dataset) -> None:
         rows = [(f'{low:,.0f} to {high:,.0f} images', size)
                 for low, high, size in zip(edges, edges[1:], sizes)]
     width = max(len(name) for name, _ in rows)
-    most = max(count for _, count in rows)
+    most = max(1, *(count for _, count in rows))
     for name, count in rows:
         print(f'  {name:>{width}} {"#" * round(BAR_WIDTH * count / most):{BAR_WIDTH}} {count:,}')
     print(f'  images a class: {counts.min():,} to {counts.max():,}, '
@@ -158,6 +158,7 @@ def compare_parts(train: Any, val: Any) -> list[str]:
     problems = []
     lists = [isinstance(part, StoredDataset) and isinstance(part.reader, ListedReader)
              for part in (train, val)]
+    problems += [f'{PARTS[part.is_train]} has no images' for part in (train, val) if not len(part)]
     if train.class_names != val.class_names:
         problems.append('train and val have different class names')
     absent = sorted(set(np.unique(val.labels).tolist()) - set(np.unique(train.labels).tolist()))

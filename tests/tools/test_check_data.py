@@ -87,6 +87,15 @@ def test_empty_class(tmp_path, capsys):
     assert '1 classes have no training image: 1' in capsys.readouterr().out
 
 
+def test_a_part_without_images(tmp_path, capsys):
+    for name in ('cat', 'dog'):
+        make_image(str(tmp_path / name / '0.jpg'))
+    assert run_folder(tmp_path, '-opts', 'DATA.VAL_FRACTION', '0.2') == 1
+    text = capsys.readouterr().out
+    assert 'images a class: 0 to 0, median 0' in text
+    assert '  val has no images\n1 problems found.' in text
+
+
 def test_many_classes_are_shown_by_how_many_images_they_have(tmp_path, capsys):
     for name in range(25):
         for number in range(2 if name < 20 else 1):
