@@ -7,6 +7,7 @@ the CPU before anything else imports Paddle.
 import os
 import re
 import sys
+from typing import Any
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 if os.path.dirname(FOLDER) not in sys.path:
@@ -22,6 +23,7 @@ from T2T_ViT.config import Options, get_config
 from common.project import Project
 from T2T_ViT.datasets import get_dataset
 from T2T_ViT.formats import OFFICIAL, PADDLEVIT
+from T2T_ViT.from_weights import read_options
 from T2T_ViT.released import list_released
 from T2T_ViT.t2t_vit import build_t2t_vit
 from T2T_ViT.token_attention import list_token_modules
@@ -41,6 +43,17 @@ def describe_shape(shapes: dict[str, list]) -> str:
             f'(embed_dim {embed_dim}, depth {depth})')
 
 
+def choose_small(side: int) -> dict[str, Any]:
+    """Return {key: value} of a T2T-ViT that learns from few pictures without pretrained weights.
+
+    side: the pictures' shorter side, in pixels, of which a token has 16.
+    """
+    size = 64 if side <= 80 else 96
+    return {'MODEL.NAME': f't2t_vit_small_{size}', 'MODEL.TOKEN_DIM': 32, 'MODEL.EMBED_DIM': 96,
+            'MODEL.DEPTH': 4, 'MODEL.NUM_HEADS': 4, 'MODEL.MLP_RATIO': 2.0,
+            'DATA.IMAGE_SIZE': size, 'DATA.CROP_PCT': 1.0}
+
+
 PROJECT = Project(
     name='T2T-ViT',
     folder=FOLDER,
@@ -56,6 +69,8 @@ PROJECT = Project(
     list_released=list_released,
     heads=('head.',),
     positions=('pos_embed',),
+    read_options=read_options,
+    choose_small=choose_small,
     describe_shape=describe_shape,
     list_token_modules=list_token_modules,
 )

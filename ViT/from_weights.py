@@ -15,14 +15,18 @@ IMAGE_SIZE = 224                # of a model without a position table
 def read_options(weights: Weights) -> dict[str, Any]:
     """Return {config key: value} of the model that weights are of.
 
-    Raises UserError for a file that does not tell enough, or of a hybrid.
+    Raises UserError for a file that does not tell enough.
     """
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
     patches = shapes.get('patch_embedding.patch_embedding.weight', [])
     hidden = shapes.get('encoder.layers.0.mlp.fc1.weight', [])
-    if 'resnet.conv_root.weight' in shapes or len(patches) != 4 or len(hidden) != 2:
+    if len(patches) != 4 or len(hidden) != 2:
         raise UserError(_ask(weights))
     embed_dim, channels, _, patch_size = patches
+    units = _count_units(shapes)
+    root = shapes.get('resnet.conv_root.weight')
+    if units and root:                      # the patches are of the ResNet's features
+        channels, patch_size = root[1], patch_size * 4 * 2 ** (len(units) - 1)
     heads = weights.num_heads or HEADS.get(embed_dim)
     if heads is None:
         raise UserError(_ask(weights, f', nor how many attention heads its width {embed_dim} has'))
@@ -47,6 +51,8 @@ def read_options(weights: Weights) -> dict[str, Any]:
                                             + registers, patch_size)}
     if weights.project_resize:
         options['MODEL.POSITION_RESIZE'] = weights.project_resize
+    if units and root:
+        options |= {'MODEL.HYBRID': units, 'MODEL.HYBRID_WIDTH': root[0]}
     if 'encoder.layers.0.gamma_1' in shapes:
         options['MODEL.LAYER_SCALE'] = 1e-5             # every factor comes from the file
     if 'position_embedding' not in shapes:
@@ -56,6 +62,14 @@ def read_options(weights: Weights) -> dict[str, Any]:
     if 'classifier.weight' in shapes:
         options['MODEL.NUM_CLASSES'] = shapes['classifier.weight'][-1]
     return options
+
+
+def _count_units(shapes):
+    """Return the number of units in each stage of a hybrid's ResNet; [] for none."""
+    found = {(int(match[1]), int(match[2])) for name in shapes
+             if (match := re.match(r'resnet\.block(\d+)\.unit(\d+)\.', name))}
+    stages = max((stage for stage, _ in found), default=0)
+    return [sum(stage == number for stage, _ in found) for number in range(1, stages + 1)]
 
 
 def _find_ratio(hidden, embed_dim):

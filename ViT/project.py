@@ -7,6 +7,7 @@ the CPU before anything else imports Paddle.
 import os
 import re
 import sys
+from typing import Any
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 if os.path.dirname(FOLDER) not in sys.path:
@@ -86,6 +87,17 @@ def use_distillation_token(tensors: dict[str, Tensor], shapes: dict[str, list]) 
         tensors['register_tokens'] = tensors.pop('dist_token')
 
 
+def choose_small(side: int) -> dict[str, Any]:
+    """Return {key: value} of a ViT that learns from few pictures without pretrained weights.
+
+    side: the pictures' shorter side, in pixels. Of any size it has 8 x 8 tokens.
+    """
+    size = next((size for size in (32, 64) if side <= 1.25 * size), 96)
+    return {'MODEL.NAME': f'vit_small_{size}', 'MODEL.PATCH_SIZE': size // 8,
+            'MODEL.EMBED_DIM': 96, 'MODEL.DEPTH': 4, 'MODEL.NUM_HEADS': 4,
+            'DATA.IMAGE_SIZE': size, 'DATA.CROP_PCT': 1.0}
+
+
 PROJECT = Project(
     name='ViT',
     folder=FOLDER,
@@ -104,6 +116,7 @@ PROJECT = Project(
     positions=('position_embedding',),
     fit_weights=fit_weights,
     read_options=read_options,
+    choose_small=choose_small,
     describe_shape=describe_shape,
     build_loss=build_loss,
 )

@@ -4,6 +4,7 @@ Flags that stand for an option are declared with it, in common/config.py.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -11,11 +12,16 @@ from typing import Any, NoReturn
 
 from yacs.config import CfgNode
 
-from common.config import Options, list_unset
+from common.config import Options, get_value, list_unset
+from common.data.datasets import count_classes
 from common.errors import UserError, suggest
 from common.option import Option, list_options, shorten, show
 from common.project import Project
 from common.weights import find_preprocessing, open_weights
+from common.weights.load import INIT_ONLY, count_outputs
+from common.weights.registry import resolve
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   python {script} -cfg=configs/{digits_config}.yaml
@@ -56,10 +62,12 @@ class FlagParser(argparse.ArgumentParser):
         raise UserError(f'{message[0].upper()}{shorten(message[1:])}. -h lists every flag.')
 
 
-def parse_command_line(project: Project, argv: list[str], script: str) -> CfgNode:
+def parse_command_line(project: Project, argv: list[str], script: str,
+                       needs_model: bool = False) -> CfgNode:
     """Return the frozen config that the arguments ask for.
 
-    project: common.project.Project. argv: arguments without the script's name.
+    project: common.project.Project. argv: arguments without the script's name. needs_model:
+    refuse to train the defaults' model, where nothing says which model is meant.
     Raises UserError for an unknown flag, key or value.
     """
     parser = _build_parser(project, script)
@@ -74,38 +82,127 @@ def parse_command_line(project: Project, argv: list[str], script: str) -> CfgNod
     if known.eval and known.batch_size and not known.batch_size_eval:
         flags['DATA.BATCH_SIZE_EVAL'] = known.batch_size    # as in PaddleViT
     path = find_config(known.cfg, project.folder) if known.cfg else None
+    if needs_model and path is None and not list_own_options(project) & {*flags, *known.opts}:
+        path = _find_run_config(project, flags, known.opts)
     return build_config(project, path, flags, known.opts)
+
+
+def _find_run_config(project, flags, opts):
+    """Return the yaml file of the run that is continued; None: the weights tell their model.
+
+    Raises UserError where nothing does.
+    """
+    config = project.get_config(flags=flags, opts=opts)
+    if config.MODEL.RESUME:
+        # Here: it imports Paddle, which scripts without a model do without.
+        from common.checkpoints.find import find_run_config
+
+        path = find_run_config(config.MODEL.RESUME, config.SAVE)
+        if path is not None:
+            logger.info('The options of the run that is continued: %s', path)
+            return path
+    elif config.MODEL.PRETRAINED:
+        return None
+    small, usual = project.example_configs
+    raise UserError(f"""Which model? Name its yaml file, or weights, which tell theirs:
+  -cfg=configs/{small}.yaml      a small one on data that comes with the code, in minutes
+  -cfg=configs/{usual}.yaml -dataset=imagenet2012 -data_path=DIR
+  -pretrained=FILE -eval -dataset=imagenet2012 -data_path=DIR
+  python finetune.py DIR      your own pictures, one folder a class""")
 
 
 def build_config(project: Project, path: str | None, flags: dict[str, Any],
                  opts: list[str]) -> CfgNode:
-    """Return project.get_config(...), with what the weights of MODEL.PRETRAINED tell.
+    """Return project.get_config(...), with what the weights of MODEL.PRETRAINED and the data tell.
 
-    That is their preprocessing, and without a yaml file or an option of the model's own the
-    model. It holds for options that neither the yaml file nor flags nor -opts set. Weights that
-    cannot be read are refused where they are loaded; a run that is continued does not load them.
+    Of the weights that is their preprocessing and their model, of the data the number of
+    classes. It holds for options that neither the yaml file nor flags nor -opts set. Weights that
+    cannot be read are refused where they are loaded, data where it is opened; a run that is
+    continued does not load them.
     Raises UserError for an unknown key or value, and for weights that do not tell their model;
     RunError for a download that fails.
     """
     config = project.get_config(path, flags=flags, opts=opts)
-    if not config.MODEL.PRETRAINED:
-        return config
-    own_options = set(list_options(project.options)) - set(list_options(Options))
-    wants_model = path is None and project.read_options and not own_options & {*flags, *opts}
-    try:
-        weights = open_weights(config.MODEL.PRETRAINED, project) if wants_model else None
-        stated = weights.preprocessing_options if wants_model else find_preprocessing(
-            config.MODEL.PRETRAINED, project)
-    except UserError:
-        return config
-    told = project.read_options(weights) if wants_model else {}
-    channels = told.get('DATA.IMAGE_CHANNELS', config.DATA.IMAGE_CHANNELS)
-    told |= {key: value for key, value in stated.items()        # a number for each channel
-             if not isinstance(value, list) or len(value) == channels}
-    unset = [key for key in list_unset(project.options, path, told)
+    told = _read_told(project, path, config, {*flags, *opts})
+    if not config.EVAL:
+        told.pop('MODEL.NUM_CLASSES', None)
+    unset = [key for key in list_unset(project.options, path, {*told, 'MODEL.NUM_CLASSES'})
              if key not in flags and key not in opts]
-    return project.get_config(
-        path, flags={**{key: told[key] for key in unset}, **flags}, opts=opts)
+    flags = {**{key: told[key] for key in unset if key in told}, **flags}
+    config = project.get_config(path, flags=flags, opts=opts)
+    if config.EVAL or 'MODEL.NUM_CLASSES' not in unset:
+        return config
+    num_classes = count_classes(config)
+    if num_classes in (None, config.MODEL.NUM_CLASSES):
+        return config
+    return project.get_config(path, flags={**flags, 'MODEL.NUM_CLASSES': num_classes}, opts=opts)
+
+
+def _read_told(project, path, config, given):
+    """Return {key: value} that the weights tell of themselves. given: keys of flags and opts."""
+    source = config.MODEL.PRETRAINED
+    if not source:
+        return {}
+    own = list_own_options(project)
+    wants_model = path is None and not own & given
+    try:
+        weights = None
+        if wants_model or config.EVAL or resolve(source, project).endswith('.pdparams'):
+            weights = open_weights(source, project)
+        stated = weights.preprocessing_options if weights else find_preprocessing(source, project)
+    except UserError:
+        return {}
+    told = {}
+    if weights is not None:
+        told = _read_model(project, weights) if wants_model else \
+            _adopt_record(project, weights, path, config, given)
+        if config.EVAL and (count := count_outputs(weights, project)):
+            told.setdefault('MODEL.NUM_CLASSES', count)
+    channels = told.get('DATA.IMAGE_CHANNELS', config.DATA.IMAGE_CHANNELS)
+    return told | {key: value for key, value in stated.items()  # a number for each channel
+                   if not isinstance(value, list) or len(value) == channels}
+
+
+def list_own_options(project: Project) -> set[str]:
+    """Return the keys of the options that a model directory adds to the shared ones."""
+    return set(list_options(project.options)) - set(list_options(Options))
+
+
+def _read_model(project, weights):
+    """Return {key: value} of the model that weights are of: as recorded, or as the tensors tell."""
+    recorded = _list_recorded(project, weights)
+    if recorded:
+        keys = ('MODEL.NAME', 'DATA.IMAGE_SIZE', 'DATA.IMAGE_CHANNELS')
+        return recorded | {key: weights.options[key] for key in keys if key in weights.options}
+    if project.read_options is None:
+        raise UserError(f'{weights.path} does not say which model it is of; name its yaml file, '
+                        f'such as -cfg=configs/{project.example_configs[1]}.yaml.')
+    return project.read_options(weights)
+
+
+def _adopt_record(project, weights, path, config, given):
+    """Return {key: value} of the recorded model for the keys that nobody has set, said in a line.
+
+    Nothing where a key that somebody has set is another one: the difference is refused where the
+    weights are loaded, naming both.
+    """
+    recorded = _list_recorded(project, weights)
+    others = {key for key, value in recorded.items() if value != get_value(config, key)}
+    unset = {key for key in list_unset(project.options, path, recorded) if key not in given}
+    if not others or others - unset:
+        return {}
+    logger.info('As recorded in %s: %s', weights.path,
+                ', '.join(f'{key} {show(recorded[key])}' for key in sorted(others)))
+    return recorded
+
+
+def _list_recorded(project, weights):
+    """Return {key: value} of the options of the model alone that a checkpoint records."""
+    kind = weights.options.get('MODEL.TYPE')
+    if kind != project.get_config().MODEL.TYPE:
+        return {}
+    return {key: weights.options[key] for key in list_own_options(project)
+            if key.startswith('MODEL.') and key in weights.options and key not in INIT_ONLY}
 
 
 def expand_home(argument: str) -> str:

@@ -155,9 +155,11 @@ class Options:
                                   help='start with a faster average')
         SMOOTHING = Option(0.0, at_least=0, at_most=1, help='label smoothing')
         CLASS_WEIGHTS = Option(None, kind=list, each=float, at_least=0, also=(['balanced'],),
-                               help='one factor a class, or ["balanced"]')
+                               help='one factor a class, or balanced: by the number of its images')
         EARLY_STOP_EPOCHS = Option(None, kind=int, above=0,
                                    help='stop after so many validations without a new best')
+        EARLY_STOP_STEPS = Option(None, kind=int, above=0,
+                                  help='stop after so many updates without a new best')
 
         class LR_SCHEDULER:
             NAME = Option('cosine', help='shape of the decay after the warmup',
@@ -241,6 +243,8 @@ class Options:
     KEEP = Option(2, at_least=0, help='checkpoints kept beside the best and the last')
     REPORT_FREQ = Option(50, above=0, help='updates between reports')
     VALIDATE_FREQ = Option(1, above=0, help='epochs between validations')
+    BEST_OF_EQUALS = Option('first', choices=('first', 'last'),
+                            help='which of equally good validations is the best')
     SEED = Option(0, at_least=0, at_most=2 ** 63 - 1, flag='seed',
                   help='seed of initialisation, order, augmentation and dropout')
     EVAL = Option(False, flag='eval', help='evaluate and stop')

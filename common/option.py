@@ -94,6 +94,8 @@ class Option:
             value = parse(value)            # yaml reads 1e-6 as text
             if value is None and self.kind is not None:
                 return None
+        if wanted is list and isinstance(value, str) and [value] in self.also:
+            value = [value]                 # a word in place of the list
         if wanted is list and isinstance(value, (list, tuple)):
             value = [self._convert_item(item) for item in value]
         if wanted is float and type(value) is int and value.bit_length() < 1024:

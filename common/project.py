@@ -116,7 +116,8 @@ class Project:
     out}. fixed_options: what weights are trained
     for and shapes do not show, beside heads and pooling: a contradiction is refused. read_options:
     (Weights) -> {key: value} of the model that a file is of, for commands without a yaml file;
-    None: they need one.
+    None: they need one. choose_small: (pixels of the pictures' shorter side) -> {key: value} of a
+    small model to train from scratch on few pictures; None: there is none.
     describe_shape: ({name: shape}) -> "vit_base_patch16 (embed_dim 768, depth 12)", for messages.
 
     build_loss: (config, criterion) -> compute_loss(model, images, targets), which returns a
@@ -145,6 +146,7 @@ class Project:
     fixed_options: tuple[str, ...] = ()
     fit_weights: Callable[[dict[str, Tensor], dict[str, list]], dict[str, str]] = fit_nothing
     read_options: Callable[[Weights], dict[str, Any]] | None = None
+    choose_small: Callable[[int], dict[str, Any]] | None = None
     describe_shape: Callable[[dict[str, list]], str] | None = None
 
     build_loss: Callable[[CfgNode, Callable], ComputeLoss] = build_default_loss

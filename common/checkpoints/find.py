@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from common.checkpoints.content import describe
 from common.errors import UserError
+from common.weights.registry import RUN_WORDS, find_in_run
 from common.weights.trailer import CheckpointError, read_summary, verify_checkpoint
 
 BEST = 'best.pdparams'
@@ -57,10 +58,11 @@ def find_resume(target: str, run_parent: str, model_name: str | None = None,
                 logger: logging.Logger | None = None) -> str | None:
     """Return the path of the checkpoint that `-resume=target` means, or None.
 
-    target: a file, with or without .pdparams; a run directory: its newest that verifies;
-    or "auto": the newest that verifies among the run directories in `run_parent` that
-    belong to `model_name`, None if there is none. Says which was taken, and which newer
-    ones were passed over and why. Raises UserError if a path leads to no good checkpoint.
+    target: a file, with or without .pdparams; a run directory: its newest that verifies; one of
+    registry.RUN_WORDS, such as RUN/last; or "auto": the newest that verifies among the run
+    directories in `run_parent` that belong to `model_name`, None if there is none. Says which was
+    taken, and which newer ones were passed over and why. Raises UserError if a path leads to no
+    good checkpoint.
     """
     logger = logger or logging.getLogger(__name__)
     if target == 'auto':
@@ -74,10 +76,37 @@ def find_resume(target: str, run_parent: str, model_name: str | None = None,
         if path is None:
             raise UserError(f'-resume: the folder {target} has no good checkpoint.')
         return path
-    for path in (target, f'{target}.pdparams'):
-        if os.path.isfile(path):
+    for path in (target, f'{target}.pdparams', find_word(target, run_parent)):
+        if path and os.path.isfile(path):
             return path
     raise UserError(f'-resume: there is no file or folder {target}, nor {target}.pdparams.')
+
+
+def find_run_config(target: str, run_parent: str) -> str | None:
+    """Return the config.yaml of the run that `-resume=target` means; None where there is none.
+
+    target, run_parent: see find_resume. "auto" means the run that was saved last.
+    """
+    folders = [target, os.path.dirname(os.path.abspath(find_word(target, run_parent) or target))]
+    if target == 'auto':
+        folders = sorted(_list_run_directories(run_parent), key=_find_last_save, reverse=True)
+    for folder in folders:
+        path = os.path.join(folder, 'config.yaml')
+        if os.path.isfile(path) and (target != 'auto' or _find_last_save(folder)):
+            return path
+    return None
+
+
+def find_word(target: str, run_parent: str) -> str | None:
+    """Return the checkpoint that a target such as RUN/last or "latest" stands for, or None."""
+    folder, word = os.path.split(target)
+    return find_in_run(folder or run_parent, RUN_WORDS[word]) if word in RUN_WORDS else None
+
+
+def _find_last_save(folder):
+    """Return when a run was saved last, 0 for a folder without a last checkpoint."""
+    path = os.path.join(folder, LAST)
+    return os.path.getmtime(path) if os.path.isfile(path) else 0.0
 
 
 def _list_run_directories(run_parent):

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from common.data.images import show_path
 from common.errors import UserError
 
+IMAGENET = 'imagenet2012'
 IMAGENET_CLASSES = 1000
-IMAGENET_IDS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets',
-                            'imagenet_ids.txt')
+ANY_LABEL = 2 ** 31 - 1         # a number of classes that no label exceeds
+ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets')
+# Files in ASSETS with the names of the classes, by their number.
+KNOWN_NAMES = {IMAGENET_CLASSES: 'imagenet_names.txt', 21_843: 'imagenet21k_names.txt'}
 
 
 def read_class_names(path: str) -> list[str]:
@@ -108,8 +111,23 @@ def list_known_names(recorded: Sequence[str] | None, num_classes: int,
 @functools.cache
 def read_imagenet_ids() -> tuple[str, ...]:
     """Return the WordNet ids of ImageNet's classes (ILSVRC 2012), in the order of their labels."""
-    with open(IMAGENET_IDS, encoding='ascii') as file:
+    with open(os.path.join(ASSETS, 'imagenet_ids.txt'), encoding='ascii') as file:
         return tuple(file.read().split())
+
+
+@functools.cache
+def read_imagenet_names(num_classes: int) -> tuple[str, ...] | None:
+    """Return the English names of ImageNet's 1,000 or ImageNet-21k's 21,843 classes, else None."""
+    if num_classes not in KNOWN_NAMES:
+        return None
+    with open(os.path.join(ASSETS, KNOWN_NAMES[num_classes]), encoding='ascii') as file:
+        return tuple(file.read().splitlines())
+
+
+def translate_ids(names: Sequence[str]) -> list[str]:
+    """Return class names in English where all of them are WordNet ids of ImageNet's classes."""
+    english = dict(zip(read_imagenet_ids(), read_imagenet_names(IMAGENET_CLASSES)))
+    return [english[name] for name in names] if set(names) <= set(english) else list(names)
 
 
 def _list_names(names):

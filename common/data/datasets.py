@@ -9,6 +9,7 @@ DATASETS.
 """
 
 import logging
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +19,15 @@ import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.data.classes import match_classes, read_class_names, rename_classes
+from common.data.classes import ANY_LABEL, IMAGENET, match_classes, read_class_names, rename_classes
 from common.data.digits import load_digits_rgb
 from common.data.images import ImageError
-from common.data.lists import LIST_NAMES
+from common.data.lists import LABELS_NAME, LIST_NAMES
 from common.data.parts import Labelled, join_parts
 from common.data.pixels import to_array
 from common.data.readers import FileReader, Reader
 from common.data.table import SampleTable, choose_part
-from common.data.trees import Tree, open_tree
+from common.data.trees import FolderTree, Tree, open_tree
 from common.errors import UserError, suggest
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,36 @@ def open_dataset(config: CfgNode, is_train: bool) -> 'Dataset':
                              f'DATA.LABELS {config.DATA.LABELS}')
     _check_classes(dataset, config)
     return dataset
+
+
+def count_classes(config: CfgNode) -> int | None:
+    """Return how many classes the training data has; None where it cannot be told.
+
+    What is called ImageNet has 1,000, of which a part may be at hand. Data that cannot be read is
+    left to whoever opens it to say.
+    """
+    data = config.DATA
+    if data.DATASET == IMAGENET or data.DATASET not in DATASETS:
+        return None
+    if data.DATASET in KNOWN_COUNTS:
+        return KNOWN_COUNTS[data.DATASET]
+    relaxed = config.clone()
+    relaxed.defrost()
+    relaxed.MODEL.NUM_CLASSES = ANY_LABEL
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)       # what it says of files is said when the run opens them
+    try:
+        if data.LABELS:
+            return len(read_class_names(data.LABELS))
+        if DATASETS[data.DATASET] is build_files:
+            tree = open_tree(data.DATA_PATH)
+            if not tree.has_list('train') and not tree.has_list('val'):     # without every name
+                return len(tree.scan_classes('train' if tree.has_folder('train') else '')) or None
+        return open_dataset(relaxed, is_train=True).num_classes
+    except UserError:
+        return None
+    finally:
+        logging.disable(level)
 
 
 class Dataset:
@@ -237,15 +268,30 @@ def build_files(config: CfgNode, is_train: bool) -> StoredDataset:
     part, other = ('train', 'val') if is_train else ('val', 'train')
     if tree.has_list(part):
         reader = tree.read_list(part, config.MODEL.NUM_CLASSES)
+        names = _read_names_beside(tree, reader)
         if is_train and config.DATA.VAL_FRACTION > 0 and not tree.has_list(other):
-            return _split(config, is_train, reader)
-        return StoredDataset(read_settings(config, is_train), reader)
+            return _split(config, is_train, reader, names)
+        return StoredDataset(read_settings(config, is_train), reader, names)
     if tree.has_list(other) and not is_train and config.DATA.VAL_FRACTION > 0:
-        return _split(config, is_train, tree.read_list(other, config.MODEL.NUM_CLASSES))
+        reader = tree.read_list(other, config.MODEL.NUM_CLASSES)
+        return _split(config, is_train, reader, _read_names_beside(tree, reader))
     if tree.has_list(other):        # its labels need not be the order of the folders
         raise UserError(f'There is no {tree.describe(LIST_NAMES[is_train])}, although there is '
                         f'{tree.describe(LIST_NAMES[not is_train])}.')
     return build_folders(config, is_train, tree)
+
+
+def _read_names_beside(tree: Tree, reader: Reader) -> list[str] | None:
+    """Return the class names of the labels.txt beside list files, which check_data.py writes."""
+    path = os.path.join(tree.root, LABELS_NAME) if isinstance(tree, FolderTree) else ''
+    if not os.path.isfile(path):
+        return None
+    names, needed = read_class_names(path), int(reader.table.labels.max()) + 1
+    if len(names) < needed:
+        logger.warning('Not used: %s has %d names, and the lists have labels up to %d', path,
+                       len(names), needed - 1)
+        return None
+    return names
 
 
 def build_folders(config: CfgNode, is_train: bool, tree: Tree) -> StoredDataset:
@@ -349,6 +395,10 @@ DATASETS = {
     'fashion_mnist': build_idx,
     'digits': build_digits,
 }
+
+
+# Classes of the sets that have always the same.
+KNOWN_COUNTS = {'cifar10': 10, 'cifar100': 100, 'mnist': 10, 'fashion_mnist': 10, 'digits': 10}
 
 
 def _split(config, is_train, reader, class_names=None):

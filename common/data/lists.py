@@ -20,6 +20,8 @@ from common.errors import UserError
 logger = logging.getLogger(__name__)
 
 LIST_NAMES = {True: 'train_list.txt', False: 'val_list.txt'}    # by is_train
+LABELS_NAME = 'labels.txt'      # class names beside the lists, one a line
+
 
 def read_list(source: str, root: str, num_classes: int) -> ListedReader:
     """Read a list file. Raises UserError naming the line.

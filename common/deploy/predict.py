@@ -274,6 +274,7 @@ class CsvWriter:
 
 WRITERS: dict[str, type[TableWriter | JsonWriter | CsvWriter]] = {
     'table': TableWriter, 'jsonl': JsonWriter, 'csv': CsvWriter}
+ENDINGS = {'.jsonl': 'jsonl', '.json': 'jsonl', '.csv': 'csv'}      # of -output: its format
 
 
 def open_output(path: str | None) -> AbstractContextManager[TextIO]:
@@ -317,14 +318,17 @@ def _parse(project, argv):
     parser.add_flag('precision', choices=PRECISIONS, default='',
                     help='of an exported model\'s arithmetic (default: what it was exported for)')
     parser.add_flag('topk', type=int, default=5, metavar='N', help='classes a picture (default: 5)')
-    parser.add_flag('format', choices=tuple(WRITERS), default='table',
-                    help='of the output (default: table)')
+    parser.add_flag('format', choices=tuple(WRITERS),
+                    help='of the output (default: by the ending of -output, else table)')
     parser.add_flag('output', metavar='FILE', help='default: the standard output')
     parser.add_flag('save_dir', metavar='DIR', help='write each picture, with its labels, here')
     parser.add_flag('batch_size', type=int, default=16, metavar='N',
                     help='pictures computed at once (default: 16)')
     parser.check_names(argv)
     arguments = parser.parse_args(argv)
+    if arguments.format is None:
+        ending = os.path.splitext(arguments.output or '')[1].lower()
+        arguments.format = ENDINGS.get(ending, 'table')
     for name in ('topk', 'batch_size'):
         if getattr(arguments, name) < 1:
             raise UserError(f'-{name} must be 1 or more, not {getattr(arguments, name)}.')

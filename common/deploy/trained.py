@@ -4,6 +4,7 @@ Checkpoints written here record all of these, so that they need no yaml; for oth
 the config says what the file does not.
 """
 
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -15,8 +16,14 @@ from yacs.config import CfgNode
 
 from common.checkpoints.record import FIELDS
 from common.cli import FlagParser, add_option_flag, build_config, find_config, list_flags
-from common.config import read_dump
-from common.data.classes import read_class_names, rename_classes
+from common.config import Options, read_dump
+from common.data.classes import (
+    IMAGENET,
+    read_class_names,
+    read_imagenet_names,
+    rename_classes,
+    translate_ids,
+)
 from common.data.preprocessing import (
     Preprocessing,
     check_channels,
@@ -29,7 +36,10 @@ from common.machine.device import choose_device
 from common.project import Project
 from common.weights import load_from_config
 from common.weights.containers import open_container
+from common.weights.read import read_names
 from common.weights.registry import resolve
+
+logger = logging.getLogger(__name__)
 
 # The options that every script which uses a trained model takes as flags.
 FLAGS = {key: option for key, option in list_flags().items()
@@ -90,7 +100,10 @@ def load_trained(project: Project, arguments: Any) -> Trained:
     flags = {**options, 'EVAL': True, **list_recorded_options(recorded.get('preprocessing', {})),
              **given}
     config = build_config(project, path, flags, arguments.opts)
-    names = choose_class_names(recorded.get('class_names'), config, arguments)
+    names = recorded.get('class_names')
+    if 'config' not in recorded and names and len(names) != config.MODEL.NUM_CLASSES:
+        names = None                # what lies beside other people's weights may be of another head
+    names = choose_class_names(names, config, arguments)
     preprocessing = read_preprocessing(config, names)
     check_channels(preprocessing)
     paddle.set_device(choose_device(config.DEVICE))
@@ -109,6 +122,8 @@ def choose_class_names(recorded: list[str] | None, config: Any, arguments: Any
     """
     names, source = recorded, arguments.pretrained
     labels = config.DATA.LABELS
+    if not labels and not arguments.labels:
+        names = find_shown_names(recorded, config)
     if labels and (recorded is None or os.path.exists(labels) or 'DATA.LABELS' in arguments.opts):
         names, source = rename_classes(recorded, read_class_names(labels), labels), labels
     if arguments.labels:
@@ -118,17 +133,33 @@ def choose_class_names(recorded: list[str] | None, config: Any, arguments: Any
     return names
 
 
+def find_shown_names(recorded: list[str] | None, config: Any) -> list[str] | None:
+    """Return the names to show for classes that no labels file names; None: their numbers.
+
+    WordNet ids are translated. Weights that record no names are ImageNet's, by the number of
+    their classes, unless they were trained here on something else.
+    """
+    if recorded is not None:
+        return translate_ids(recorded)
+    names = read_imagenet_names(config.MODEL.NUM_CLASSES)
+    if names is None or config.DATA.DATASET not in (IMAGENET, Options.DATA.DATASET.default):
+        return None
+    logger.info('The weights do not name their %s classes: they are taken for those of ImageNet '
+                '(-labels=FILE for others).', f'{len(names):,}')
+    return list(names)
+
+
 def read_record(source: str, project: Project | None = None) -> dict[str, Any]:
     """Return what a checkpoint records beside its weights, without the fields that are not right.
 
     Of RECORDED: config, preprocessing, class_names, the best validation, how far it had come.
     """
-    tree = open_container(resolve(source, project)).tree
+    container = open_container(resolve(source, project))
+    tree, names = container.tree, read_names(container)
     record = {key: tree[key] for key in RECORDED
               if tree.get(key) is not None and FIELDS[key][0](tree[key])}
-    if 'class_names' in record:
-        record['class_names'] = [str(name) for name in record['class_names']]
-    return record
+    record.pop('class_names', None)
+    return record if names is None else record | {'class_names': names}
 
 
 def _choose_config(project, arguments, recorded):
@@ -139,10 +170,7 @@ def _choose_config(project, arguments, recorded):
     if arguments.cfg:
         return find_config(arguments.cfg, project.folder), {}
     if 'config' not in recorded:
-        if project.read_options is not None:            # the weights themselves tell
-            return None, {}
-        raise UserError(f'{arguments.pretrained} does not say which model it is of; name its yaml '
-                        f'file, such as -cfg=configs/{project.example_configs[1]}.yaml.')
+        return None, {}                                 # the weights themselves tell
     source = arguments.pretrained
     options = read_dump(recorded['config'], f'The config recorded in {source}')
     found, wanted = options.get('MODEL.TYPE'), project.get_config().MODEL.TYPE

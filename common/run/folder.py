@@ -11,17 +11,19 @@ from common.run.lock import RunLock, choose_alone, refuse_running
 from common.run.log import make_run_folder
 
 
-def choose_folder(config: CfgNode) -> tuple[str, str | None, RunLock | None]:
+def choose_folder(config: CfgNode, given: str | None = None
+                  ) -> tuple[str, str | None, RunLock | None]:
     """Return (run folder, checkpoint to resume from or None, lock), as rank 0 finds them.
 
     -resume=auto continues in the folder of the run that was interrupted; -resume=PATH
-    begins a new one. Rank 0 holds the lock of a training run's folder. Raises UserError on
-    every rank.
+    begins a new one. given: a folder that is made already. Rank 0 holds the lock of a training
+    run's folder. Raises UserError on every rank.
     """
     found, lock = ['', '', ''], None
     if get_rank() == 0:
         try:
-            folder, resume_path, lock = _choose(config)
+            folder, resume_path, lock = _choose(config) if given is None else \
+                (given, None, _lock(given, config.MODEL.NAME))
             found = [folder, resume_path or '', '']
         except UserError as error:
             found[2] = str(error)

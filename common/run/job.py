@@ -4,6 +4,7 @@ import logging
 import zlib
 from dataclasses import dataclass
 
+import numpy as np
 import paddle
 from yacs.config import CfgNode
 
@@ -17,7 +18,7 @@ from common.machine.distributed import agree_on, get_rank, get_world_size
 from common.project import Project
 from common.run.announce import log_start
 from common.run.folder import choose_folder
-from common.run.log import build_run_log, discard_run_folder, start_logging
+from common.run.log import RunLog, build_run_log, discard_run_folder, start_logging
 from common.run.records import match_evaluated
 from common.run.training import run_training
 from common.run.validation import build_validator
@@ -29,15 +30,16 @@ from common.weights import load_from_config
 logger = logging.getLogger(__name__)
 
 
-def run(project: Project, config: CfgNode) -> None:
+def run(project: Project, config: CfgNode, folder: str | None = None) -> None:
     """Train or evaluate in this process, which may be one of several.
 
-    Distributed initialisation is done.
+    Distributed initialisation is done. folder: of the run; None: a new one, or that of the run
+    that is continued.
     """
     device = choose_device(config.DEVICE)
     paddle.set_device(device)
     start_logging(quiet=get_rank() > 0)
-    folder, resume_path, lock = choose_folder(config)
+    folder, resume_path, lock = choose_folder(config, folder)
     start_logging(folder if get_rank() == 0 else None, quiet=get_rank() > 0)
     log_start(project, config, device, folder)
     agree_on('the config', zlib.crc32(dump_config(config).encode()))
@@ -111,6 +113,25 @@ def open_dataset(project: Project, config: CfgNode, is_train: bool) -> Dataset:
     logger.info('Data: %s', dataset.describe())
     agree_on('the data set', dataset.checksum())
     return dataset
+
+
+def evaluate_checkpoint(project: Project, config: CfgNode, path: str, folder: str
+                        ) -> tuple[np.ndarray, Dataset]:
+    """Evaluate a checkpoint of a run on its validation data, and write the reports to `folder`.
+
+    Returns (samples, the data): see Predictions.gather.
+    """
+    config = config.clone()
+    config.defrost()
+    config.EVAL, config.MODEL.PRETRAINED = True, path
+    config.freeze()
+    job = build_job(project, config, choose_device(config.DEVICE), folder, None)
+    match_evaluated(load_from_config(job.model, config), job.dataset_val, config.MODEL.NUM_CLASSES)
+    validator = build_validator(job, job.model, RunLog(None), StopRequest(()))
+    with job.watchdog:
+        validator.validate()
+        validator.report_mistakes(folder, config.MODEL.NUM_CLASSES)
+    return validator.predictions.gather(), job.dataset_val
 
 
 def run_evaluation(job: Job) -> None:

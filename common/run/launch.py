@@ -32,6 +32,7 @@ from common.machine.distributed import is_launched
 from common.machine.noise import drop_remarks
 from common.project import Project
 from common.run.job import run
+from common.run.log import hold_log
 from common.training.stopping import SIGNALS
 
 GRACE_SECONDS = 10          # for the other processes to end, after one has failed
@@ -64,7 +65,8 @@ def run_multi(project: Project, argv: list[str] | None = None) -> int:
 
 
 def _run_single(project, argv):
-    config = parse_command_line(project, argv, 'main_single_gpu.py')
+    hold_log()
+    config = parse_command_line(project, argv, 'main_single_gpu.py', needs_model=True)
     if is_launched() and int(os.environ['PADDLE_TRAINERS_NUM']) > 1:
         raise UserError('main_single_gpu.py is one process; under paddle.distributed.launch use '
                         'main_multi_gpu.py.')
@@ -75,7 +77,8 @@ def _run_single(project, argv):
 
 
 def _run_multi(project, argv):
-    config = parse_command_line(project, argv, 'main_multi_gpu.py')
+    hold_log()
+    config = parse_command_line(project, argv, 'main_multi_gpu.py', needs_model=True)
     if is_launched():
         if _is_child_of_launcher():
             _end_with_parent()
@@ -249,7 +252,8 @@ def _work(project, argv):
     _end_with_parent()
 
     def join_and_run(project, argv):
-        config = parse_command_line(project, argv, 'main_multi_gpu.py')
+        hold_log()
+        config = parse_command_line(project, argv, 'main_multi_gpu.py', needs_model=True)
         join_processes(config.DEVICE)
         run(project, config)
 

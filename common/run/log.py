@@ -23,6 +23,9 @@ from common.terminal import is_terminal, paint
 LOGGER_NAME = 'common'          # every module's logger is below it
 BAR = 'The progress bar'
 COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
+# What a run folder holds before there are results.
+FIRST_FILES = {'log.txt', 'config.yaml', 'run.lock', 'pictures.csv', 'labels.txt', 'left_out.csv',
+               'augmented.png'}
 logger = logging.getLogger(LOGGER_NAME)
 
 _BAR_FORMAT = ('{{desc}} {{percentage:3.0f}}%|{{bar}}| {unit} {{n_fmt}}/{{total_fmt}}, '
@@ -83,15 +86,30 @@ class _FileHandler(logging.Handler):
         super().close()
 
 
+class _HoldingHandler(MemoryHandler):
+    """Keeps what nobody has seen yet."""
+
+    def __init__(self) -> None:
+        super().__init__(capacity=1000, flushLevel=logging.CRITICAL + 1)
+
+
+def hold_log() -> None:
+    """Keep what is logged until start_logging, which shows it: before it is known who runs."""
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_HoldingHandler())
+
+
 def start_logging(folder: str | None = None, quiet: bool = False) -> None:
     """Send the project's log to the terminal, and to `folder`/log.txt.
 
     quiet: only warnings and errors (the ranks above 0, which have no folder). What is
     logged while there is no folder yet goes to its log.txt when there is one.
     """
-    early = []
+    early, unseen = [], []
     for handler in list(logger.handlers):
-        early += getattr(handler, 'buffer', [])
+        kept = unseen if isinstance(handler, _HoldingHandler) else early
+        kept += getattr(handler, 'buffer', [])
         logger.removeHandler(handler)
         handler.close()
     logger.propagate = False
@@ -104,9 +122,11 @@ def start_logging(folder: str | None = None, quiet: bool = False) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%m-%d %H:%M:%S'))
         logger.addHandler(handler)
-    if folder is not None:
-        for record in early:
-            handlers[-1].handle(record)
+    for record in early:
+        handlers[-1].handle(record)
+    for record in unseen:
+        if record.levelno >= logger.level:
+            logger.callHandlers(record)
 
 
 def make_run_folder(config: CfgNode) -> str:
@@ -128,8 +148,8 @@ def make_run_folder(config: CfgNode) -> str:
 
 
 def discard_run_folder(folder: str) -> None:
-    """Remove the folder of a run that ended before it had results: a log and a config only."""
-    if set(os.listdir(folder)) <= {'log.txt', 'config.yaml', 'run.lock'}:
+    """Remove the folder of a run that ended before it had results: none but FIRST_FILES."""
+    if set(os.listdir(folder)) <= FIRST_FILES:
         start_logging()                     # closes log.txt
         shutil.rmtree(folder)
 

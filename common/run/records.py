@@ -11,7 +11,12 @@ import numpy as np
 from yacs.config import CfgNode
 
 from common.config import get_value, read_dump
-from common.data.classes import describe_difference, list_known_names, match_classes
+from common.data.classes import (
+    IMAGENET,
+    describe_difference,
+    list_known_names,
+    match_classes,
+)
 from common.data.datasets import Dataset
 from common.data.images import show_path
 from common.errors import UserError
@@ -23,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Beside a project's fixed options, what the weights are of no use without.
 FIXED = ('MODEL.NUM_HEADS', 'MODEL.POOL', 'DATA.IMAGENET_MEAN', 'DATA.IMAGENET_STD')
-IMAGENET = 'imagenet2012'
 SIZED_FILES = 4096          # whose sizes tell whether files have changed; all would take minutes
 
 

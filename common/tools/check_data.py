@@ -18,6 +18,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from common.cli import FlagParser, find_config
+from common.data.classes import ANY_LABEL
 from common.data.datasets import (
     DATASETS,
     Dataset,
@@ -27,14 +28,13 @@ from common.data.datasets import (
     read_settings,
 )
 from common.data.images import ImageError, show_path
-from common.data.lists import LIST_NAMES, write_list
+from common.data.lists import LABELS_NAME, LIST_NAMES, write_list
 from common.data.readers import ListedReader
 from common.data.trees import FolderTree, open_tree
 from common.errors import UserError, report_errors
 from common.project import Project
 from common.terminal import is_terminal
 
-ANY_LABEL = 2**31 - 1
 SHOWN = 20                  # problems and classes that are printed in full
 BAR_WIDTH = 40
 PARTS = {True: 'train', False: 'val'}       # by is_train
@@ -185,7 +185,7 @@ def write_lists(config: CfgNode) -> None:
         print(f'{path}: {len(datasets[is_train]):,} images')
     if datasets[True].class_names is None:
         return
-    labels = os.path.join(root, 'labels.txt')
+    labels = os.path.join(root, LABELS_NAME)
     try:
         with open(labels, 'w', encoding='utf-8', errors='surrogateescape') as file:
             file.writelines(f'{name}\n' for name in datasets[True].class_names)

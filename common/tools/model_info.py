@@ -10,8 +10,10 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
-from common.cli import FlagParser, find_config
+from common.cli import FlagParser, build_config, find_config
+from common.config import get_value
 from common.errors import report_errors
+from common.option import list_options
 from common.project import Model, Project
 
 
@@ -34,8 +36,14 @@ def measure_config(get_config: Callable[..., CfgNode], build_model: Callable[[Cf
     MODEL.DEPTH: one block and two give them exactly, without the time and the
     memory that all the weights of a large model take.
     """
-    config = get_config(path)
-    one, two = (measure_model(build_model(get_config(path, opts=['MODEL.DEPTH', str(depth)])),
+    return measure_options(lambda opts: get_config(path, opts=opts), build_model)
+
+
+def measure_options(load: Callable[[list[str]], CfgNode],
+                    build_model: Callable[[CfgNode], Model]) -> ModelInfo:
+    """Return the ModelInfo of the config that load(opts) gives: see measure_config."""
+    config = load([])
+    one, two = (measure_model(build_model(load(['MODEL.DEPTH', str(depth)])),
                               config.DATA.IMAGE_CHANNELS, config.DATA.IMAGE_SIZE)
                 for depth in (1, 2))
     counts = [first + (config.MODEL.DEPTH - 1) * (second - first)
@@ -93,7 +101,18 @@ def _run(project, argv):
                     'leaves out what belongs to no layer (class token, position embedding), as '
                     'paddle.flops and PaddleViT\'s tables do.')
     parser.add_flag('cfg', metavar='FILE', help='only this yaml file')
+    parser.add_flag('pretrained', metavar='X', help='only the model that these weights are of')
     options = parser.parse_args(argv)
+    if options.pretrained:
+        flags = {'MODEL.PRETRAINED': options.pretrained, 'EVAL': True}
+        path = find_config(options.cfg, project.folder) if options.cfg else None
+        config = build_config(project, path, flags, [])
+        known = {key: get_value(config, key) for key in list_options(project.options)}
+        del known['BASE']
+        infos = [measure_options(lambda opts: project.get_config(flags=known, opts=opts),
+                                 project.build_model)]
+        print('\n'.join(format_table(infos)))
+        return
     if options.cfg:
         paths = [find_config(options.cfg, project.folder)]
     else:

@@ -104,6 +104,12 @@ def write_report(folder: str, samples: np.ndarray, dataset: 'Dataset', num_class
     with go_on('mistakes.csv'):
         _write_csv(folder, 'mistakes.csv', MISTAKE_COLUMNS, _list_mistakes(samples, names, dataset))
     seen = np.flatnonzero(images)
+    if len(seen) > 1 and np.count_nonzero(guesses) == 1:
+        logger.warning('Every prediction is the class %s: nothing has been learnt but which class '
+                       'is usual. More updates (TRAIN.NUM_STEPS), another rate (TRAIN.BASE_LR) or '
+                       'TRAIN.CLASS_WEIGHTS balanced may help.', names[int(guesses.argmax())])
+    logger.info('Mean accuracy over the classes: %.2f (%d classes with images)',
+                accuracy[seen].mean(), len(seen))
     worst = seen[np.argsort(accuracy[seen], kind='stable')][:3]
     logger.info('Lowest accuracy: %s. Each class in per_class.csv, the worst mistakes in '
                 'mistakes.csv.',

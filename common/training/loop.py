@@ -59,6 +59,8 @@ class LoopOptions:
     validate_every: int = 1                 # epochs
     save_every: int = 1                     # epochs
     patience: int | None = None             # validations without a new best before the end
+    patience_updates: int | None = None     # or updates
+    prefers_later: bool = False             # of equally good validations
     save_bad_batch: bool = False            # keep the batch that made the loss not finite
     fast: bool = True                       # gradients averaged by GradientMean's fast way
 
@@ -67,7 +69,8 @@ def read_loop_options(config: CfgNode) -> LoopOptions:
     """Return the LoopOptions of a config tree."""
     return LoopOptions(
         config.SEED, config.TRAIN.GRAD_CLIP, config.REPORT_FREQ, config.VALIDATE_FREQ,
-        config.SAVE_FREQ, config.TRAIN.EARLY_STOP_EPOCHS, config.SAVE_BAD_BATCH, config.FAST)
+        config.SAVE_FREQ, config.TRAIN.EARLY_STOP_EPOCHS, config.TRAIN.EARLY_STOP_STEPS,
+        config.BEST_OF_EQUALS == 'last', config.SAVE_BAD_BATCH, config.FAST)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class TrainSetup:
 
 
 def train(setup: TrainSetup, state: TrainState) -> None:
-    """Train from `state.update` to the end of the plan, or to TRAIN.EARLY_STOP_EPOCHS.
+    """Train from `state.update` to the end of the plan, or to TRAIN.EARLY_STOP_EPOCHS or STEPS.
 
     Raises RunError when a loss or gradient is not finite, and Interrupted after a
     signal, when the state is saved.
@@ -226,8 +229,9 @@ def validate_epoch(setup: TrainSetup, state: TrainState, is_saved: bool) -> None
         if not is_saved:
             setup.saver.save(state, state.epoch_loss, metrics_size=metrics_size)
         raise
-    is_best = acc1 is not None and math.isfinite(acc1) \
-        and (state.best is None or acc1 > state.best['value'])
+    is_best = acc1 is not None and math.isfinite(acc1) and (
+        state.best is None or acc1 > state.best['value']
+        or setup.options.prefers_later and acc1 == state.best['value'])
     if is_best:
         state.best = {'value': acc1, 'epoch': epoch}
     state.awaits_validation = False
@@ -243,11 +247,14 @@ def validate_epoch(setup: TrainSetup, state: TrainState, is_saved: bool) -> None
 
 
 def is_without_progress(state: TrainState, plan: Plan, options: LoopOptions) -> bool:
-    """Whether TRAIN.EARLY_STOP_EPOCHS validations have passed without a new best."""
-    if options.patience is None or state.best is None:
+    """Whether EARLY_STOP_EPOCHS validations, or EARLY_STOP_STEPS updates, brought no new best."""
+    if state.best is None:
         return False
     epochs = plan.count_epochs(state.update) - state.best['epoch']
-    return epochs // options.validate_every >= options.patience
+    if options.patience is not None and epochs // options.validate_every >= options.patience:
+        return True
+    return options.patience_updates is not None \
+        and epochs * plan.updates_per_epoch >= options.patience_updates
 
 
 def report(setup: TrainSetup, state: TrainState, learning_rate: float) -> None:

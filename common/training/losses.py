@@ -25,7 +25,7 @@ def build_criterion(config: CfgNode, class_counts: Counts | None = None,
     """Return the training loss, a function (logits [B, C], targets) -> scalar.
 
     class_counts: training samples of each class, needed for CLASS_WEIGHTS
-    ["balanced"]. soft_targets: targets are float32 distributions [B, C], as Mixup
+    balanced. soft_targets: targets are float32 distributions [B, C], as Mixup
     makes them (it has smoothed them already); otherwise int64 labels [B].
     Raises UserError if the class weights do not fit, or smoothed labels are to be yes or no.
     """
@@ -53,7 +53,7 @@ def compute_class_weights(weights: Sequence | None, num_classes: int,
     if list(weights) == ['balanced']:
         if class_counts is None:
             raise UserError(
-                'TRAIN.CLASS_WEIGHTS ["balanced"] needs the number of samples of each class, '
+                'TRAIN.CLASS_WEIGHTS balanced needs the number of samples of each class, '
                 'which this data set does not give; list the weights instead.')
         counts = [int(count) for count in class_counts]
         if len(counts) != num_classes:
@@ -63,14 +63,14 @@ def compute_class_weights(weights: Sequence | None, num_classes: int,
         empty = [index for index, count in enumerate(counts) if count == 0]
         if empty:
             raise UserError(
-                f'TRAIN.CLASS_WEIGHTS ["balanced"]: class {empty[0]} has no training sample '
+                f'TRAIN.CLASS_WEIGHTS balanced: class {empty[0]} has no training sample '
                 f'({len(empty)} such in all); remove them or list the weights.')
         return [sum(counts) / (num_classes * count) for count in counts]
     for weight in weights:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise UserError(
                 f'TRAIN.CLASS_WEIGHTS: {weight!r} is not a number. '
-                'Give one number a class, or ["balanced"].')
+                'Give one number a class, or balanced.')
         if not (math.isfinite(weight) and weight >= 0):
             raise UserError(f'TRAIN.CLASS_WEIGHTS must be 0 or more and finite, not {weight}.')
     if len(weights) != num_classes:

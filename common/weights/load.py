@@ -224,6 +224,13 @@ def open_weights(source: str | os.PathLike, project: Project) -> Weights:
     return read_weights(resolve(source, project), project=project)
 
 
+def count_outputs(weights: Weights, project: Project) -> int | None:
+    """Return the number of classes that the head in a file has, None for a file without one."""
+    shapes = [tensor.shape for name, tensor in sorted(weights.tensors.items())
+              if name.startswith(project.heads)]
+    return next((shape[-1] for shape in shapes if len(shape) == 2), None)
+
+
 def compare_preprocessing(report: LoadReport, data: Any) -> list[str]:
     """Return lines for the log: the source's preprocessing, and where the config's is another.
 

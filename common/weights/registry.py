@@ -3,9 +3,11 @@
 The names and addresses themselves are the model directories': Project.list_released.
 """
 
+import glob
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import UserError, suggest
@@ -18,6 +20,9 @@ RUN_FILES = ('best.pdparams', 'last.pdparams')      # as common.checkpoints.stor
 # ModelScope keeps copies of these organisations' repositories, under the same names.
 MODELSCOPE = 'https://modelscope.cn/models'
 COPIED = ('timm', 'google', 'facebook')
+# What stands for a checkpoint of a run, behind its folder's name or alone: of the newest run.
+RUN_WORDS = {'best': RUN_FILES[:1], 'last': RUN_FILES[1:], 'latest': RUN_FILES[1:]}
+RUN_PARENT = 'output'           # where runs are made unless -output says otherwise
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +52,9 @@ def resolve(source: str | os.PathLike, project: Project | None = None) -> str:
     """Return the path of a file, a folder, or the weights of a released name (downloaded).
 
     A file's ending .pdparams may be left off, and a run folder stands for its best checkpoint, or
-    its last. project: whose names to know beside those of the
-    model directories next to common/. Raises UserError if there is none.
+    its last; a folder of runs for its newest run. `best`, `last` and `latest`, behind a folder or
+    alone, are RUN_WORDS. project: whose names to know beside those of the model directories next
+    to common/. Raises UserError if there is none.
     """
     source = os.fspath(source)
     if not source:
@@ -58,19 +64,35 @@ def resolve(source: str | os.PathLike, project: Project | None = None) -> str:
             return find_in_run(path) or path
         if os.path.exists(path):
             return path
+    folder, word = os.path.split(os.path.expanduser(source))
+    if word in RUN_WORDS and (found := find_in_run(folder or RUN_PARENT, RUN_WORDS[word])):
+        return found
     released = list_all_released(project)
     if source in released:
         return fetch(source, released[source])
+    if word in RUN_WORDS:
+        raise UserError(f'{source}: there is no such file, and no checkpoint of a run in '
+                        f'{folder or RUN_PARENT}. Give the run folder, as <run folder>/best.')
     near = suggest(source, released)
     hint = near if near.startswith(' Did') else ' "python weights.py list" lists all names.'
     raise UserError(f'{source}: no such file or folder, with or without .pdparams, and no name '
                     f'of released weights.{hint}')
 
 
-def find_in_run(folder: str) -> str | None:
-    """Return the best checkpoint of a run folder, or its last; None for another folder."""
-    paths = (os.path.join(folder, name) for name in RUN_FILES)
-    return next((path for path in paths if os.path.isfile(path)), None)
+def find_in_run(folder: str, names: Sequence[str] = RUN_FILES) -> str | None:
+    """Return a checkpoint of a run folder, or of the newest run in a folder of runs; else None.
+
+    names: of the file, the preferred one first.
+    """
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return path
+    runs = glob.glob(os.path.join(glob.escape(folder), 'train-*', ''))
+    found = [path for run in runs for name in names
+             if os.path.isfile(path := os.path.join(run, name))]
+    newest = max(found, key=os.path.getmtime, default=None)
+    return newest and find_in_run(os.path.dirname(newest), names)
 
 
 def cached_path(name: str, released: Released) -> str | None:

@@ -372,7 +372,7 @@ def test_weights_tell_their_model(name):
 
 
 def test_a_command_without_a_yaml_file_builds_the_model_of_the_weights(tmp_path):
-    config = get_config(path_of('timm_flexivit'))
+    config = get_config(path_of('timm_flexivit'), EVAL=True)
     assert (config.MODEL.EMBED_DIM, config.MODEL.DEPTH, config.MODEL.NUM_HEADS) == (32, 2, 4)
     assert (config.DATA.IMAGE_SIZE, config.MODEL.NUM_CLASSES) == (32, 5)
     config = get_config(path_of('timm_flexivit'), **{'DATA.IMAGE_SIZE': 48, 'MODEL.NUM_CLASSES': 9})

@@ -1,0 +1,99 @@
+"""What a folder of pictures holds: classes, parts, what is left out; nothing is in both parts."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from common.data.survey import count_reasons, survey_folder, write_table
+from common.errors import UserError
+from tests.support.data_folders import make_config, make_folders, make_image
+from tests.support.picture_folders import ODD, add_odd_files, make_digit_folders
+from ViT.project import PROJECT
+
+COUNTS = {0: 72, 1: 25, 6: 6}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = make_digit_folders(tmp_path / 'pictures', COUNTS)
+    add_odd_files(os.path.join(root, 'zero'))
+    return root
+
+
+def test_classes_counts_and_what_is_left_out(folder):
+    survey = survey_folder(folder, 0.2)
+    assert survey.class_names == ['one', 'six', 'zero'] and survey.is_split
+    assert survey.count(True).tolist() == [20, 5, 58]
+    assert survey.count(False).tolist() == [5, 1, 14]
+    assert survey.measure_sides() == (32, 32)
+    reasons = {os.path.basename(path): reason for path, reason in survey.left_out}
+    assert set(reasons) == {*ODD}
+    assert 'empty' in reasons['empty.jpg'] and 'damaged' in reasons['cut.jpg']
+    assert '.txt' in reasons['notes.txt'] and 'the same picture as zero' in reasons['again.png']
+    assert sum(count_reasons(survey.left_out).values()) == 5
+
+
+def test_the_same_pictures_are_held_back_whenever_it_is_asked_again(folder, tmp_path):
+    first = survey_folder(folder, 0.2)
+    shutil.copytree(folder, tmp_path / 'elsewhere')
+    assert survey_folder(tmp_path / 'elsewhere', 0.2).pictures == first.pictures
+    assert survey_folder(folder, 0.5).pictures != first.pictures
+
+
+def test_nothing_is_in_both_parts_whatever_lies_where(tmp_path):
+    """A picture of val/ that lies in train/ too, under another name, is not learnt from."""
+    root = make_folders(tmp_path, per_class=5)
+    shutil.copy(os.path.join(root, 'val/cat/0.jpg'), os.path.join(root, 'train/cat/other.jpg'))
+    survey = survey_folder(root, 0.2)
+    assert not survey.is_split
+    assert [(path, reason) for path, reason in survey.left_out] == [
+        ('train/cat/other.jpg', 'the same picture as val/cat/0.jpg')]
+    assert survey.count(True).tolist() == survey.count(False).tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize('name', ['val', 'validation', 'valid'])
+def test_a_folder_of_validation_pictures_by_its_usual_names(name, tmp_path):
+    make_digit_folders(tmp_path, {0: 6, 1: 6}, part='train')
+    make_digit_folders(tmp_path, {0: 4, 1: 4}, skip=6, part=name)
+    survey = survey_folder(tmp_path, 0.2)
+    assert not survey.is_split and survey.count(False).tolist() == [4, 4]
+
+
+def test_one_picture_of_a_class_is_learnt_from(tmp_path):
+    root = make_digit_folders(tmp_path, {0: 10, 1: 10, 2: 1})
+    survey = survey_folder(root, 0.2)
+    assert survey.count(True).tolist() == [8, 1, 8] and survey.count(False).tolist() == [2, 0, 2]
+
+
+def test_the_table_gives_the_same_parts_to_a_run(folder, tmp_path):
+    survey = survey_folder(folder, 0.2)
+    write_table(survey, tmp_path / 'pictures.csv')
+    (tmp_path / 'labels.txt').write_text(''.join(f'{name}\n' for name in survey.class_names))
+    config = make_config(DATA__DATASET='csv', DATA__DATA_PATH=folder,
+                         DATA__TABLE=str(tmp_path / 'pictures.csv'), MODEL__NUM_CLASSES=3,
+                         DATA__LABELS=str(tmp_path / 'labels.txt'))
+    for is_train in (True, False):
+        dataset = PROJECT.get_dataset(config, is_train)
+        assert dataset.class_names == survey.class_names
+        assert np.bincount(dataset.labels).tolist() == survey.count(is_train).tolist()
+        for index in range(len(dataset)):
+            assert f'/{dataset.class_names[dataset.labels[index]]}/' \
+                in dataset.describe_sample(index)
+
+
+def test_folders_without_classes_are_refused_with_reasons(tmp_path):
+    def refuse(path, text):
+        with pytest.raises(UserError, match=text):
+            survey_folder(path, 0.2)
+
+    refuse(tmp_path / 'nowhere', 'No such folder')
+    refuse(tmp_path, 'no class folders')
+    make_image(tmp_path / 'a.jpg')
+    refuse(tmp_path, 'no class folders, so their classes are unknown')
+    refuse(tmp_path / 'a.jpg', 'Unpack it first')
+    make_image(tmp_path / 'cat' / 'a.jpg')
+    os.mkdir(tmp_path / 'dog')
+    (tmp_path / 'dog' / 'notes.txt').write_text('')
+    refuse(tmp_path, r'1 class folder \(cat\); a classifier needs two.*notes.txt')

@@ -1,0 +1,46 @@
+"""The recipe for few pictures: lengths in updates, batches bounded by the data, rates."""
+
+import pytest
+
+from common.config import Options, load_config
+from common.training.recipe import choose_batch, choose_recipe, choose_updates
+from common.training.schedule import build_plan, build_schedule
+
+
+@pytest.mark.parametrize('pictures, updates', [
+    (3, 500), (19_999, 500), (20_000, 10_000), (499_999, 10_000), (500_000, 20_000)])
+def test_updates_are_bits(pictures, updates):
+    assert choose_updates(pictures) == updates
+    assert choose_recipe([pictures], True)['TRAIN.NUM_STEPS'] == updates
+
+
+@pytest.mark.parametrize('pictures, batch', [(2, 1), (5, 1), (8, 2), (82, 16), (255, 32),
+                                             (256, 64), (10 ** 6, 64)])
+def test_the_batch_is_bounded_by_the_pictures(pictures, batch):
+    assert choose_batch(pictures) == batch <= pictures
+
+
+@pytest.mark.parametrize('counts', [[58, 20, 5], [1, 1], [200] * 10, [30_000, 30_000]])
+@pytest.mark.parametrize('is_pretrained', [True, False])
+def test_a_run_of_it_begins_above_rate_0_and_validates_some_20_times(counts, is_pretrained):
+    config = load_config(Options, flags=choose_recipe(counts, is_pretrained))
+    plan = build_plan(config, sum(counts) // config.DATA.BATCH_SIZE)
+    schedule = build_schedule(config, plan, config.DATA.BATCH_SIZE)
+    assert 0 < schedule(0) < schedule(plan.warmup_updates) == config.TRAIN.BASE_LR
+    validations = plan.total_epochs / config.VALIDATE_FREQ
+    assert 5 <= validations <= 30 or plan.updates_per_epoch > 500
+    assert plan.total_updates > config.TRAIN.EARLY_STOP_STEPS
+
+
+def test_unequal_classes_are_weighted_and_mixup_is_for_many_pictures():
+    assert 'TRAIN.CLASS_WEIGHTS' not in choose_recipe([50, 60, 70], True)
+    assert choose_recipe([58, 20, 5], True)['TRAIN.CLASS_WEIGHTS'] == ['balanced']
+    assert choose_recipe([100] * 10, True)['TRAIN.MIXUP_ALPHA'] == 0
+    assert choose_recipe([3000] * 10, True)['TRAIN.MIXUP_ALPHA'] == 0.1
+
+
+def test_balanced_is_a_word():
+    for opts in (['TRAIN.CLASS_WEIGHTS', 'balanced'], ['TRAIN.CLASS_WEIGHTS', '["balanced"]']):
+        assert load_config(Options, opts=opts).TRAIN.CLASS_WEIGHTS == ['balanced']
+    assert load_config(Options, opts=['TRAIN.CLASS_WEIGHTS', '[1, 2]']).TRAIN.CLASS_WEIGHTS \
+        == [1, 2]
