@@ -171,6 +171,8 @@ def resume(state: TrainState, checkpoint: dict, plan: Plan, config: CfgNode) -> 
                                     state.model.get_numerics() if name in saved_numerics})
     except (ValueError, TypeError) as error:
         raise UserError(f'{checkpoint["path"]} cannot be resumed from: {error}.') from None
+    if checkpoint['learning_rate'] is not None:         # which is saved again, if only validated
+        state.optimizer.set_lr(float(checkpoint['learning_rate']))
     state.best = checkpoint['best']
     state.epoch_loss = checkpoint['loss']
     state.awaits_validation = checkpoint['awaits_validation']

@@ -14,7 +14,11 @@ from ViT.config import get_config
 
 def test_a_good_checkpoint_is_resumed_from(tmp_path):
     good = resume_records.save_good(str(tmp_path))
-    assert resume_records.try_resume(good, resume_records.build_state(), get_config()) == ''
+    state = resume_records.build_state()
+    state.optimizer.set_lr(0.5)
+    assert resume_records.try_resume(good, state, get_config()) == ''
+    # A run that has only its last validation to do saves it again.
+    assert state.optimizer.get_lr() == read_checkpoint(good)['learning_rate'] == 0.01
     for _ in resume_records.write_mutants(good, str(tmp_path / 'same.pdparams'), 0):
         raise AssertionError
 
