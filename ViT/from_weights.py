@@ -9,6 +9,8 @@ from common.weights.read import Weights
 
 # Heads of published models by embed_dim, where a file does not say.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
+# What patches of other than four dimensions are made of.
+OTHER_PATCHES = {5: 'videos', 2: 'patches of images of any shape (NaFlex)'}
 IMAGE_SIZE = 224                # of a model without a position table
 
 
@@ -20,6 +22,9 @@ def read_options(weights: Weights) -> dict[str, Any]:
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
     patches = shapes.get('patch_embedding.patch_embedding.weight', [])
     hidden = shapes.get('encoder.layers.0.mlp.fc1.weight', [])
+    if len(patches) in OTHER_PATCHES:
+        raise UserError(f'{weights.path} takes {OTHER_PATCHES[len(patches)]}, which no model here '
+                        'does. Take a model of images of one size.')
     if len(patches) != 4 or len(hidden) != 2:
         raise UserError(_ask(weights))
     embed_dim, channels, _, patch_size = patches

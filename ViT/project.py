@@ -52,6 +52,7 @@ def describe_shape(shapes: dict[str, list]) -> str:
 def fit_weights(tensors: dict[str, Tensor], shapes: dict[str, list]) -> dict[str, str]:
     """Change what a file has to what the model has; return {their name: why it was left out}."""
     use_distillation_token(tensors, shapes)
+    add_head_bias(tensors, shapes)
     return renew_last_norm(tensors, shapes)
 
 
@@ -72,6 +73,14 @@ def renew_last_norm(tensors: dict[str, Tensor], shapes: dict[str, list]) -> dict
         name = ours.replace('weight', kind)
         tensors[name] = Tensor([(name, np.full(shapes[name], start, np.float32))])
     return left_out
+
+
+def add_head_bias(tensors: dict[str, Tensor], shapes: dict[str, list]) -> None:
+    """Give a head that has no bias, such as CLIP's projection, zeros for one."""
+    for head in ('classifier', 'classifier_dist'):
+        weight, bias = tensors.get(f'{head}.weight'), f'{head}.bias'
+        if weight and bias not in tensors and weight.shape == shapes.get(f'{head}.weight'):
+            tensors[bias] = Tensor([(bias, np.zeros(shapes[bias], np.float32))])
 
 
 def use_distillation_token(tensors: dict[str, Tensor], shapes: dict[str, list]) -> None:

@@ -51,7 +51,7 @@ CASES = (
     ('dinov2', 'Dinov2Model', {}, 'tokens'),
     ('dinov2_no_qkv_bias', 'Dinov2Model', {'qkv_bias': False}, 'tokens'),
     ('dinov2_classifier', 'Dinov2ForImageClassification', {}, 'encoder'),
-    ('dinov2_backbone', 'Dinov2Backbone', {}, 'encoder'),
+    ('dinov2_backbone', 'Dinov2Backbone', {}, 'layers'),
     ('dinov2_swiglu', 'Dinov2Model', {'use_swiglu_ffn': True}, 'tokens'),
     ('dinov2_registers', 'Dinov2WithRegistersModel', {}, 'tokens'),
     ('dinov2_registers_classifier', 'Dinov2WithRegistersForImageClassification', {}, 'encoder'),
@@ -147,6 +147,9 @@ def compute(model, config, compared):
         encoder.embeddings.config.mask_ratio = 0.
         order = torch.arange((IMAGE_SIZE // PATCH_SIZE) ** 2)[None].expand(len(images), -1)
         return {'tokens': encoder(images, noise=order).last_hidden_state.numpy()}
+    if compared == 'layers':
+        hidden = model.encoder(model.embeddings(images)).last_hidden_state
+        return {'tokens': model.layernorm(hidden).numpy()}
     encoder = model
     if compared == 'encoder':
         encoder = next(getattr(model, name) for name in (

@@ -32,6 +32,7 @@ def write_all(folder):
     warnings.simplefilter('ignore')
     import mmpretrain
     import mmpretrain.models
+    mend_deit3()
     failed = {}
     configs = os.path.join(os.path.dirname(mmpretrain.__file__), '.mim', 'configs')
     for path in sorted(os.path.join(root, file) for root, _, files in os.walk(configs)
@@ -44,6 +45,19 @@ def write_all(folder):
         if options and options['type'] in BACKBONES:
             failed[name] = attempt(write_case, place, options, head, folder / name)
     return {name: reason for name, reason in failed.items() if reason}
+
+
+def mend_deit3():
+    """Let DeiT3's blocks use their second norm: version 1.2.0 uses the first one twice.
+
+    The weights are Meta's, which were trained with both.
+    """
+    from mmpretrain.models.backbones import deit3
+
+    def forward(block, tokens):
+        tokens = tokens + block.attn(block.ln1(tokens))
+        return block.ffn(block.ln2(tokens), identity=tokens)
+    deit3.DeiT3TransformerEncoderLayer.forward = forward
 
 
 def find_backbone(path):
@@ -60,7 +74,7 @@ def find_backbone(path):
 def shrink(options):
     """Return a backbone's options at our size."""
     small = {key: value for key, value in options.items()
-             if key not in ('init_cfg', 'frozen_stages', 'drop_path_rate', 'data_preprocessor')}
+             if key not in ('init_cfg', 'frozen_stages', 'drop_path_rate', 'pretrained')}
     small |= {'arch': dict(ARCH), 'img_size': IMAGE_SIZE, 'patch_size': PATCH_SIZE}
     if 'out_indices' in small and small['out_indices'] != -1:
         small['out_indices'] = [0, DEPTH - 1]
@@ -75,12 +89,13 @@ def write_case(place, options, head, target):
         options = {**options, 'module': shrink(options['module'])}
     else:
         options = shrink(options)
-    backbone = MODELS.build(options).eval()
+    backbone = MODELS.build(options)
     classifier = None
     if head and head['type'] in ('VisionTransformerClsHead', 'DeiTClsHead', 'LinearClsHead'):
         head = {key: head[key] for key in ('type', 'hidden_dim') if key in head}
-        classifier = MODELS.build({**head, 'num_classes': CLASSES, 'in_channels': WIDTH}).eval()
+        classifier = MODELS.build({**head, 'num_classes': CLASSES, 'in_channels': WIDTH})
     parts = torch.nn.ModuleDict({place: backbone, **({'head': classifier} if classifier else {})})
+    parts.eval()
     randomize(parts)
     target.mkdir(parents=True, exist_ok=True)
     torch.save({'meta': {'epoch': 1}, 'state_dict': parts.state_dict()}, target / 'model.pth')
@@ -93,7 +108,8 @@ def write_case(place, options, head, target):
 def compute(backbone, classifier, images):
     """Return {logits, features or tokens: ndarray}."""
     if type(backbone).__name__ in ('MAEViT', 'MaskFeatViT', 'MILANViT', 'MFFViT'):
-        found = super(type(backbone), backbone).forward(images)
+        from mmpretrain.models.backbones import VisionTransformer
+        found = VisionTransformer.forward(backbone, images)         # without a mask
     else:
         found = backbone(images)
     if classifier is not None:

@@ -76,22 +76,27 @@ def scale_rules(block: str) -> tuple[Rule, ...]:
                  for rule in LAYER_SCALE)
 
 
+OLD_BLOCKS = (
+    *qkv(BLOCK, 'attention.attention', NAMES),
+    *block_rules(BLOCK, attn_norm='layernorm_before', attn__out='attention.output.dense',
+                 mlp_norm='layernorm_after', mlp__fc1='intermediate.dense',
+                 mlp__fc2='output.dense'),
+)
+
 FORMAT = Format(
     name='Hugging Face',
     kinds=('safetensors', 'torch'),
     signature=('embeddings.patch_embeddings.projection.weight',),
     rules=(
         *EMBEDDINGS,
-        *qkv(BLOCK, 'attention.attention', NAMES),
-        *block_rules(BLOCK, attn_norm='layernorm_before', attn__out='attention.output.dense',
-                     mlp_norm='layernorm_after', mlp__fc1='intermediate.dense',
-                     mlp__fc2='output.dense'),
+        *OLD_BLOCKS,
         *qkv(NEW_BLOCK, 'attention', NEW_NAMES),
         *block_rules(NEW_BLOCK, attn_norm='layernorm_before', attn__out='attention.o_proj',
                      mlp_norm='layernorm_after', mlp__fc1='mlp.fc1', mlp__fc2='mlp.fc2'),
         Rule('layernorm.*', 'encoder.encoder_norm.*', PLAIN),
     ),
-    outer=HEADS,
+    # transformers 5 writes MSN's blocks outside its wrapper.
+    outer=(*HEADS, *OLD_BLOCKS),
     # The library's default; config.json has the last word.
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-12},
     position_resize='bicubic',

@@ -53,6 +53,8 @@ FORMAT = Format(
     # CLIP too is computed with MMPretrain's own epsilon, not with OpenAI's.
     numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6, 'pre_logits_activation': 'tanh'},
     position_resize='bicubic',
+    # Image towers of models of images and texts.
+    wrappers=('vision_encoder', 'visual_encoder'),
     ignored=('mask_token',),
     read_record=read_record,
     # CLIP's patches have no bias.

@@ -62,11 +62,11 @@ def split_rows(count: int, most: int,
                grid: tuple[int, int] | None = None) -> tuple[int, tuple[int, int]] | None:
     """Return (rows before the patches, grid) of a position table; None if no number fits.
 
-    count: of all rows. most: tokens before the patches; the last of them may have no row.
-    grid: what the file records; without it a square is looked for, which is what every
-    published checkpoint has.
+    count: of all rows. most: tokens before the patches. In published checkpoints all of them have
+    rows, or those that a head reads, the first one or two, or none. grid: what the file records;
+    without it a square is looked for, which is what every published checkpoint has.
     """
-    for rows in reversed(range(most + 1)):
+    for rows in sorted({most, *range(min(most, 2) + 1)}, reverse=True):
         side = math.isqrt(max(count - rows, 0))
         patches = grid or (side, side)
         if patches[0] and rows + patches[0] * patches[1] == count:

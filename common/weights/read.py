@@ -236,10 +236,13 @@ def _choose_weights(container, use_ema):
 
 
 def _get_tensors(branch):
-    """Return the arrays of a state dict, without what DataParallel and compilers put in front."""
+    """Return the arrays of a state dict, without what DataParallel and compilers put in front.
+
+    Arrays of no numbers are left out: they are what no register tokens are written as.
+    """
     tensors = {}
     for name, value in branch.items():
-        if isinstance(name, str) and isinstance(value, np.ndarray):
+        if isinstance(name, str) and isinstance(value, np.ndarray) and value.size:
             tensors[_WRAPPED.sub('', name)] = value
     return tensors
 

@@ -18,6 +18,7 @@ from common.kernels import install
 from common.weights import describe_numerics, load_pretrained, safetensors_file
 from common.weights.containers import open_container
 from common.weights.load import compare_preprocessing
+from common.weights.positions import split_rows
 from common.weights.preprocessing import read_stated
 from common.weights.read import read_weights
 from tests.support.paths import FIXTURES
@@ -567,3 +568,49 @@ def test_a_norm_behind_the_pooling_begins_anew_with_the_head():
         load_pretrained(build('hub_mocov3_linear', **changes), path_of('hub_mocov3_linear'))
     load_pretrained(build('hub_mocov3_linear', num_classes=9, **changes),
                     path_of('hub_mocov3_linear'))
+
+
+@pytest.mark.parametrize('name', ['hf_clip', 'hf_clip_projection'])
+def test_a_projection_without_a_bias_is_the_head(name):
+    model = build(name, num_classes=open_weights_of(name).tensors['classifier.weight'].shape[1])
+    report = load_pretrained(model, path_of(name))
+    assert report.complete and not model.classifier.bias.numpy().any()
+
+
+def open_weights_of(name):
+    return read_weights(path_of(name), project=PROJECT)
+
+
+@pytest.mark.parametrize('count, most, expected', [
+    (17, 9, (1, (4, 4))),       # eight registers without rows, not eight rows and a 3 x 3 grid
+    (16, 9, (0, (4, 4))), (25, 9, (9, (4, 4))), (18, 3, (2, (4, 4))), (20, 9, None)])
+def test_rows_before_the_patches(count, most, expected):
+    assert split_rows(count, most) == expected
+
+
+def test_blocks_outside_the_wrapper_and_tensors_of_nothing(tmp_path):
+    """As transformers 5 writes a classifier of MSN, and registers that there are none of."""
+    tree = open_container(path_of('hf_msn')).tree
+    prefix = 'vit.' if any(name.startswith('vit.') for name in tree) else ''
+    tensors = {name.removeprefix(prefix): array for name, array in tree.items()}
+    moved = {name if name.startswith(('encoder.', 'classifier.')) else f'vit.{name}': array
+             for name, array in tensors.items()}
+    moved['vit.embeddings.register_tokens'] = np.zeros((1, 0, 32), 'f4')
+    safetensors_file.write(tmp_path / 'model.safetensors', moved, {'format': 'pt'})
+    shutil.copy(os.path.join(os.path.dirname(path_of('hf_msn')), 'ckpt', 'config.json')
+                if os.path.isfile(path_of('hf_msn')) else
+                os.path.join(path_of('hf_msn'), 'config.json'), tmp_path)
+    model, other = build('hf_msn'), build('hf_msn')
+    load_pretrained(other, path_of('hf_msn'))
+    assert load_pretrained(model, tmp_path).missing == load_pretrained(
+        other, path_of('hf_msn')).missing
+    features = [net.forward_head(net.forward_features(make_images(0, 32)), pre_logits=True).numpy()
+                for net in (model, other)]
+    np.testing.assert_array_equal(*features)
+
+
+@pytest.mark.parametrize('shape, reason', [((8, 3, 2, 4, 4), 'videos'), ((8, 48), 'any shape')])
+def test_what_is_no_image_of_one_size_is_named(tmp_path, shape, reason):
+    path = write_bare(tmp_path, {**list_shapes(width=192), 'patch_embed.proj.weight': shape})
+    with pytest.raises(UserError, match=f'a.safetensors takes .*{reason}'):
+        PROJECT.read_options(read_weights(path, project=PROJECT))
