@@ -60,7 +60,7 @@ def create_model(name: str, pretrained: bool | str = False, num_classes: int | N
     if image_size is not None:
         flags['DATA.IMAGE_SIZE'] = image_size
     config = project.get_config(path, flags=flags)
-    source = pretrained
+    source = '' if isinstance(pretrained, bool) else pretrained
     if pretrained is True:
         source = _find_released(project, name)
         if source is None:
@@ -85,7 +85,7 @@ class Classifier:
         source = os.path.expanduser(os.fspath(source))
         if os.path.isfile(os.path.join(source, FILE_NAME)):
             self.preprocessing = load_preprocessing(source)
-            self.predict = engines.load_engine(source, 'auto', 'float32')
+            self.predict: engines.Run = engines.load_engine(source, 'auto', 'float32')
             return
         project = open_weights(source, None).project
         trained = load_trained(project, Namespace(

@@ -59,7 +59,8 @@ class Survey:
     def measure_sides(self) -> tuple[int, int]:
         """Return the median of the pictures' shorter and of their longer sides, in pixels."""
         sides = np.sort([picture.sides for picture in self.pictures], axis=1)
-        return tuple(int(side) for side in np.median(sides, axis=0))
+        shorter, longer = np.median(sides, axis=0)
+        return int(shorter), int(longer)
 
 
 def survey_folder(path: str, val_fraction: float) -> Survey:

@@ -103,7 +103,7 @@ def plan_run(project: Project, survey: Survey, path: str | None, flags: dict[str
             raise UserError('Which model? Name weights (-pretrained=X) or a yaml file (-cfg=FILE).')
         chosen = project.choose_small(survey.measure_sides()[0])
     counts = survey.count(is_train=True)
-    recipe = choose_recipe(counts, bool(config.MODEL.PRETRAINED),
+    recipe = choose_recipe(counts.tolist(), bool(config.MODEL.PRETRAINED),
                            get_value(config, 'MODEL.EMBED_DIM') or WIDE)
     chosen |= {key: value for key, value in recipe.items()
                if path is None or key in list_unset(project.options, path, [key])}
