@@ -32,6 +32,12 @@ from T2T_ViT.token_attention import list_token_modules
 SIZES = {(256, 7): 't2t_vit_7', (256, 10): 't2t_vit_10', (256, 12): 't2t_vit_12',
          (384, 14): 't2t_vit_14', (448, 19): 't2t_vit_19', (512, 24): 't2t_vit_24'}
 
+# One of each kind, for gpu_check.py.
+TINY: dict[str, Any] = {
+    'MODEL.EMBED_DIM': 64, 'MODEL.DEPTH': 2, 'MODEL.NUM_HEADS': 2, 'MODEL.NUM_CLASSES': 10,
+    'MODEL.TOKEN_DIM': 16, 'DATA.IMAGE_SIZE': 64}
+TINY_MODELS = {kind: {**TINY, 'MODEL.TOKEN_TYPE': kind} for kind in ('performer', 'transformer')}
+
 
 def describe_shape(shapes: dict[str, list]) -> str:
     """Return a model's likely name, such as t2t_vit_14, from the shapes of its tensors."""
@@ -73,4 +79,6 @@ PROJECT = Project(
     choose_small=choose_small,
     describe_shape=describe_shape,
     list_token_modules=list_token_modules,
+    tiny_models=TINY_MODELS,
+    timed_configs=('t2t_vit_14',),
 )

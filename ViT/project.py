@@ -35,6 +35,12 @@ from ViT.vit import build_vit
 SIZES = {(192, 12): 'vit_tiny', (384, 12): 'vit_small', (768, 12): 'vit_base',
          (1024, 24): 'vit_large', (1280, 32): 'vit_huge'}
 
+# One of each kind, for gpu_check.py.
+TINY: dict[str, Any] = {
+    'MODEL.EMBED_DIM': 64, 'MODEL.DEPTH': 2, 'MODEL.NUM_HEADS': 2, 'MODEL.NUM_CLASSES': 10,
+    'MODEL.PATCH_SIZE': 8, 'DATA.IMAGE_SIZE': 32}
+TINY_MODELS = {'vit': TINY, 'hybrid': {**TINY, 'MODEL.HYBRID': [1], 'MODEL.HYBRID_WIDTH': 32}}
+
 
 def describe_shape(shapes: dict[str, list]) -> str:
     """Return a model's likely name, such as vit_base_patch16, from the shapes of its tensors."""
@@ -128,4 +134,6 @@ PROJECT = Project(
     choose_small=choose_small,
     describe_shape=describe_shape,
     build_loss=build_loss,
+    tiny_models=TINY_MODELS,
+    timed_configs=('vit_base_patch16_224', 'vit_large_patch16_384'),
 )

@@ -124,6 +124,8 @@ class Project:
     scalar; criterion takes logits and targets. number_layers: (model) -> {parameter: number},
     from 0 to depth + 1, for layer decay and freezing; None: by `model.blocks`.
     list_token_modules: (model) -> TokenModules of a stem that attends too.
+    tiny_models: {name: options}, small models of every kind, which gpu_check.py compares with the
+    CPU. timed_configs: the yaml files whose speed it measures, the first also through the loader.
     """
 
     name: str
@@ -152,6 +154,8 @@ class Project:
     build_loss: Callable[[CfgNode, Callable], ComputeLoss] = build_default_loss
     number_layers: Callable[[Model], dict[str, int]] | None = None
     list_token_modules: Callable[[Model], Sequence[TokenModule]] = list_nothing
+    tiny_models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    timed_configs: tuple[str, ...] = ()
 
     def describe(self, shapes: dict[str, list]) -> str:
         """Return what a model with tensors of these shapes is called."""

@@ -77,9 +77,14 @@ def allow_tf32(allowed: bool, device: str) -> str:
     if not device.startswith('gpu'):
         return f'TF32: {device} has none'
     if not allowed:
-        paddle.base.core.set_cublas_switch(False)
-        paddle.base.core.set_cudnn_switch(False)
+        switch_tf32(False)
     return 'TF32: allowed in float32 products' if allowed else 'TF32: off, float32 is exact'
+
+
+def switch_tf32(allowed: bool) -> None:
+    """Switch TF32 on or off in cuBLAS and cuDNN, for this process."""
+    paddle.base.core.set_cublas_switch(allowed)
+    paddle.base.core.set_cudnn_switch(allowed)
 
 
 def describe_device(wanted: str, device: str) -> str:

@@ -3,9 +3,9 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import numpy as np
 import paddle
@@ -27,7 +27,6 @@ from common.training.stopping import StopRequest, Watchdog, count_updates_to_loo
 
 if TYPE_CHECKING:               # the saver stands on this module
     from common.checkpoints.saver import Saver
-    from common.data.loader import Loader
     from common.run.log import RunLog
 
 logger = logging.getLogger(__name__)
@@ -73,6 +72,16 @@ def read_loop_options(config: CfgNode) -> LoopOptions:
         config.BEST_OF_EQUALS == 'last', config.SAVE_BAD_BATCH, config.FAST)
 
 
+class BatchSource(Protocol):
+    """Where batches come from: common.data.loader.Loader, or a list with these methods."""
+
+    def __iter__(self) -> Iterator: ...
+
+    def describe_workers(self) -> str: ...
+
+    def describe_waiting(self, share: float) -> str: ...
+
+
 @dataclass(frozen=True)
 class TrainSetup:
     """What training is made of, and what stays the same throughout."""
@@ -83,7 +92,7 @@ class TrainSetup:
     precision: Precision
     compute_loss: ComputeLoss       # network, images, targets -> scalar
     prepare: Callable[[tuple, int], tuple]  # loader's batch, its number -> images, targets
-    batches: 'Loader'               # from the state's position to the end of the run
+    batches: BatchSource            # from the state's position to the end of the run
     validate: Callable[[TrainState], float | None]  # -> acc1 in percent, logged; None: no images
     saver: 'Saver'                  # when and where checkpoints are written
     run_log: 'RunLog'

@@ -33,8 +33,12 @@ def build_precision(config: CfgNode, device: str) -> 'Precision':
 
 def is_supported(dtype: str) -> bool:
     """Whether the current device can compute in "float16" or "bfloat16"."""
-    return {'float16': paddle.amp.is_float16_supported,
-            'bfloat16': paddle.amp.is_bfloat16_supported}[dtype]()
+    ask = {'float16': paddle.amp.is_float16_supported,
+           'bfloat16': paddle.amp.is_bfloat16_supported}[dtype]
+    try:
+        return ask()
+    except TypeError:           # Paddle 2.6 cannot be asked about a plug-in's device
+        return False
 
 
 def check_half_precision(dtype: str, device: str) -> None:

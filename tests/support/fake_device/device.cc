@@ -102,6 +102,9 @@ C_Status copy_to_device(const C_Device, void *target, const void *source, size_t
   ++copies_to_device;
   hang_if_asked(size);
   std::memcpy(host_view(target), host_view(source), size);
+  // FAKE_WRONG_BYTES: what is so large or larger arrives with another first number.
+  static const size_t wrong = read_number("FAKE_WRONG_BYTES", SIZE_MAX);
+  if (size >= wrong) *static_cast<float *>(host_view(target)) += 1;
   return C_SUCCESS;
 }
 

@@ -1,0 +1,86 @@
+"""What an update costs beside arithmetic: waits for the device, and operators to start on it."""
+
+import contextlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import paddle
+
+from common.project import FILE_NAME
+
+OWN_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+OWN_FOLDER = os.path.dirname(os.path.abspath(__file__))
+# What reads a tensor's values, or makes a tensor of the host's.
+READING = ('numpy', 'item', 'tolist', '__array__', '__bool__', '__nonzero__', '__int__',
+           '__long__', '__float__', '__index__', '__format__', '__str__')
+
+
+class CopyCounter:
+    """Counts copies between host and device that the program waits for, by source line.
+
+    They are those that Python asks for: a tensor's values that are read, and tensors made of
+    arrays and numbers. What the loader sends ahead is none. `lines`: {"file:line": count}, the
+    innermost line of this project.
+    """
+
+    def __init__(self):
+        self.lines: Counter[str] = Counter()
+        self.is_inside = False          # one call may be made of others
+
+    def __enter__(self):
+        kind = paddle.base.core.eager.Tensor
+        self.undo = [(kind, name, getattr(kind, name)) for name in READING if hasattr(kind, name)]
+        self.undo.append((paddle, 'to_tensor', paddle.to_tensor))
+        for owner, name, function in self.undo:
+            setattr(owner, name, self._count(function, makes=name == 'to_tensor'))
+        return self
+
+    def __exit__(self, *exception):
+        for owner, name, function in self.undo:
+            setattr(owner, name, function)
+
+    def _count(self, function, makes):
+        def call(*arguments, **options):
+            if self.is_inside:
+                return function(*arguments, **options)
+            self.is_inside = True
+            try:
+                result = function(*arguments, **options)
+            finally:
+                self.is_inside = False
+            tensor = result if makes else arguments[0]
+            if not tensor.place.is_cpu_place():
+                self.lines[find_line()] += 1
+            return result
+        return call
+
+
+def find_line() -> str:
+    """Return "file:line" of the innermost caller within this project, this package left out."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = os.path.abspath(frame.f_code.co_filename)
+        if path.startswith(OWN_ROOT + os.sep) and not path.startswith(OWN_FOLDER + os.sep) \
+                and 'site-packages' not in path and os.path.basename(path) != FILE_NAME:
+            return f'{os.path.relpath(path, OWN_ROOT)}:{frame.f_lineno}'
+        frame = frame.f_back
+    return 'elsewhere'
+
+
+@contextlib.contextmanager
+def count_operators() -> Iterator[Counter]:
+    """Within the block operators are counted; at its end the Counter holds {operator: calls}."""
+    core = paddle.base.core
+    counts: Counter[str] = Counter()
+    core.clear_low_precision_op_list()
+    paddle.set_flags({'FLAGS_low_precision_op_list': 1})
+    try:
+        yield counts
+    finally:
+        for name, calls in core.get_low_precision_op_list().items():
+            calls = calls.split(',') if isinstance(calls, str) else calls
+            counts[name] += sum(int(number) for number in calls)
+        paddle.set_flags({'FLAGS_low_precision_op_list': 0})
+        core.clear_low_precision_op_list()

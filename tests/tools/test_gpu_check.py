@@ -1,0 +1,115 @@
+"""gpu_check.py: on the fake accelerator, on a CPU, and what it says of a device that is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from common.device_check.report import (
+    CheckFailed,
+    CheckSkipped,
+    Context,
+    read_rows,
+    run_check,
+    run_checks,
+)
+from common.tools.gpu_check import main
+from tests.support.accelerator import TYPE, build, make_environment
+from tests.support.paths import ROOT
+from ViT.project import PROJECT
+
+
+def check(model, environment, output, *arguments, timeout=900):
+    """Run gpu_check.py of a model directory; return (ended process, record)."""
+    ended = subprocess.run(
+        [sys.executable, 'gpu_check.py', f'-output={output}/record.json', *arguments],
+        cwd=ROOT / model, env=environment, capture_output=True, text=True, timeout=timeout)
+    return ended, json.loads((output / 'record.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def accelerator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('fake_device')
+    build(folder)
+    return folder
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize('model', ['ViT', pytest.param('T2T_ViT', marks=pytest.mark.slow)])
+def test_a_device_that_computes_rightly(accelerator, tmp_path, model):
+    ended, record = check(model, make_environment(accelerator), tmp_path, f'-device={TYPE}',
+                          '-no_speed', '-groups=environment,numerics')
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert record['device'] == f'{TYPE}:0' and record['FAIL'] == 0
+    names = [row['name'] for row in record['rows'] if row['group'] == 'numerics']
+    assert len(names) == 2 * 5          # float32, half precision, and fused attention in it
+    assert {row['outcome'] for row in record['rows']} == {'PASS', 'SKIP'}
+    for row in record['rows']:
+        assert f'{row["outcome"]}  {row["group"]}: {row["name"]}: ' in ended.stdout
+
+
+@pytest.mark.runs
+def test_a_device_that_is_wrong(accelerator, tmp_path):
+    environment = make_environment(accelerator, FAKE_WRONG_BYTES='20000')
+    ended, record = check('ViT', environment, tmp_path, f'-device={TYPE}', '-groups=numerics')
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    failed = [row for row in record['rows'] if row['outcome'] == 'FAIL']
+    assert len(failed) >= 2 and all('; at most' in row['text'] for row in failed)
+
+
+@pytest.mark.slow
+@pytest.mark.runs
+@pytest.mark.parametrize('device', ['cpu', TYPE])
+@pytest.mark.parametrize('model', ['ViT', 'T2T_ViT'])
+def test_all_of_it(accelerator, tmp_path, model, device):
+    environment = make_environment(accelerator, FAKE_MEGABYTES='2000')
+    ended, record = check(model, environment, tmp_path, f'-device={device}', '-no_speed')
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert record['FAIL'] == 0 and record['PASS'] > 15
+    assert ('No accelerator' in ended.stdout) is (device == 'cpu')
+
+
+def make_context(folder):
+    return Context(PROJECT, 'cpu', 2, str(folder))
+
+
+def test_what_a_check_raises_is_its_outcome(tmp_path):
+    context = make_context(tmp_path)
+
+    def fail(error):
+        def check(context):
+            raise error
+        return check
+
+    for error, outcome, text in (
+            (CheckFailed('3 is not 4'), 'FAIL', '3 is not 4'),
+            (CheckSkipped('one device'), 'SKIP', 'one device'),
+            (RuntimeError('a\nb'), 'FAIL', 'RuntimeError: b')):
+        row = run_check('group', 'name', fail(error), context)
+        assert (row.outcome, row.text) == (outcome, text)
+        assert str(row).startswith(f'{outcome}  group: name: {text} (')
+    assert 'RuntimeError' in row.figures['traceback']
+
+
+def test_a_process_that_ended_within_a_check_says_in_which(tmp_path, capsys):
+    path = str(tmp_path / 'rows.jsonl')
+
+    def end(context):
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        run_checks('group', [('good', lambda context: ('right', {'a': 1})), ('bad', end)],
+                   make_context(tmp_path), path)
+    rows, unfinished = read_rows(path)
+    assert [(row.name, row.outcome, row.figures) for row in rows] == [('good', 'PASS', {'a': 1})]
+    assert unfinished == 'bad'
+    assert 'PASS  group: good: right' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('arguments, text', [
+    (['-groups=numbers'], 'numerics'), (['-nprocs=0'], 'above 0'), (['-device=gpux'], 'gpu'),
+    (['-output=/no/such/folder/x.json'], '-output')])
+def test_wrong_input(arguments, text, capsys):
+    assert main(PROJECT, arguments) == 2
+    assert text in capsys.readouterr().err
