@@ -1,8 +1,8 @@
 """This project as a contestant: python ours.py WORKLOAD OPTIONS, see contest.py.
 
-train MODEL BATCH fast|plain [DIVISOR]   one optimizer update
+train MODEL BATCH fast|plain|dropout [SIDE]   one optimizer update; dropout: fast, with 0.1 of both
 eval MODEL BATCH fast|plain|ENGINE PRECISION   one batch to logits
-MODEL: a yaml, as "ViT/vit_base_patch16_224"; without dropout, as the peers create their models.
+MODEL: a yaml, as "ViT/vit_base_patch16_224"; else without dropout, as the peers create theirs.
 """
 
 import os
@@ -25,8 +25,8 @@ from common.machine.host_memory import release_freed_memory  # noqa: E402
 from common.training.optimizer import build_optimizer, clip_gradients  # noqa: E402
 
 
-def build(name, image_size=None):
-    """Return (config, model) of a yaml file."""
+def build(name, image_size=None, dropout=0.0):
+    """Return (config, model) of a yaml file. dropout: of everything, attention too."""
     folder, name = name.split('/')
     if folder == 'ViT':
         from ViT.config import get_config
@@ -34,7 +34,7 @@ def build(name, image_size=None):
     else:
         from T2T_ViT.config import get_config
         from T2T_ViT.t2t_vit import build_t2t_vit as build_model
-    flags = dict.fromkeys(('MODEL.DROPOUT', 'MODEL.ATTENTION_DROPOUT', 'MODEL.DROPPATH'), 0.0)
+    flags = {'MODEL.DROPOUT': dropout, 'MODEL.ATTENTION_DROPOUT': dropout, 'MODEL.DROPPATH': 0.0}
     if image_size:
         flags['DATA.IMAGE_SIZE'] = image_size
     config = get_config(os.path.join(ROOT, folder, 'configs', f'{name}.yaml'), flags=flags)
@@ -50,8 +50,8 @@ def make_images(config, batch_size):
 
 def make_train_step(name, batch_size, how, image_size=None):
     """Return a function that makes one update: forward, backward, clip, AdamW."""
-    config, model = build(name, image_size)
-    if how == 'fast':
+    config, model = build(name, image_size, 0.1 if how == 'dropout' else 0.0)
+    if how != 'plain':
         install(model, 'cpu')
     optimizer = build_optimizer(config, model)
     parameters = [p for p in model.parameters() if not p.stop_gradient]

@@ -1,6 +1,6 @@
 """The peers as contestants: python peers.py WORKLOAD MODEL BATCH KIND [PRECISION], see contest.py.
 
-train: KIND eager or compiled. eval: KIND eager, compiled, onnxruntime or openvino.
+train: KIND eager, compiled or dropout, which is eager with 0.1 of everything. eval: KIND eager, compiled, onnxruntime or openvino.
 MODEL: a name of timm, or "t2t_vit_14" with T2T_VIT naming a checkout of the official code.
 Every peer gets two settings beside its defaults: all cores as threads, and freed memory kept.
 """
@@ -20,7 +20,7 @@ prepare_torchvision()
 import torch  # noqa: E402
 
 
-def build(name):
+def build(name, **options):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     if name == 't2t_vit_14':
@@ -28,13 +28,14 @@ def build(name):
             raise RuntimeError('set T2T_VIT to a checkout of yitu-opensource/T2T-ViT')
         sys.path.insert(0, os.environ['T2T_VIT'])
         from models.t2t_vit import t2t_vit_14
-        return t2t_vit_14()
+        return t2t_vit_14(**options)
     import timm
-    return timm.create_model(name)
+    return timm.create_model(name, **options)
 
 
 def make_train_step(name, batch_size, kind):
-    model = build(name).train()
+    rates = dict.fromkeys(('proj_drop_rate', 'attn_drop_rate', 'pos_drop_rate'), 0.1)
+    model = build(name, **rates if kind == 'dropout' else {}).train()
     network = torch.compile(model) if kind == 'compiled' else model
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.05)
     images = torch.randn(batch_size, 3, 224, 224)

@@ -12,6 +12,7 @@ ROWS = {
 }
 TARGETS = {'training step, ViT-B/16': {'eager': 1.1, 'compiled': 1.0},
            'training step, T2T-ViT-14': {'eager': 1.1}}
+DROPOUT = ('base', 'tiny')
 
 
 def measure(options):
@@ -23,6 +24,14 @@ def measure(options):
         for kind in kinds:
             contestants[kind] = peer(options, workload, peer_name, options.batch_size, kind)
         rows += compare_rows(title, contestants, options, TARGETS[title])
+    for size in DROPOUT:
+        title, name, peer_name = (text.format(size=size) for text in (
+            'training step with dropout, vit_{size}_patch16', 'ViT/vit_{size}_patch16_224',
+            'vit_{size}_patch16_224'))
+        contestants = {'ours': ours('train', name, options.batch_size, 'dropout'),
+                       'ours, no dropout': ours('train', name, options.batch_size, 'fast'),
+                       'eager': peer(options, 'train', peer_name, options.batch_size, 'dropout')}
+        rows += compare_rows(title, contestants, options, {'eager': 1.1, 'ours, no dropout': 0.893})
     return rows
 
 

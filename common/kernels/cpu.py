@@ -3,7 +3,8 @@
 Paddle's CPU kernels are quick where they call MKL and slow elsewhere: the sum over a
 batch (the gradient of a bias), the gradients of GELU and of LayerNorm, and every copy
 of a transposed tensor run on one core, some at a hundredth of the memory's speed.
-Parameters, their names, hooks, dropout and the order of random numbers stay as they are.
+Parameters, their names and hooks stay as they are. What dropout chooses is another, because
+Paddle draws its random numbers on one core; the seed still decides it.
 
 Each kernel gets the layer's own function first and leaves to it what it cannot compute:
 other types than float32, static graphs, and attention whose probabilities somebody wants.
@@ -12,13 +13,15 @@ Tensors are read and written through NumPy arrays that share their memory.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
+from paddle import nn
 from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional as F
 
+from common.kernels import row_kernels
 from common.kernels.row_kernels import (
     gelu,
     gelu_backward_,
@@ -60,6 +63,55 @@ def has_hooks(layer: Any) -> bool:
 def is_dropping(dropout: Any) -> bool:
     """Whether a dropout layer changes what it gets."""
     return bool(dropout.training and dropout.p)
+
+
+# Dropout
+
+
+class Chance(NamedTuple):
+    """What dropout drops: a share `rate` of the numbers, chosen by `key`."""
+
+    rate: float
+    key: int
+
+    def drop(self, x: paddle.Tensor, output: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Return x after dropout, in `output` if there is one; the gradient's way is the same."""
+        return row_kernels.dropout(x, self.rate, self.key, output)
+
+
+def draw_chance(dropout: nn.Dropout) -> Chance | None:
+    """Return what a dropout layer drops this time, None where it does nothing.
+
+    The key is drawn from Paddle's generator, so that paddle.seed decides it.
+    """
+    if not is_dropping(dropout):
+        return None
+    high, low = paddle.randint(0, 2 ** 31 - 1, [2], 'int64').tolist()
+    return Chance(dropout.p, high << 31 | low)
+
+
+def is_usual(dropout: Any) -> bool:
+    """Whether a layer is Paddle's own dropout, of single numbers that are scaled in training."""
+    return type(dropout) is nn.Dropout and dropout.axis is None \
+        and dropout.mode == 'upscale_in_train'
+
+
+class Dropout(PyLayer):
+    @staticmethod
+    def forward(ctx: PyLayerContext, x: paddle.Tensor, chance: Chance) -> paddle.Tensor:
+        ctx.chance = chance
+        return chance.drop(x)
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> paddle.Tensor:
+        return ctx.chance.drop(make_contiguous(grad))
+
+
+def dropout(layer: nn.Dropout, x: paddle.Tensor) -> paddle.Tensor:
+    """Take the place of nn.Dropout.forward."""
+    if not is_dropping(layer) or not fits(x):
+        return nn.Dropout.forward(layer, x)
+    return apply(Dropout, make_contiguous(x), draw_chance(layer))
 
 
 # Linear layers
@@ -140,23 +192,31 @@ class Gelu(PyLayer):
 
 
 class GeluLinear(PyLayer):
-    """linear(gelu(x)); backward computes gelu(x) again, a fifth of a block's activations."""
+    """linear(dropout(gelu(x))); backward computes what is between again, a fifth of a block's
+    activations."""
 
     @staticmethod
     def forward(ctx: PyLayerContext, x: paddle.Tensor, approximate: bool, weight: paddle.Tensor,
-                bias: paddle.Tensor) -> paddle.Tensor:
+                bias: paddle.Tensor, chance: Chance | None) -> paddle.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.approximate = approximate
+        ctx.approximate, ctx.chance = approximate, chance
         ctx.wanted = [wants_gradient(tensor) for tensor in (x, weight, bias)]
-        return multiply_and_add(gelu(x, approximate), weight, bias)
+        return multiply_and_add(GeluLinear.activate(ctx, x), weight, bias)
+
+    @staticmethod
+    def activate(ctx: PyLayerContext, x: paddle.Tensor) -> paddle.Tensor:
+        active = gelu(x, ctx.approximate)
+        return active if ctx.chance is None else ctx.chance.drop(active, active)
 
     @staticmethod
     def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         x, weight = ctx.saved_tensor()
-        active = gelu(x, ctx.approximate).reshape([-1, x.shape[-1]])
+        active = GeluLinear.activate(ctx, x).reshape([-1, x.shape[-1]])
         grad_x, grad_weight, grad_bias = linear_gradients(
             ctx, active, weight, grad.reshape([-1, grad.shape[-1]]))
         if grad_x is not None:
+            if ctx.chance is not None:
+                ctx.chance.drop(grad_x, grad_x)
             gelu_backward_(grad_x, x, ctx.approximate)
             grad_x = grad_x.reshape(x.shape)
         return grad_x, grad_weight, grad_bias
@@ -167,9 +227,11 @@ def gelu_linear(plain: Callable, hidden: paddle.Tensor, form: str, linear: Any,
     if not fits(hidden, linear.weight) or form not in ('erf', 'tanh'):
         return plain(hidden, form, linear, dropout)
     hidden, approximate = make_contiguous(hidden), form == 'tanh'
-    if is_dropping(dropout) or linear.bias is None or has_hooks(linear):
+    if is_dropping(dropout) and not is_usual(dropout) or has_hooks(dropout) \
+            or linear.bias is None or has_hooks(linear):
         return linear(dropout(apply(Gelu, hidden, approximate)))
-    return apply(GeluLinear, hidden, approximate, linear.weight, linear.bias)
+    return apply(GeluLinear, hidden, approximate, linear.weight, linear.bias,
+                 draw_chance(dropout))
 
 
 # LayerNorm
@@ -272,26 +334,32 @@ def compute_probabilities(q: paddle.Tensor, k: paddle.Tensor) -> paddle.Tensor:
 
 
 class Attend(PyLayer):
-    """Merged softmax(scale q k^T) v; backward computes the probabilities again.
+    """Merged dropout(softmax(scale q k^T)) v; backward computes the probabilities again.
 
     They are the largest of a block's activations where tokens are many: [B, H, N, N].
     """
 
     @staticmethod
     def forward(ctx: PyLayerContext, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor,
-                scale: float) -> paddle.Tensor:
+                scale: float, chance: Chance | None) -> paddle.Tensor:
         q = q * scale
         ctx.save_for_backward(q, k, v)
-        ctx.scale = scale
-        return merge_heads(paddle.matmul(compute_probabilities(q, k), v))
+        ctx.scale, ctx.chance = scale, chance
+        probabilities = compute_probabilities(q, k)
+        if chance is not None:
+            chance.drop(probabilities, probabilities)
+        return merge_heads(paddle.matmul(probabilities, v))
 
     @staticmethod
     def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         q, k, v = ctx.saved_tensor()
         grad = split_gradient(grad, q.shape)
         probabilities = compute_probabilities(q, k)
-        grad_v = paddle.matmul(probabilities, grad, transpose_x=True)
+        kept = probabilities if ctx.chance is None else ctx.chance.drop(probabilities)
+        grad_v = paddle.matmul(kept, grad, transpose_x=True)
         grad_scores = paddle.matmul(grad, v, transpose_y=True)
+        if ctx.chance is not None:
+            ctx.chance.drop(grad_scores, grad_scores)
         softmax_backward_(grad_scores, probabilities)
         grad_q = paddle.matmul(grad_scores, k).scale_(ctx.scale)
         return grad_q, paddle.matmul(grad_scores, q, transpose_x=True), grad_v
@@ -308,11 +376,12 @@ def attention(plain: Callable, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Ten
               scale: float, dropout: Any) -> paddle.Tensor:
     if not fits(q, k, v):
         return plain(q, k, v, scale, dropout)
-    if is_dropping(dropout) or has_hooks(dropout):
+    if is_dropping(dropout) and not is_usual(dropout) or has_hooks(dropout):
         scores = paddle.matmul(q * scale, k, transpose_y=True)
         probabilities = dropout(F.softmax(scores, axis=-1))
         return apply(MergeHeads, paddle.matmul(probabilities, v))
-    return apply(Attend, make_contiguous(q), make_contiguous(k), make_contiguous(v), scale)
+    return apply(Attend, make_contiguous(q), make_contiguous(k), make_contiguous(v), scale,
+                 draw_chance(dropout))
 
 
 KERNELS = {'linear': linear, 'layer_norm': layer_norm, 'gelu_linear': gelu_linear,

@@ -1,4 +1,4 @@
-/* GELU, softmax, LayerNorm's gradients, in one pass over memory.
+/* GELU, softmax, LayerNorm's gradients, dropout, in one pass over memory.
  *
  * Sixteen numbers at a time, in the compiler's own vectors, which it maps to whatever the
  * processor has. What is left of a row goes through the same code, with zeros beyond it.
@@ -199,5 +199,45 @@ void layer_norm_gradients(const float *grad, const float *x, const float *weight
             floats normal = load(grad_x + i, width - i);
             store(grad_x + i, (inner - shift - normal * slope) * scale, width - i);
         }
+    }
+}
+
+/* ---- Dropout, with Philox4x64-10 (Salmon et al., SC 2011, doi:10.1145/2063384.2063405) ---- */
+
+INLINE uint64_t multiply(uint64_t a, uint64_t b, uint64_t *high) {
+    unsigned __int128 product = (unsigned __int128)a * b;
+    *high = product >> 64;
+    return product;
+}
+
+/* The 256 bits that belong to a counter, as NumPy's Philox gives them. */
+INLINE void philox(uint64_t counter, uint64_t key, uint64_t bits[4]) {
+    uint64_t word0 = counter, word1 = 0, word2 = 0, word3 = 0, key0 = key, key1 = 0;
+    for (int round = 0; round < 10; round++) {
+        uint64_t high0, high2;
+        uint64_t low0 = multiply(0xD2E7470EE14C6C93u, word0, &high0);
+        uint64_t low2 = multiply(0xCA5A826395121157u, word2, &high2);
+        word0 = high2 ^ word1 ^ key0;
+        word1 = low2;
+        word2 = high0 ^ word3 ^ key1;
+        word3 = low0;
+        key0 += 0x9E3779B97F4A7C15u;
+        key1 += 0xBB67AE8584CAA73Bu;
+    }
+    bits[0] = word0, bits[1] = word1, bits[2] = word2, bits[3] = word3;
+}
+
+/* to = from * scale where the number's 16 bits are at least `threshold`, else 0. Number i of the
+ * tensor has part i % 16 of the bits of counter i / 16 + 1; `first`: of the counter to begin with. */
+void dropout(const float *from, float *to, int64_t count, uint64_t key, uint64_t first,
+             uint32_t threshold, float scale) {
+    for (int64_t i = 0; i < count; i += LANES, first++) {
+        uint64_t bits[4];
+        uint16_t parts[LANES];
+        ints mask;
+        philox(first, key, bits);
+        memcpy(parts, bits, sizeof(parts));
+        for (int j = 0; j < LANES; j++) mask[j] = -(parts[j] >= threshold);
+        store(to + i, choose(mask, load(from + i, count - i) * scale, fill(0.0f)), count - i);
     }
 }

@@ -1,4 +1,4 @@
-"""Arithmetic row by row, on all cores: GELU, softmax, LayerNorm's gradients.
+"""Arithmetic row by row, on all cores: GELU, softmax, LayerNorm's gradients, dropout.
 
 `row_kernels.c` does each in one pass over memory. Where it cannot be compiled (see
 common/kernels/compiled.py) NumPy and Paddle do the same in several. Tensors are float32, in one
@@ -28,7 +28,11 @@ SIGNATURES = {
     'softmax_slope': (None, (POINTER, POINTER, NUMBER, NUMBER)),
     'layer_norm_gradients': (None, (POINTER, POINTER, POINTER, ctypes.c_float, POINTER, POINTER,
                                     POINTER, NUMBER, NUMBER)),
+    'dropout': (None, (POINTER, POINTER, NUMBER, ctypes.c_uint64, ctypes.c_uint64,
+                       ctypes.c_uint32, ctypes.c_float)),
 }
+BITS = 16               # that decide on a number: a rate is kept to 1 / 2^16
+NUMBERS_A_BLOCK = 16    # that one counter of Philox gives the bits of
 
 
 def gelu(x: paddle.Tensor, approximate: bool) -> paddle.Tensor:
@@ -120,6 +124,43 @@ def layer_norm_backward(grad: paddle.Tensor, x: paddle.Tensor, weight: paddle.Te
     return grad_x, *(paddle.to_tensor(total) for total in totals.astype(np.float32))
 
 
+def dropout(x: paddle.Tensor, rate: float, key: int,
+            output: paddle.Tensor | None = None) -> paddle.Tensor:
+    """Return x with each number made 0 with probability `rate`, else divided by 1 - rate.
+
+    key: what the choice depends on beside the number's place: the same for any number of
+    threads, with the kernels and without. It is that of NumPy's counter-based generator Philox.
+    output: a tensor to write to, which may be x.
+    """
+    output = paddle.empty_like(x) if output is None else output
+    array, values = share(output).reshape(-1), share(x).reshape(-1)
+    threshold = round(rate * (1 << BITS))
+    scale = 0.0 if rate == 1 else 1 / (1 - rate)
+    kernels = load_kernels()
+
+    def compute(blocks):
+        start, end = blocks.start * NUMBERS_A_BLOCK, blocks.stop * NUMBERS_A_BLOCK
+        part, source = array[start:end], values[start:end]
+        if kernels is None:
+            _dropout_in_numpy(source, part, key, blocks.start, threshold, scale)
+        else:
+            kernels.dropout(get_address(source), get_address(part), part.size, key,
+                            blocks.start + 1, threshold, scale)
+
+    run_by_rows(compute, BlocksOf(array))
+    return output
+
+
+class BlocksOf:
+    """An array as run_by_rows takes it, in rows of a generator's block, the last cut short."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.size = array.size
+
+    def __len__(self) -> int:
+        return (self.size + NUMBERS_A_BLOCK - 1) // NUMBERS_A_BLOCK
+
+
 def sum_rows(matrix: paddle.Tensor) -> paddle.Tensor:
     """Return the sum of the rows of a matrix, as a product with ones."""
     ones = paddle.ones([1, matrix.shape[0]])
@@ -133,6 +174,13 @@ def load_kernels() -> ctypes.CDLL | None:
 
 
 # The same without the kernels.
+
+
+def _dropout_in_numpy(values, output, key, block, threshold, scale):
+    generator = np.random.Philox(key=key, counter=block)
+    words = generator.random_raw(-(-values.size // 4))
+    np.multiply(values, scale, out=output)
+    np.copyto(output, 0, where=words.view(np.uint16)[:values.size] < threshold)
 
 
 def _compute_cdf(x, approximate):

@@ -3,6 +3,7 @@
 See the package's text for what a layer declares. A kernel gets the plain function as its first
 argument. Before it is installed, both are run on one small example, forward and backward; where
 they differ, as where a model's own function computes something else, the plain one stays.
+Paddle's own dropout layers declare nothing: on a CPU their `forward` is replaced.
 """
 
 import contextlib
@@ -46,6 +47,8 @@ def install(model: paddle.nn.Layer, kind: str, dtype: str = 'float32') -> int:
                 continue
             layer.undo_kernels = undo
             names = ['project_heads']           # the others belong to layers without a projection
+        elif kind == 'cpu' and cpu.is_usual(layer):
+            layer.forward = functools.partial(cpu.dropout, layer)
         else:
             names = [name for name in names
                      if find_difference(name, getattr(type(layer), name), kind, dtype) is None]
@@ -57,8 +60,8 @@ def install(model: paddle.nn.Layer, kind: str, dtype: str = 'float32') -> int:
 @contextlib.contextmanager
 def installed(model: paddle.nn.Layer, kind: str) -> Iterator[None]:
     """Within the block the model has the kernels of a kind; after it, those that it had."""
-    before = [{name: vars(layer)[name] for name in getattr(type(layer), 'kernels', ())
-               if name in vars(layer)} for layer in model.sublayers(include_self=True)]
+    before = [{name: vars(layer)[name] for name in _list_names(layer) if name in vars(layer)}
+              for layer in model.sublayers(include_self=True)]
     layers = model.sublayers(include_self=True)
     install(model, kind)
     try:
@@ -75,8 +78,13 @@ def _replace(layer, names, kernels):
         setattr(layer, name, functools.partial(kernels[name], getattr(type(layer), name)))
 
 
+def _list_names(layer):
+    """Return the names of a layer's functions that kernels replace."""
+    return ('forward',) if cpu.is_usual(layer) else getattr(type(layer), 'kernels', ())
+
+
 def _remove(layer):
-    for name in getattr(type(layer), 'kernels', ()):
+    for name in _list_names(layer):
         vars(layer).pop(name, None)
     undo = vars(layer).pop('undo_kernels', None)
     if undo is not None:

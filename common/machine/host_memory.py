@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -57,7 +57,15 @@ def share_rows(tensor: 'paddle.Tensor') -> np.ndarray:
     return share(tensor).reshape(-1, tensor.shape[-1])
 
 
-def run_by_rows(work: Callable[[slice], None], array: np.ndarray) -> None:
+class Rows(Protocol):
+    """What run_by_rows divides: rows, and the numbers in all of them."""
+
+    size: int
+
+    def __len__(self) -> int: ...
+
+
+def run_by_rows(work: Callable[[slice], None], array: Rows) -> None:
     """Call work(slice) for slices that cover the rows (first axis) of an array, on all cores.
 
     NumPy lets other threads run while it computes. A slice is NUMBERS_AT_ONCE or few more:

@@ -8,10 +8,11 @@ import paddle
 import pytest
 from paddle import nn
 
-from common.kernels import compiled, install, row_kernels
+from common.kernels import compiled, install, installed, row_kernels
 from common.training.optimizer import clip_gradients
 from T2T_ViT.t2t_vit import T2TViT
 from tests.support import reference_training as reference
+from tests.support.numpy_dropout import dropout_by_numpy
 from tests.support.paths import ROOT
 from ViT.vit import LayerNorm, Linear, Mlp, VisionTransformer, build_vit
 
@@ -79,14 +80,15 @@ def assert_same_run(found, expected):
 @pytest.mark.parametrize('name', CASES)
 def test_numbers_are_the_plain_model_s(name):
     model = build(name)
-    plain = run_once(model)
+    with dropout_by_numpy(model):
+        plain = run_once(model)
     names = list(model.state_dict())
     assert install(model, 'cpu') >= 20
     assert_same_run(run_once(model), plain)
     assert list(model.state_dict()) == names
 
 
-@pytest.mark.parametrize('name', ['vit', 'vit, tanh, mean of tokens', 't2t'])
+@pytest.mark.parametrize('name', ['vit', 'vit, tanh, mean of tokens', 'vit, dropout', 't2t'])
 def test_the_same_without_compiled_kernels(name, monkeypatch):
     monkeypatch.setenv(compiled.SWITCH, '0')
     row_kernels.load_kernels.cache_clear()
@@ -117,7 +119,37 @@ def test_every_layer_of_a_block_takes_part(name):
                  if not set(getattr(type(layer), 'kernels', ())) & set(vars(layer))
                  and not isinstance(layer, nn.Dropout)]
         assert plain == ['drop_path']
-        assert all('forward' not in vars(layer) for layer in block.sublayers(include_self=True))
+        assert {type(layer) for layer in block.sublayers(include_self=True)
+                if 'forward' in vars(layer)} == {nn.Dropout}
+
+
+def test_dropout_of_paddle_stays_where_it_is_another():
+    """Of whole channels, or unscaled in training; and in evaluation nothing is dropped."""
+    x = paddle.ones([2, 3, 64])
+    layers = nn.LayerList([nn.Dropout(0.5, axis=[0, 1]), nn.Dropout(0.5, mode='downscale_in_infer'),
+                           nn.Dropout(0.5), nn.Dropout(0.0), nn.Dropout(1.0)])
+    install(layers, 'cpu')
+    assert ['forward' in vars(layer) for layer in layers] == [False, False, True, True, True]
+    found = [layer(x).numpy() for layer in layers]
+    assert set(np.unique(found[0].sum(axis=-1))) <= {0.0, 128.0}
+    assert set(np.unique(found[1])) == {0.0, 1.0} and set(np.unique(found[2])) == {0.0, 2.0}
+    assert (found[3] == 1).all() and (found[4] == 0).all()
+    layers.eval()
+    assert (layers[2](x).numpy() == 1).all()
+    with installed(layers, 'plain'):
+        assert 'forward' not in vars(layers[2])
+    assert 'forward' in vars(layers[2])
+
+
+def test_the_seed_decides_what_is_dropped():
+    layer = nn.Dropout(0.3)
+    install(layer, 'cpu')
+    x, found = paddle.ones([1000]), []
+    for seed in (5, 5, 6):
+        paddle.seed(seed)
+        found += [layer(x).numpy(), layer(x).numpy()]
+    np.testing.assert_array_equal(found[:2], found[2:4])
+    assert (found[0] != found[1]).any() and (found[0] != found[4]).any()
 
 
 def test_two_runs_are_identical():

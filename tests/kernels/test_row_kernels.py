@@ -10,6 +10,7 @@ import paddle
 import pytest
 
 from common.kernels import compiled, row_kernels
+from common.machine import host_memory
 from common.machine.environment import read_cpu
 
 needs_compiler = pytest.mark.skipif(not shutil.which('cc'), reason='needs a C compiler')
@@ -89,6 +90,28 @@ def test_softmax_keeps_its_digits():
     exact = powers / powers.sum(axis=1, keepdims=True)
     found = to_double(row_kernels.softmax_(paddle.to_tensor(scores)))
     np.testing.assert_allclose(found, exact, rtol=4e-7)
+
+
+@pytest.mark.parametrize('shape', [*SHAPES, (1,), (40_000, 17)])
+@pytest.mark.parametrize('rate', [0.1, 0.5])
+@pytest.mark.parametrize('threads', [1, 3])
+def test_dropout(way, shape, rate, threads, monkeypatch):
+    """The choice is NumPy's Philox's, whatever the number of threads."""
+    monkeypatch.setattr(host_memory, 'count_threads', lambda: threads)
+    x, key = draw(shape), 0x1234_5678_9abc_def0
+    words = np.random.Philox(key=key).random_raw(-(-x.size // 4))
+    kept = words.view(np.uint16)[:x.size].reshape(shape) >= round(65536 * rate)
+    expected = np.where(kept, x.astype('float64') / (1 - rate), 0)
+    tensor = paddle.to_tensor(x)
+    found = row_kernels.dropout(tensor, rate, key)
+    np.testing.assert_allclose(to_double(found), expected, rtol=3e-7)
+    np.testing.assert_array_equal(tensor.numpy(), x)
+    assert row_kernels.dropout(tensor, rate, key, tensor) is tensor
+    np.testing.assert_array_equal(tensor.numpy(), found.numpy())
+    if x.size > 100_000:
+        assert abs((found.numpy() == 0).mean() - rate) < 5 * math.sqrt(rate / x.size)
+        assert not np.array_equal(row_kernels.dropout(found, rate, key + 1).numpy() == 0,
+                                  found.numpy() == 0)
 
 
 @pytest.mark.parametrize('shape', SHAPES)
