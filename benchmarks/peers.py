@@ -1,6 +1,7 @@
 """The peers as contestants: python peers.py WORKLOAD MODEL BATCH KIND [PRECISION], see contest.py.
 
-train: KIND eager, compiled or dropout, which is eager with 0.1 of everything. eval: KIND eager, compiled, onnxruntime or openvino.
+train: KIND eager, compiled or dropout, which is eager with 0.1 of everything.
+eval: KIND eager, compiled, onnxruntime or openvino.
 MODEL: a name of timm, or "t2t_vit_14" with T2T_VIT naming a checkout of the official code.
 Every peer gets two settings beside its defaults: all cores as threads, and freed memory kept.
 """
