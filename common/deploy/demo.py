@@ -47,6 +47,7 @@ EXAMPLE_SIDE = 512              # pixels, at most
 WELCOME = 'Drop a picture, or choose one.'
 # On a phone the answer stands above the picture as soon as there is one.
 STYLE = """
+#picture img { width: 100%; height: 100%; object-fit: contain; image-rendering: auto; }
 @media (max-width: 700px) {
   #answer:has([data-testid="label-output-value"]) { order: -1; }
   #picture, #picture img, #heat, #heat img { max-height: 320px; }
@@ -118,8 +119,12 @@ def build_page(trained: Trained, examples: Sequence[str] = ()) -> Any:
                     label='Picture', height=SHOWN, elem_id='picture',
                     **choose_alt_text(gradio.Image, 'The picture that is classified')))
                 if examples:
-                    gradio.Examples([[path] for path in examples], [picture], label='Examples',
-                                    examples_per_page=len(examples))
+                    gallery = gradio.Dataset(
+                        components=[gradio.Image(type='filepath', render=False)], type='index',
+                        samples=[[path] for path in examples], label='Examples',
+                        samples_per_page=len(examples))
+                    gallery.click(lambda index: examples[index], [gallery], [picture],
+                                  api_name=False)
                 source = gradio.Radio(['rollout', 'mean of heads'], value='rollout',
                                       label='Attention')
                 layer = gradio.Slider(1, depth, value=depth, step=1, label='Layer')
