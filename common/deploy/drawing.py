@@ -14,7 +14,7 @@ MARGIN = 8                      # pixels between panels
 # From black over purple and orange to light yellow, as bright as the value is high.
 HEAT_COLOURS = np.array([(0, 0, 8), (80, 18, 108), (182, 54, 86), (246, 140, 20), (250, 252, 170)])
 
-TITLE = 15                      # pixels of the letters above a panel
+TITLE = 18                      # pixels of the letters above a panel
 
 
 class Panel(NamedTuple):

@@ -74,7 +74,7 @@ def _run(project, argv):
             trained.model, trained.preprocessing.normalize([crop]), token_modules)
         view = View(attention, arguments.layer, arguments.token)
         path = names.make(os.path.splitext(picture.name)[0], '.attention.png')
-        heading = f'{show_path(picture.name)}   {trained.config.MODEL.NAME}, ' \
+        heading = f'{show_path(picture.name)} - {trained.config.MODEL.NAME}, ' \
                   f'{show_path(trained.source)}'
         draw(view, crop, trained.preprocessing, heading).save(path)
         logger.info('%s: %s', show_path(picture.path), show_path(path))

@@ -140,7 +140,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
         for column, count in enumerate(confusion[row]):
             place = left + column * cell, top + row * cell, cell
             _draw_cell(draw, place, int(count), int(totals[row]), row == column, letters)
-    write(draw, (left + side // 2, 4 * MARGIN), 'predicted', letters, anchor='mt')
+    write(draw, (left + side // 2, 5 * MARGIN), 'predicted', letters, anchor='mt')
     _draw_upright(image, 'true', (MARGIN + letters // 2, top + side // 2 + 12), letters)
     return image
 
@@ -161,7 +161,7 @@ def lay_out(names: Sequence[str]) -> Layout:
     letters = max(10, min(15, cell // 4))
     labels = [fit(name, letters, LABEL_WIDTH) for name in names]
     width = max(measure(label, letters) for label in labels)
-    return Layout(cell, letters, width + 4 * MARGIN + letters, width + 6 * MARGIN + 2 * letters,
+    return Layout(cell, letters, width + 4 * MARGIN + letters, width + 7 * MARGIN + 2 * letters,
                   labels)
 
 
