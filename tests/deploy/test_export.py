@@ -304,8 +304,9 @@ def test_exporting_again_replaces_what_was_there(exported, tmp_path):
     (tmp_path / 'copy' / 'notes.txt').write_text('mine')
     assert run_export('vit', f'-output={folder}') == 0
     program = 'model.pdmodel' if IS_PADDLE_2 else 'model.json'
-    assert {'check.npz', 'files.json', 'model.pdiparams', 'notes.txt', 'preprocessing.json',
-            program} == set(os.listdir(folder)) - {'model.pdiparams.info'}
+    assert {'README.md', 'check.npz', 'files.json', 'infer.py', 'labels.txt', 'model.pdiparams',
+            'notes.txt', 'preprocessing.json', 'sample.json', 'sample.png', program} == \
+        set(os.listdir(folder)) - {'model.pdiparams.info'}
 
 
 @needs_onnx
