@@ -58,6 +58,8 @@ class Options(shared.Options):
         DISTILLED = Option(False, help='a distillation token with a head of its own (DeiT)')
         PRE_NORM = Option(False, help='a LayerNorm before the first block (CLIP)')
         NORM_AFTER_POOLING = Option(False, help='the last norm after the pooling (MAE)')
+        LAST_NORM = Option(True, needs=('!MODEL.NORM_AFTER_POOLING',),
+                           help='a LayerNorm behind the last block (RADIO has none)')
 
     class TRAIN:
         TEACHER = Option(None, kind=str, needs=('MODEL.DISTILLED',),

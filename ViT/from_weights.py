@@ -50,6 +50,7 @@ def read_options(weights: Weights) -> dict[str, Any]:
         'MODEL.CLASS_TOKEN': has_class_token, 'MODEL.REGISTER_TOKENS': registers,
         'MODEL.DISTILLED': distilled, 'MODEL.PRE_NORM': 'pre_norm.weight' in shapes,
         'MODEL.NORM_AFTER_POOLING': 'fc_norm.weight' in shapes,
+        'MODEL.LAST_NORM': bool({'encoder.encoder_norm.weight', 'fc_norm.weight'} & set(shapes)),
         'MODEL.POOL': _find_pool(weights, shapes),
         'DATA.IMAGE_CHANNELS': channels,
         'DATA.IMAGE_SIZE': _find_image_size(weights, shapes, has_class_token + distilled

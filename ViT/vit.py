@@ -186,12 +186,12 @@ class EncoderLayer(nn.Layer):
 
 
 class Encoder(nn.Layer):
-    """The blocks and a last LayerNorm, which norm_after_pooling leaves out."""
+    """The blocks and, with last_norm, a LayerNorm."""
 
-    def __init__(self, layers, embed_dim, recompute, norm_after_pooling):
+    def __init__(self, layers, embed_dim, recompute, last_norm):
         super().__init__()
         self.layers = nn.LayerList(layers)
-        self.encoder_norm = nn.Identity() if norm_after_pooling else LayerNorm(embed_dim)
+        self.encoder_norm = LayerNorm(embed_dim) if last_norm else nn.Identity()
         self.recompute = recompute
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ class VisionTransformer(nn.Layer):
     register_tokens: tokens behind the class token that no head reads (Darcet et al., 2023).
     distilled: a second token and head (DeiT, Touvron et al., 2020, Sec. 4). In training the
         output is the logits of both heads, in evaluation their mean.
-    pre_norm: a LayerNorm before the first block (CLIP, Radford et al., 2021, Sec. 2.4).
+    pre_norm: a LayerNorm before the first block (CLIP). last_norm: one behind the last (not RADIO).
     norm_after_pooling: the last norm follows the pooling, as `fc_norm` (BEiT's and MAE's).
     Raises ValueError if the sizes do not fit together.
     """
@@ -261,7 +261,7 @@ class VisionTransformer(nn.Layer):
                  pre_logits_activation='tanh', pool='token', class_token=True,
                  position_embedding='learned', zero_head=False, recompute=False,
                  resnet_layers=(), resnet_width=64, layer_scale=None, register_tokens=0,
-                 distilled=False, pre_norm=False, norm_after_pooling=False):
+                 distilled=False, pre_norm=False, norm_after_pooling=False, last_norm=True):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         check_sizes(image_size, patch_size, embed_dim, num_heads, attn_head_size, mlp_ratio, pool,
@@ -306,7 +306,7 @@ class VisionTransformer(nn.Layer):
             Attention(embed_dim, num_heads, head_size, qkv_bias, dropout, attention_dropout, rope),
             Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout, gelu),
             rate, layer_scale) for rate in np.linspace(0, droppath, depth).tolist()]
-        self.encoder = Encoder(layers, embed_dim, recompute, norm_after_pooling)
+        self.encoder = Encoder(layers, embed_dim, recompute, last_norm and not norm_after_pooling)
 
         self.attention_pool = self.pre_logits = None
         if pool == 'map':

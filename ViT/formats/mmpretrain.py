@@ -12,7 +12,10 @@ OLD_BLOCK = 'encoder.layers.{i}'
 def read_record(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """Return what the tensors say. Raises UserError for layers that no model here has."""
     refuse_other_layers(tensors)
-    return read_heads(tensors, 'patch_embed.projection.weight', 'momentum_encoder.', names)
+    record = read_heads(tensors, 'patch_embed.projection.weight', 'momentum_encoder.', names)
+    if 'pre_norm.weight' not in tensors:        # of CLIP there are two, which look alike
+        record['gelu'] = 'erf'
+    return record
 
 
 FORMAT = Format(
@@ -51,7 +54,7 @@ FORMAT = Format(
         Rule('head.fc.*', 'classifier.*', LINEAR),
     ),
     # CLIP too is computed with MMPretrain's own epsilon, not with OpenAI's.
-    numerics={'gelu': 'erf', 'layer_norm_eps': 1e-6, 'pre_logits_activation': 'tanh'},
+    numerics={'layer_norm_eps': 1e-6, 'pre_logits_activation': 'tanh'},
     position_resize='bicubic',
     # Image towers of models of images and texts.
     wrappers=('vision_encoder', 'visual_encoder'),

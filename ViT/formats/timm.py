@@ -24,7 +24,6 @@ OTHER_ARITHMETIC = (
     (r'_rpn_', 'norms after attention and MLP'),
     (r'^beit', 'relative positions'),
     (r'aimv2', 'RMS norms and gated MLPs'),
-    (r'_radio_|_intern', 'no norm behind the blocks'),
     (r'_xp_|_d?pwee_|18x2', 'parallel blocks'),
     (r'^test_vit[34]$', 'pooling over registers, or another norm'),
 )
@@ -118,7 +117,8 @@ def refuse_the_ambiguous(tensors: dict) -> None:
     names = set(tensors)
     reason = ''
     if not names & {'pos_embed', 'storage_tokens'} or {
-            'attn_pool.latent', 'norm_pre.weight'} <= names:
+            'attn_pool.latent', 'norm_pre.weight'} <= names or (
+            'norm_pre.weight' in names and 'norm.weight' not in names):
         reason = 'its positions are rotary, and the tensors do not say of which kind'
     elif {'attn_pool.latent', 'reg_token'} <= names:
         reason = 'its head may read its registers too'

@@ -45,6 +45,7 @@ VARIANTS = {
     'registers_avg': {'register_tokens': 3, 'class_token': False, 'pool': 'avg',
                       'norm_after_pooling': True},
     'distilled': {'distilled': True},
+    'no_last_norm': {'last_norm': False, 'register_tokens': 2},
     'map': {'pool': 'map', 'class_token': False, 'gelu': 'tanh'},
     'map_of_patches': {'pool': 'map', 'register_tokens': 2, 'representation_size': 24},
     'rope': {'position_embedding': 'rope', 'register_tokens': 2, 'image_size': (24, 40),

@@ -195,6 +195,7 @@ OWN = {
         'MODEL.DISTILLED': (True, 'metrics'),
         'MODEL.PRE_NORM': (True, 'metrics'),
         'MODEL.NORM_AFTER_POOLING': (True, 'metrics', {'MODEL.POOL': 'avg'}),
+        'MODEL.LAST_NORM': (False, 'metrics'),
         'TRAIN.TEACHER': ('{weights}', 'metrics', {'MODEL.DISTILLED': True}),
         'TRAIN.TEACHER_CFG': ('no/such.yaml', 'refused: no/such.yaml', TAUGHT),
         'TRAIN.DISTILLATION': ('soft', 'metrics', TAUGHT),

@@ -151,7 +151,7 @@ def test_gelu_is_the_architectures(tmp_path, architecture, gelu):
     'vit_pe_core_base_patch16_224', 'eva02_enormous_patch14_clip_224', 'vit_base_patch16_rpn_224',
     'test_vit3', 'test_vit4', 'beit_base_patch16_224', 'aimv2_large_patch14_224',
     'vit_base_patch16_xp_224', 'vit_dpwee_patch16_reg1_gap_256', 'vit_small_patch16_18x2_224',
-    'vit_base_patch16_radio_v3', 'vit_intern300m_patch14_448', 'vit_base_patch16_sapiens2'])
+    'vit_base_patch16_sapiens2'])
 def test_equal_names_with_other_arithmetic_are_refused(tmp_path, architecture):
     folder = copy_timm(tmp_path, architecture=architecture)
     with pytest.raises(UserError, match=f'{architecture} has .*, which no model here has'):
@@ -396,8 +396,9 @@ def strip(name, folder):
 
 
 def test_a_form_of_gelu_that_no_file_states_is_said(tmp_path):
-    for name in ('timm_clip', 'timm_siglip_map'):
-        report = load_pretrained(build(name), strip(name, tmp_path))
+    for name in ('timm_clip', 'timm_siglip_map', 'mm_clip'):
+        source = path_of(name) if name == 'mm_clip' else strip(name, tmp_path)
+        report = load_pretrained(build(name), source)
         assert report.numerics_unstated == {'gelu': 'erf'}
         assert any('does not say the gelu' in line for line in report.summary())
     report = load_pretrained(build('timm_dinov2'), strip('timm_dinov2', tmp_path))
@@ -468,6 +469,8 @@ def list_shapes(width=64, depth=1, ratio=4, prefix='', **changes):
      'its norms may lie behind attention'),
     ({'blocks.0.norm1.bias': None}, 'its norms have no bias'),                         # test_vit4
     ({'pos_embed': None}, 'its positions are rotary'),
+    ({'norm_pre.weight': (64,), 'norm_pre.bias': (64,), 'norm.weight': None, 'norm.bias': None},
+     'its positions are rotary'),                                                     # vit_pe_*
     ({'rope.freqs': (2, 1, 4, 8)}, 'rotary positions that were learned')])
 def test_tensors_that_betray_another_arithmetic(tmp_path, changes, reason):
     path = write_bare(tmp_path, {key: shape for key, shape in
