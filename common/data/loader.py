@@ -134,6 +134,8 @@ class Loader:
         if iterator is not None:
             self._reader.let_workers_end()
             iterator._try_shutdown_all(1)
+            if self._reader.use_shared_memory:
+                shared_files.remove_left_files()        # of a worker that was killed
 
     def describe_workers(self) -> str:
         """Return what each worker is reading at the moment, one line each."""

@@ -17,6 +17,7 @@ from common.data.batch import build_train_batch
 from common.data.loader import build_loader
 from common.data.preprocessing import read_preprocessing
 from common.data.sampler import TrainBatches
+from common.data.shared_files import remove_left_files
 from common.errors import Interrupted, UserError
 from common.machine.distributed import gather_over_ranks, get_rank, get_world_size
 from common.run.announce import (
@@ -71,6 +72,7 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
         metrics_size = checkpoint['metrics_size']
         del checkpoint                  # gigabytes
     if settle_end(state, plan, config):
+        remove_left_files()             # as a loader does when it starts
         complete_report(job, state, plan, stop)
         return
 

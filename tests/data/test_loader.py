@@ -187,7 +187,9 @@ def fail():
 
 
 @pytest.mark.parametrize('num_workers', [1, 2])
-def test_dead_worker_is_reported_with_its_sample(tmp_path, num_workers):
+def test_dead_worker_is_reported_with_its_sample(tmp_path, monkeypatch, num_workers):
+    monkeypatch.setattr(shared_files, 'FOLDER', str(tmp_path / 'shared'))
+    (tmp_path / 'shared').mkdir()
     dataset, config = build_train(make_folders(tmp_path))
     make_image(str(tmp_path / 'train' / 'dog' / '3.jpg'), size=(41, 30))
     dataset.transform = Deadly(kill_self)
@@ -197,6 +199,7 @@ def test_dead_worker_is_reported_with_its_sample(tmp_path, num_workers):
         for _ in loader:
             pass
     assert time.monotonic() - start < 40
+    assert os.listdir(tmp_path / 'shared') == []            # nor its mark
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])

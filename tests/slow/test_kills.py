@@ -73,7 +73,10 @@ def test_a_kill_at_every_call(tmp_path, processes):
             if len(done) < call:            # the order differs a little from run to run
                 assert code == 0, killer.job.text
                 break
-            assert code in (1, -signal.SIGKILL, 128 + signal.SIGKILL), killer.job.text
+            # That a worker ends otherwise than wanted, when it is to end, is no matter.
+            is_worker = whom == 'one' and done[call - 1][0] != killer.job.process.pid
+            assert code in (1, -signal.SIGKILL, 128 + signal.SIGKILL) or (
+                is_worker and code == 0), killer.job.text
             kills += 1
             kinds += count_kinds(done[call - 1:call])
         code, _ = killer.run()
