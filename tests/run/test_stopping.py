@@ -262,7 +262,8 @@ def test_a_run_that_stopped_early_has_ended(tmp_path):
     assert 'Done: 336 updates' in read_run(tmp_path).log
 
 
-def test_what_a_kill_after_the_last_save_has_left_is_put_in_order(tmp_path, monkeypatch):
+def test_what_a_kill_after_the_last_save_has_left_is_put_in_order(tmp_path, tmp_path_factory,
+                                                                   monkeypatch):
     """Links that are behind, files that were to go, reports that are missing."""
     options = ('TRAIN.NUM_STEPS', '168', 'VALIDATE_FREQ', '1', 'SAVE_STEPS', '30', 'KEEP', '1')
     assert train(tmp_path, *options)[0] == 0
@@ -277,11 +278,11 @@ def test_what_a_kill_after_the_last_save_has_left_is_put_in_order(tmp_path, monk
     # Killed while confusion.png was written: the table of mistakes comes after it.
     for name in ('mistakes.csv', 'confusion.png'):
         os.remove(os.path.join(run.folder, name))
-    (tmp_path / 'shared').mkdir()
-    monkeypatch.setattr(shared_files, 'FOLDER', str(tmp_path / 'shared'))
-    (tmp_path / 'shared' / f'vit-loader-{2 ** 22 + 1}-abc').touch()     # of a worker of long ago
+    shared = tmp_path_factory.mktemp('shared')
+    monkeypatch.setattr(shared_files, 'FOLDER', str(shared))
+    (shared / f'vit-loader-{2 ** 22 + 1}-abc').touch()          # of a worker of long ago
     code, _ = train(tmp_path, *options, flags=['-resume=auto'])
-    assert os.listdir(tmp_path / 'shared') == []
+    assert os.listdir(shared) == []
     run = read_run(tmp_path)
     assert code == 0 and 'Nothing to do' in run.log
     assert {name: Path(run.folder, name).read_bytes() for name in run.names
