@@ -8,12 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from yacs.config import CfgNode
 
 from common.config import Options, get_value, list_unset
 from common.data.datasets import count_classes
+from common.deploy.formats import is_exported
 from common.errors import UserError, suggest
 from common.option import Option, list_options, shorten, show
 from common.project import Project
@@ -143,6 +145,8 @@ def _read_told(project, path, config, given):
     source = config.MODEL.PRETRAINED
     if not source:
         return {}
+    if is_exported(source):
+        return _read_exported(source)
     own = list_own_options(project)
     wants_model = path is None and not own & given
     try:
@@ -161,6 +165,17 @@ def _read_told(project, path, config, given):
     channels = told.get('DATA.IMAGE_CHANNELS', config.DATA.IMAGE_CHANNELS)
     return told | {key: value for key, value in stated.items()  # a number for each channel
                    if not isinstance(value, list) or len(value) == channels}
+
+
+def _read_exported(folder):
+    """Return {key: value} of what an exported folder is for."""
+    # Here: it imports Paddle, which scripts without a model do without.
+    from common.data.preprocessing import list_recorded_options
+    from common.deploy.engine import read_check
+    from common.deploy.preprocessing import load_preprocessing
+    logits, image_size = read_check(folder)
+    return {**list_recorded_options(asdict(load_preprocessing(folder))),
+            'DATA.IMAGE_SIZE': image_size, 'MODEL.NUM_CLASSES': logits.shape[1]}
 
 
 def list_own_options(project: Project) -> set[str]:

@@ -263,7 +263,7 @@ class Options:
     SAVE_BAD_BATCH = Option(False, help='keep the batch that made the loss not finite')
     VISUALDL = Option(False, flag='visualdl', help='write VisualDL logs to the run folder')
     FAST = Option(True, help="CPU fast paths; False: Paddle's plain operators")
-    EVAL_ENGINE = Option('model', choices=('auto', 'model', 'plain', 'onednn', 'openvino'),
+    EVAL_ENGINE = Option('auto', choices=('auto', 'model', 'plain', 'onednn', 'openvino'),
                          needs=('EVAL',), help='of -eval on a CPU; model: no engine')
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.deploy.formats import (
+    CHECK_FILE,
     FORMATS_FILE,
     MODEL_NAME,
     PRECISIONS,
@@ -42,7 +43,6 @@ from common.weights.safe_pickle import PickleError
 ENGINES = ('plain', 'onednn', 'openvino', 'onnxruntime')
 
 NUMBERS = {'.json': '.pdiparams', '.pdmodel': '.pdiparams', '.xml': '.bin'}
-CHECK_FILE = 'check.npz'            # what the dynamic model gave for make_check_images
 CHECK_IMAGES = 4
 MAX_CHECK = 16 << 20                # bytes of CHECK_FILE: a million classes
 MAX_SIDE = 10_000                   # pixels

@@ -2,19 +2,28 @@
 
 import logging
 import tempfile
+import time
+from collections.abc import Callable
 
+import numpy as np
 import paddle
 from yacs.config import CfgNode
 
 from common.deploy import engine as engines
 from common.deploy.export import save_program
 from common.deploy.predict import make_dynamic_predictor
+from common.deploy.preprocessing import load_preprocessing
 from common.deploy.program import write_record
 from common.errors import RunError, UserError
+from common.weights.load import LoadReport
 
 logger = logging.getLogger(__name__)
 
-MIN_IMAGES = 5000       # with fewer, exporting and trying the engines costs more than it saves
+# With less to do, exporting the model and trying the engines costs more than it saves.
+MIN_IMAGES = 2000
+MIN_SECONDS = 240
+BATCH = 8               # images that tell how fast the model is
+GAIN = 1.03             # of an engine that is worth leaving the model for
 
 
 class EngineModel:
@@ -32,27 +41,80 @@ class EngineModel:
         """An engine does nothing else."""
 
 
-def choose_evaluator(model: paddle.nn.Layer, config: CfgNode,
-                     num_images: int) -> paddle.nn.Layer | EngineModel:
+def choose_evaluator(model: paddle.nn.Layer, config: CfgNode, num_images: int
+                     ) -> paddle.nn.Layer | EngineModel:
     """Return what evaluates a model on the CPU: an EngineModel, or the model itself.
 
-    EVAL_ENGINE "auto": the fastest engine that gives the model's logits, where there are
-    images enough; "model": the model. An engine that fails is reported in the log, and the
-    model takes its place.
+    EVAL_ENGINE "auto": the fastest engine that gives the model's logits, where there is enough
+    to do that building it is repaid; "model": the model. An engine that fails is reported in the
+    log, and the model takes its place.
     """
-    name = config.EVAL_ENGINE
+    name, why = config.EVAL_ENGINE, ''
     if name == 'model' or name == 'auto' and num_images < MIN_IMAGES:
         return model
+    predict = make_dynamic_predictor(model)
+    if name == 'auto':
+        model.eval()
+        speed = measure_speed(predict, config.DATA.IMAGE_SIZE)
+        seconds = num_images / speed
+        if seconds < MIN_SECONDS:
+            return model
+        why = f'; the model itself would take about {seconds / 60:.0f} minutes for ' \
+              f'{num_images:,} images (EVAL_ENGINE auto)'
+    started = time.perf_counter()
     try:
         engine = open_engine(model, config.DATA.IMAGE_SIZE, name)
     except (RunError, UserError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.info('Evaluating without an engine (EVAL_ENGINE %s): %s', name, reason)
-        for layer in model.sublayers(include_self=True):
-            vars(layer).pop('forward', None)            # the conversion's
-        return model
-    logger.info('%s', engine.describe())
+        return leave_conversion(model)
+    if name == 'auto':
+        gain = measure_speed(engine, config.DATA.IMAGE_SIZE) / speed
+        if gain < GAIN:
+            logger.info('Evaluating without an engine: the fastest, %s, is %.2f times as fast as '
+                        'the model', engine.name, gain)
+            return leave_conversion(model)
+        why = f', {gain:.2f} times as fast as the model{why}'
+    logger.info('%s; it took %.0f s to build%s', engine.describe(),
+                time.perf_counter() - started, why)
     return EngineModel(engine)
+
+
+def leave_conversion(model: paddle.nn.Layer) -> paddle.nn.Layer:
+    """Return the model as it was before it was converted to a program."""
+    for layer in model.sublayers(include_self=True):
+        vars(layer).pop('forward', None)
+    return model
+
+
+def open_exported(config: CfgNode) -> tuple[EngineModel, LoadReport]:
+    """Return what evaluates the exported folder MODEL.PRETRAINED, and what it says of itself.
+
+    Raises UserError where the config asks for other images or classes than it was made for.
+    """
+    folder = config.MODEL.PRETRAINED
+    preprocessing = load_preprocessing(folder)
+    logits, image_size = engines.read_check(folder)
+    for key, value, made_for in (
+            ('DATA.IMAGE_SIZE', config.DATA.IMAGE_SIZE, image_size),
+            ('MODEL.NUM_CLASSES', config.MODEL.NUM_CLASSES, logits.shape[1])):
+        if value != made_for:
+            raise UserError(f'{folder} was exported for {key} {made_for}, and the config says '
+                            f'{value}.')
+    name = config.EVAL_ENGINE
+    engine = engines.load_engine(folder, 'auto' if name == 'model' else name)
+    logger.info('Exported model %s\n%s', folder, engine.describe())
+    return EngineModel(engine), LoadReport('exported', folder,
+                                           class_names=preprocessing.class_names)
+
+
+def measure_speed(predict: Callable[[np.ndarray], np.ndarray], image_size: int) -> float:
+    """Return images a second of a small batch, the second that runs."""
+    images = np.resize(engines.make_check_images(image_size), (BATCH, 3, image_size, image_size))
+    predict(images)
+    started = time.perf_counter()
+    predict(images)
+    return BATCH / (time.perf_counter() - started)
 
 
 def open_engine(model: paddle.nn.Layer, image_size: int, name: str) -> engines.Engine:

@@ -11,6 +11,7 @@ MODEL_NAME = 'model'        # .json or .pdmodel with .pdiparams, .onnx, .xml wit
 FORMATS = ('paddle', 'onnx', 'openvino')
 PRECISIONS = ('float32', 'bfloat16', 'int8')
 FORMATS_FILE = 'formats.json'
+CHECK_FILE = 'check.npz'    # what the dynamic model gave for known images; every folder has it
 MAX_BYTES = 1 << 16
 
 
@@ -70,3 +71,8 @@ def find_onnx(folder: str) -> str:
 def find_openvino(folder: str) -> str:
     """Return the path that the OpenVINO model has; its numbers lie in the .bin file beside it."""
     return os.path.join(folder, f'{MODEL_NAME}.xml')
+
+
+def is_exported(path: str | None) -> bool:
+    """Whether a path is a folder that export_model.py has written."""
+    return bool(path) and os.path.isfile(os.path.join(path, CHECK_FILE))

@@ -60,7 +60,8 @@ def share_rows(tensor: 'paddle.Tensor') -> np.ndarray:
 class Rows(Protocol):
     """What run_by_rows divides: rows, and the numbers in all of them."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
     def __len__(self) -> int: ...
 

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 from common.config import dump_config
 from common.data.datasets import Dataset
 from common.data.normalize import Preprocess
+from common.deploy.formats import is_exported
 from common.errors import RunError, UserError
 from common.kernels import install
 from common.machine.device import allow_tf32, choose_device
@@ -77,7 +78,7 @@ class Job:
     continues: bool                 # in the folder of the run that was interrupted
     dataset_val: Dataset
     dataset_train: Dataset | None   # None: evaluation only
-    model: paddle.nn.Layer
+    model: paddle.nn.Layer | None   # None: an exported one is evaluated
     precision: Precision
     preprocess: Preprocess
     watchdog: Watchdog
@@ -92,9 +93,13 @@ def build_job(project: Project, config: CfgNode, device: str, folder: str,
     if not config.TF32 or device.startswith('gpu'):
         logger.info('%s', tf32)
     paddle.seed(config.SEED)            # initial weights, the same on every rank
-    model = project.build_model(config)
+    is_model = not is_exported(config.MODEL.PRETRAINED)
+    if not is_model and not (config.EVAL and device == 'cpu'):
+        raise UserError(f'{config.MODEL.PRETRAINED} is an exported model: it can be evaluated on a '
+                        'CPU (-eval -device=cpu), and predict.py -model takes it.')
+    model = project.build_model(config) if is_model else None
     precision = build_precision(config, device)
-    if device == 'cpu' and config.FAST:
+    if device == 'cpu' and config.FAST and is_model:
         logger.info('CPU kernels: %d layers (FAST False: none)', install(model, 'cpu'))
     elif precision.enabled and config.FAST:
         logger.info('Fused attention: %d layers (FAST False: none)',
@@ -145,12 +150,12 @@ def run_evaluation(job: Job) -> None:
                         'do, such as <run folder>/best.')
     if len(job.dataset_val) == 0:
         raise UserError(f'There is nothing to evaluate: {job.dataset_val.describe()}.')
-    report = load_from_config(job.model, config)
+    # Imported here: exporting stands on common.run.launch, and that on this module.
+    from common.deploy.evaluation import choose_evaluator, open_exported
+    model, report = (job.model, load_from_config(job.model, config)) if job.model is not None \
+        else open_exported(config)
     match_evaluated(report, job.dataset_val, config.MODEL.NUM_CLASSES)
-    model = job.model
-    if job.device == 'cpu' and config.FAST and get_world_size() == 1:
-        # Imported here: exporting stands on common.run.launch, and that on this module.
-        from common.deploy.evaluation import choose_evaluator
+    if model is job.model and job.device == 'cpu' and config.FAST and get_world_size() == 1:
         model = choose_evaluator(model, config, len(job.dataset_val))
     run_log = build_run_log(config, job.folder)
     validator = build_validator(job, model, run_log, StopRequest(()))

@@ -50,6 +50,24 @@ def test_few_images_are_not_worth_an_engine():
     assert evaluation.choose_evaluator(model, config, few) is model
 
 
+@pytest.mark.runs
+def test_auto_takes_an_engine_where_it_is_repaid(monkeypatch, caplog):
+    config, model = build(EVAL_ENGINE='auto')
+    expected = run(model, config)
+    assert evaluation.choose_evaluator(model, config, 10 ** 5) is model     # seconds of work
+    monkeypatch.setattr(evaluation, 'MIN_SECONDS', 0.0)
+    monkeypatch.setattr(evaluation.logger, 'propagate', True)
+    speeds = iter([10.0, 10.1, 10.0, 12.5])     # the model's, the engine's
+    monkeypatch.setattr(evaluation, 'measure_speed', lambda predict, size: next(speeds))
+    with caplog.at_level(logging.INFO):
+        assert evaluation.choose_evaluator(model, config, 10 ** 5) is model
+        assert 'is 1.01 times as fast' in caplog.text
+        assert run(model, config).loss == expected.loss
+        evaluator = evaluation.choose_evaluator(model, config, 10 ** 5)
+    assert '1.25 times as fast as the model' in caplog.text and 'EVAL_ENGINE auto' in caplog.text
+    assert run(evaluator, config).acc1 == expected.acc1
+
+
 def test_model_is_the_model():
     config, model = build(EVAL_ENGINE='model')
     assert evaluation.choose_evaluator(model, config, 10 ** 6) is model

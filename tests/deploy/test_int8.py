@@ -20,6 +20,7 @@ from common.deploy.int8 import Plan
 from common.deploy.openvino_ir import check_openvino
 from common.deploy.program import RECORD_FILE
 from common.errors import UserError
+from common.run.launch import run_single
 from tests.support.trained_digits import fixture_path, load_fixture
 
 MODULES = ('paddle2onnx', 'onnxruntime', 'onnx', 'ml_dtypes', 'openvino', 'nncf')
@@ -99,6 +100,31 @@ def test_predict_says_what_int8_cost(exported, tmp_path, capsys):
     assert 'Engine: openvino, int8' in shown.err
     assert read_formats(exported['vit']).openvino_cost in shown.err
     assert shown.out.splitlines()[1].split()[3] == '0'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_eval_takes_the_folder(exported, name, tmp_path, capsys):
+    """With the folder's own preprocessing and classes, no yaml file, and the accuracy it told."""
+    project = load_fixture(name)[0]
+    assert run_single(project, ['-eval', f'-pretrained={exported[name]}', '-device=cpu',
+                                '-dataset=digits', f'-output={tmp_path}']) == 0
+    shown = capsys.readouterr().out
+    cost = read_formats(exported[name])
+    told = {re.search(r'accuracy (\S+) %', text)[1] for text in (cost.openvino_cost,
+                                                                 cost.onnx_cost)}
+    assert re.search(r'acc1 (\d+\.\d+)', shown)[1] in told, shown
+    assert f'Exported model {exported[name]}' in shown and 'int8' in shown
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['-eval', '-num_classes=12'], 'was exported for MODEL.NUM_CLASSES 10'),
+    (['-eval', '-image_size=64'], 'was exported for DATA.IMAGE_SIZE'),
+    ([], 'is an exported model: it can be evaluated')])
+def test_what_an_exported_folder_is_not_for(exported, tmp_path, capsys, arguments, words):
+    assert run_single(load_fixture('vit')[0], [
+        f'-pretrained={exported["vit"]}', '-device=cpu', '-dataset=digits',
+        f'-output={tmp_path}', *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('engine, precision', [
