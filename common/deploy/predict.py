@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TextIO
 
+import numpy as np
 import paddle
 from PIL import Image
 from tqdm import tqdm
@@ -47,6 +49,9 @@ from common.project import Project
 from common.terminal import is_terminal
 
 logger = logging.getLogger(__name__)
+
+BATCH_SIZES = (1, 4, 16)
+MANY = 100              # pictures that are worth trying sizes of batches
 
 EXAMPLES = """examples:
   python predict.py cat.jpg -pretrained=./output/train-20260101-10-00-00/best
@@ -81,8 +86,11 @@ def _run(project, argv):
     total, inputs = list_inputs(arguments.images, arguments.save_dir)
     check_output_file(arguments.output, arguments.images)
     preprocessing, predict = load_predictor(project, arguments)
+    arguments.batch_size = arguments.batch_size or choose_batch_size(
+        predict, preprocessing.image_size, total)
     left_out = Counter()
     pictures = find_pictures(arguments.images, sys.stdin, left_out)
+    started = time.perf_counter()
     try:
         with open_output(arguments.output) as file:
             failed, count = write_predictions(
@@ -91,10 +99,33 @@ def _run(project, argv):
     except BrokenPipeError:                 # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    if count > 1:
+        seconds = time.perf_counter() - started
+        logger.info('%d pictures in %.1f s, %.1f a second', count, seconds, count / seconds)
     warn_left_out(left_out)
     if failed:
         raise RunError(f'{failed:,} of {count:,} pictures could not be read; they are named above.')
     return 0
+
+
+def choose_batch_size(predict: engines.Run, image_size: int, total: int | None) -> int:
+    """Return how many pictures to compute at once: as many as are fastest, each.
+
+    total: number of pictures, None for unknown. Measured for a moment where there are many.
+    """
+    if total is not None and total < MANY:
+        return max(1, min(total, BATCH_SIZES[-1]))
+    speeds: dict[int, float] = {}
+    for size in BATCH_SIZES:
+        images = np.resize(engines.make_check_images(image_size), (size, 3, image_size, image_size))
+        predict(images)                     # prepares what this size needs
+        started = time.perf_counter()
+        predict(images)
+        speeds[size] = size / (time.perf_counter() - started)
+    best = max(speeds, key=lambda size: speeds[size])
+    logger.info('%d pictures at once (%s)', best, ', '.join(
+        f'{size}: {speed:.1f} a second' for size, speed in speeds.items()))
+    return best
 
 
 def log_to_stderr() -> None:
@@ -322,14 +353,14 @@ def _parse(project, argv):
                     help='of the output (default: by the ending of -output, else table)')
     parser.add_flag('output', metavar='FILE', help='default: the standard output')
     parser.add_flag('save_dir', metavar='DIR', help='write each picture, with its labels, here')
-    parser.add_flag('batch_size', type=int, default=16, metavar='N',
-                    help='pictures computed at once (default: 16)')
+    parser.add_flag('batch_size', type=int, metavar='N',
+                    help='pictures computed at once (default: what is fastest, tried out)')
     parser.check_names(argv)
     arguments = parser.parse_args(argv)
     if arguments.format is None:
         ending = os.path.splitext(arguments.output or '')[1].lower()
         arguments.format = ENDINGS.get(ending, 'table')
     for name in ('topk', 'batch_size'):
-        if getattr(arguments, name) < 1:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f'-{name} must be 1 or more, not {getattr(arguments, name)}.')
     return arguments

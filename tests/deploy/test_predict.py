@@ -117,6 +117,32 @@ def test_predictions_are_right_and_in_order(folder, capsys, name):
         assert found['class'] == index and abs(found['probability'] - share) < 2e-6
 
 
+def test_as_many_pictures_at_once_as_are_fastest(monkeypatch):
+    sizes = []
+    costs = {1: 1.0, 4: 2.0, 16: 20.0}          # seconds a batch: 1, 2 and 0.8 pictures a second
+    times = [0.0]
+
+    def run(images):
+        sizes.append(len(images))
+        times[0] += costs[len(images)]
+        return np.zeros((len(images), 3), 'float32')
+
+    monkeypatch.setattr(predict.time, 'perf_counter', lambda: times[0])
+    assert predict.choose_batch_size(run, 8, predict.MANY) == 4
+    assert sizes == [1, 1, 4, 4, 16, 16]
+    assert predict.choose_batch_size(run, 8, None) == 4         # from the standard input
+    sizes.clear()
+    assert [predict.choose_batch_size(run, 8, total) for total in (0, 1, 7, 99)] == [1, 1, 7, 16]
+    assert sizes == []
+
+
+def test_the_speed_is_told(folder, capsys):
+    assert run(folder[0], '-format=csv') == 0
+    assert '8 pictures in ' in capsys.readouterr().err
+    assert run(folder[0] / '0.png') == 0
+    assert 'a second' not in capsys.readouterr().err
+
+
 def test_table_and_csv(folder, capsys, tmp_path):
     path, labels = folder
     (tmp_path / 'labels.txt').write_text('\n'.join(f'digit, {i}' for i in range(10)) + '\n')
