@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from common.config import dump_config
 from common.errors import UserError
 from common.machine.distributed import get_rank
-from common.run.side_matter import append_line, describe, discard_output, go_on
+from common.run.side_matter import append_line, describe, discard_output, end_line, go_on
 from common.terminal import is_terminal, paint
 
 LOGGER_NAME = 'common'          # every module's logger is below it
@@ -71,7 +71,8 @@ class _FileHandler(logging.Handler):
         self.said = set()
         self.file = None
         with go_on(path, self.said):
-            self.file = open(path, 'ab', buffering=0)      # noqa: SIM115 (closed by close)
+            self.file = open(path, 'ab+', buffering=0)     # noqa: SIM115 (closed by close)
+            end_line(self.file)
 
     def emit(self, record):
         if self.file is not None:

@@ -50,6 +50,14 @@ def append_line(file: IO[bytes], line: bytes) -> None:
         raise
 
 
+def end_line(file: IO[bytes]) -> None:
+    """Begin a new line where a process that was killed has left half of one. Raises OSError."""
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b'\n':
+            append_line(file, b'\n')
+
+
 def discard_output(stream: IO[str] | None) -> None:
     """Send a stream that takes nothing any more to the null device, with what it still holds.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from common import fonts
 from common.run import side_matter
+from common.run.log import _FileHandler
 from common.training import confusion
 from tests.support.colours import list_arguments, make_colours
 from tests.support.paths import ROOT
@@ -72,6 +74,17 @@ def test_a_line_is_whole_or_not_there(tmp_path):
     with Short(tmp_path / 'lines', 'r+') as file, pytest.raises(OSError, match='only 3 of 4'):
         side_matter.append_line(file, b'two\n')
     assert (tmp_path / 'lines').read_bytes() == b'one\n'
+
+
+@pytest.mark.parametrize('left, expected', [
+    (b'', b'two\n'), (b'one\n', b'one\ntwo\n'), (b'one\nhal', b'one\nhal\ntwo\n')])
+def test_a_log_goes_on_with_a_line_of_its_own(tmp_path, left, expected):
+    """Also after a run that was killed while it wrote one."""
+    (tmp_path / 'log.txt').write_bytes(left)
+    handler = _FileHandler(str(tmp_path / 'log.txt'))
+    handler.emit(logging.makeLogRecord({'msg': 'two'}))
+    handler.close()
+    assert (tmp_path / 'log.txt').read_bytes() == expected
 
 
 def test_a_process_without_streams(data, right, tmp_path, monkeypatch):
