@@ -7,6 +7,7 @@ out and listed, so that training and validation share nothing.
 import csv
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from common.data.table import SampleTable, choose_part
 from common.errors import UserError
 from common.files import open_regular
 from common.machine.environment import count_cores
+from common.terminal import is_terminal
 
 VAL_NAMES = ('val', 'validation', 'valid')
 LARGEST_FILE = 256 << 20        # bytes; a picture has less
@@ -156,7 +158,7 @@ def _keep_readable(root, found, left_out):
     with ThreadPool(count_cores()) as pool:         # Pillow decodes outside Python's lock
         looks = pool.imap(lambda item: _look(os.path.join(root, item[0])), found, chunksize=8)
         bar = tqdm(looks, total=len(found), desc='Looking at the pictures', unit='picture',
-                   disable=None, leave=False)
+                   disable=not is_terminal(sys.stderr), leave=False)
         for (path, name, is_train), (sides, digest, problem) in zip(found, bar):
             if problem:
                 left_out.append((path, problem))

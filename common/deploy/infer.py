@@ -55,7 +55,10 @@ def open_openvino(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 def open_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Return run(images) -> logits of ONNX Runtime."""
     import onnxruntime
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3          # errors
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=['CPUExecutionProvider'])
     return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
 
 

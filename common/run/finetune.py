@@ -278,13 +278,18 @@ def finish(project: Project, config: CfgNode, survey: Survey, folder: str) -> in
     weights = os.path.join(folder, os.path.basename(best).removesuffix('.pdparams'))
     example = next((picture for picture in survey.pictures if not picture.is_train),
                    survey.pictures[0])
-    for line in list_next_commands(weights, os.path.join(survey.root, example.path), folder):
+    val = os.path.join(survey.root, 'val')
+    for line in list_next_commands(weights, os.path.join(survey.root, example.path), folder,
+                                   val if os.path.isdir(val) else survey.root):
         logger.info('%s', line)
     return 0
 
 
-def list_next_commands(weights: str, picture: str, folder: str) -> list[str]:
-    """Return what can be done next, as lines for the shell that started this script."""
+def list_next_commands(weights: str, picture: str, folder: str, pictures: str) -> list[str]:
+    """Return what can be done next, as lines for the shell that started this script.
+
+    pictures: the folder that the demo takes its examples from.
+    """
     scripts = os.path.dirname(sys.argv[0]) if sys.argv[0].endswith('finetune.py') else ''
 
     def write(script, *words):
@@ -293,7 +298,7 @@ def list_next_commands(weights: str, picture: str, folder: str) -> list[str]:
     exported = os.path.join(folder, 'exported')
     return ['Next:',
             f'  {write("predict.py", f"-pretrained={weights}", picture)}',
-            f'  {write("demo.py", f"-pretrained={weights}")}',
+            f'  {write("demo.py", f"-pretrained={weights}", f"-examples={pictures}")}',
             f'  {write("export_model.py", f"-pretrained={weights}", f"-output={exported}")}']
 
 

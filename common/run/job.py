@@ -17,7 +17,7 @@ from common.kernels import install
 from common.machine.device import allow_tf32, choose_device
 from common.machine.distributed import agree_on, get_rank, get_world_size
 from common.project import Project
-from common.run.announce import log_start
+from common.run.announce import describe_use, log_start
 from common.run.folder import choose_folder
 from common.run.log import RunLog, build_run_log, discard_run_folder, start_logging
 from common.run.records import match_evaluated
@@ -35,8 +35,9 @@ def run(project: Project, config: CfgNode, folder: str | None = None) -> None:
     """Train or evaluate in this process, which may be one of several.
 
     Distributed initialisation is done. folder: of the run; None: a new one, or that of the run
-    that is continued.
+    that is continued, and what can be done next is said at the end.
     """
+    says_use = folder is None and not config.EVAL
     device = choose_device(config.DEVICE)
     paddle.set_device(device)
     start_logging(quiet=get_rank() > 0)
@@ -53,6 +54,8 @@ def run(project: Project, config: CfgNode, folder: str | None = None) -> None:
                 run_evaluation(job)
             else:
                 run_training(job, stop)
+        if says_use:
+            logger.info('%s', describe_use(folder))
     except UserError:
         if get_rank() == 0:
             discard_run_folder(folder)

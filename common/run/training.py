@@ -21,7 +21,6 @@ from common.data.shared_files import remove_left_files
 from common.errors import Interrupted, UserError
 from common.machine.distributed import gather_over_ranks, get_rank, get_world_size
 from common.run.announce import (
-    describe_use,
     describe_way_on,
     log_changes,
     log_plan,
@@ -122,8 +121,6 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
     logger.info('Done: %d updates in %s%s. Run folder: %s', state.update,
                 format_duration(time.perf_counter() - started), best, job.folder,
                 extra={'colour': 'green'})
-    if store is not None:
-        logger.info('%s', describe_use(job.folder))
 
 
 def build_state(job: 'Job') -> TrainState:

@@ -92,7 +92,8 @@ def test_the_commands_that_it_prints_work(tuned, tmp_path, capsys):
     assert Path(picture).parent.name in capsys.readouterr().out
     assert export.main(VIT, commands['export_model.py']) == 0
     assert (run / 'exported' / 'preprocessing.json').exists()
-    assert commands['demo.py'] == [f'-pretrained={run}/best']
+    assert commands['demo.py'][0] == f'-pretrained={run}/best'
+    assert os.path.isdir(commands['demo.py'][1].removeprefix('-examples='))
 
 
 def test_its_config_runs_again(tuned, tmp_path):
