@@ -243,8 +243,8 @@ class Options:
     KEEP = Option(2, at_least=0, help='checkpoints kept beside the best and the last')
     REPORT_FREQ = Option(50, above=0, help='updates between reports')
     VALIDATE_FREQ = Option(1, above=0, help='epochs between validations')
-    BEST_OF_EQUALS = Option('first', choices=('first', 'last'),
-                            help='which of equally good validations is the best')
+    BEST = Option('highest', choices=('highest', 'latest'),
+                  help='which validation is the best: the first with the highest acc1, or the last')
     SEED = Option(0, at_least=0, at_most=2 ** 63 - 1, flag='seed',
                   help='seed of initialisation, order, augmentation and dropout')
     EVAL = Option(False, flag='eval', help='evaluate and stop')

@@ -104,7 +104,8 @@ def plan_run(project: Project, survey: Survey, path: str | None, flags: dict[str
         chosen = project.choose_small(survey.measure_sides()[0])
     counts = survey.count(is_train=True)
     recipe = choose_recipe(counts.tolist(), bool(config.MODEL.PRETRAINED),
-                           get_value(config, 'MODEL.EMBED_DIM') or WIDE)
+                           get_value(config, 'MODEL.EMBED_DIM') or WIDE,
+                           int(survey.count(is_train=False).sum()))
     chosen |= {key: value for key, value in recipe.items()
                if path is None or key in list_unset(project.options, path, [key])}
     # A length or a batch that the user has set goes into what is counted by it.

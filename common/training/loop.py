@@ -59,7 +59,7 @@ class LoopOptions:
     save_every: int = 1                     # epochs
     patience: int | None = None             # validations without a new best before the end
     patience_updates: int | None = None     # or updates
-    prefers_later: bool = False             # of equally good validations
+    best_is_latest: bool = False            # and not the validation with the highest acc1
     save_bad_batch: bool = False            # keep the batch that made the loss not finite
     fast: bool = True                       # gradients averaged by GradientMean's fast way
 
@@ -69,7 +69,7 @@ def read_loop_options(config: CfgNode) -> LoopOptions:
     return LoopOptions(
         config.SEED, config.TRAIN.GRAD_CLIP, config.REPORT_FREQ, config.VALIDATE_FREQ,
         config.SAVE_FREQ, config.TRAIN.EARLY_STOP_EPOCHS, config.TRAIN.EARLY_STOP_STEPS,
-        config.BEST_OF_EQUALS == 'last', config.SAVE_BAD_BATCH, config.FAST)
+        config.BEST == 'latest', config.SAVE_BAD_BATCH, config.FAST)
 
 
 class BatchSource(Protocol):
@@ -239,8 +239,7 @@ def validate_epoch(setup: TrainSetup, state: TrainState, is_saved: bool) -> None
             setup.saver.save(state, state.epoch_loss, metrics_size=metrics_size)
         raise
     is_best = acc1 is not None and math.isfinite(acc1) and (
-        state.best is None or acc1 > state.best['value']
-        or setup.options.prefers_later and acc1 == state.best['value'])
+        state.best is None or acc1 > state.best['value'] or setup.options.best_is_latest)
     if is_best:
         state.best = {'value': acc1, 'epoch': epoch}
     state.awaits_validation = False

@@ -11,9 +11,10 @@ from typing import Any
 SMALL, MEDIUM = 20_000, 500_000         # training pictures
 UPDATES = {SMALL: 500, MEDIUM: 10_000}
 MOST_UPDATES = 20_000
-SCRATCH_UPDATES = 1_500                 # at least, without pretrained weights
+SCRATCH_UPDATES = 1_000                 # at least, without pretrained weights
 LARGEST_BATCH = 64
 VALIDATIONS = 20                        # of a run, about
+MANY_HELD_BACK = 1_000                  # from which the best validation is worth choosing by
 UNEQUAL = 2.0                           # largest / smallest class from which classes are weighted
 WIDE = 768                              # tokens' width that FINE_TUNING_LR is for
 FINE_TUNING_LR, SCRATCH_LR = 3e-4, 1e-3
@@ -26,9 +27,7 @@ SHARED = {
     'TRAIN.LINEAR_SCALED_LR': None, 'TRAIN.COOLDOWN_EPOCHS': 0, 'TRAIN.MODEL_EMA': False,
     'TRAIN.CUTMIX_ALPHA': 0.0, 'TRAIN.AUTO_AUGMENT': '', 'TRAIN.RANDOM_ERASE_PROB': 0.0,
     'DATA.EXIF_ORIENTATION': True, 'TRAIN.HFLIP': 0.5,
-    'MODEL.DROPOUT': 0.0, 'MODEL.ATTENTION_DROPOUT': 0.0,
-    # Few pictures held back are soon all right: then the longer training is the better.
-    'BEST_OF_EQUALS': 'last', 'KEEP': 0,
+    'MODEL.DROPOUT': 0.0, 'MODEL.ATTENTION_DROPOUT': 0.0, 'KEEP': 0,
 }
 FINE_TUNING = {
     'TRAIN.LAYER_DECAY': 0.75, 'TRAIN.HEAD_LR_SCALE': 10.0, 'TRAIN.CROP_SCALE': [0.5, 1.0],
@@ -40,11 +39,13 @@ FROM_SCRATCH = {
 }
 
 
-def choose_recipe(class_counts: Sequence[int], is_pretrained: bool,
-                  embed_dim: int = WIDE) -> dict[str, Any]:
+def choose_recipe(class_counts: Sequence[int], is_pretrained: bool, embed_dim: int = WIDE,
+                  held_back: int = 0) -> dict[str, Any]:
     """Return {config key: value} for so many training pictures of each class.
 
-    embed_dim: width of the model's tokens; narrower ones are trained at a higher rate.
+    embed_dim: width of the model's tokens; narrower ones are trained at a higher rate. held_back:
+    pictures to measure on; of few the highest accuracy is chance, and the end of the training is
+    the better model (on three classes of 83 pictures 96 % against 83 %).
     """
     counts = [int(count) for count in class_counts]
     number = sum(counts)
@@ -53,6 +54,8 @@ def choose_recipe(class_counts: Sequence[int], is_pretrained: bool,
         updates = max(updates, SCRATCH_UPDATES)
     recipe = {**SHARED, **(FINE_TUNING if is_pretrained else FROM_SCRATCH),
               'TRAIN.MIXUP_ALPHA': 0.0 if number < SMALL else 0.1}
+    if held_back < MANY_HELD_BACK:
+        recipe['BEST'] = 'latest'
     if max(counts) >= UNEQUAL * min(counts):
         recipe['TRAIN.CLASS_WEIGHTS'] = ['balanced']
     peak = FINE_TUNING_LR * (WIDE / embed_dim) ** 0.5 if is_pretrained else SCRATCH_LR

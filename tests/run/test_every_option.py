@@ -158,7 +158,7 @@ SHARED = {
     'KEEP': (1, 'files', {'SAVE_STEPS': 1}),
     'REPORT_FREQ': (2, 'metrics'),
     'VALIDATE_FREQ': (2, 'metrics'),
-    'BEST_OF_EQUALS': ('last', 'log: (epoch 2). Run', {'TRAIN.BASE_LR': 0.0}),
+    'BEST': ('latest', 'log: (epoch 2). Run', {'TRAIN.BASE_LR': 0.0}),
     'SEED': (1, 'metrics'),
     'EVAL': (True, 'refused: -pretrained'),
     'AMP': (True, 'log: AMP: off'),

@@ -73,10 +73,10 @@ def test_it_ends_with_figures_sheets_and_the_best_checkpoint(tuned):
     accuracies = [float(row['acc1']) for row in read(run / 'per_class.csv')]
     mean = sum(accuracies) / 3
     assert f'mean over 3 classes {mean:.1f} %' in log and mean > 90
-    best = max(json.loads(line)['acc1'] for line in (run / 'metrics.jsonl').read_text().splitlines()
-               if '"eval"' in line)
+    last = [json.loads(line)['acc1'] for line in (run / 'metrics.jsonl').read_text().splitlines()
+               if '"eval"' in line][-1]      # few pictures: the latest counts
     total = sum(float(row['correct']) for row in read(run / 'per_class.csv'))
-    assert 100 * total / 20 == pytest.approx(best)
+    assert 100 * total / 20 == pytest.approx(last)
     assert (run / 'augmented.png').stat().st_size > 5000
     assert (run / 'mistakes.png').exists() == (total < 20)
 
@@ -108,7 +108,7 @@ def test_its_config_runs_again(tuned, tmp_path):
 
 
 def test_without_weights_a_small_model_is_trained(folder, tmp_path):
-    for project, name in ((VIT, 'vit_small_32'), (T2T_VIT, 't2t_vit_small_64')):
+    for project, name in ((VIT, 'vit_hybrid_32'), (T2T_VIT, 't2t_vit_small_64')):
         output = tmp_path / project.name
         assert finetune.main(project, [folder, f'-output={output}', *SHORT, '-opts',
                                        'TRAIN.NUM_STEPS', '4']) == 0
