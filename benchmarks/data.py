@@ -129,9 +129,10 @@ def make_ours(what, folder):
     epochs = iter(range(1000))
 
     def load():
-        for number, batch in enumerate(get_dataloader(config, dataset, epoch=next(epochs))):
+        draw = finish.draw if finish is not None else None
+        for batch in get_dataloader(config, dataset, epoch=next(epochs), draw=draw):
             if finish is not None:
-                batch = finish(batch, number)
+                batch = finish(batch)
     return load
 
 

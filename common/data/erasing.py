@@ -1,7 +1,8 @@
 """Random erasing (arXiv 1708.04896) on the device, after normalisation.
 
 Rectangles and noise come from a generator of the sample's own, so that they do
-not depend on the batch, the number of workers or the number of processes.
+not depend on the batch, the number of workers or the number of processes. The
+loader's workers draw them, and send what is written with the batch.
 """
 
 import math
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import paddle
 from yacs.config import CfgNode
+
+from common.machine.host_memory import share
 
 MIN_AREA, MAX_AREA = 0.02, 1 / 3            # of the image
 MIN_ASPECT = 0.3                            # height / width, up to 1 / MIN_ASPECT
@@ -44,23 +47,40 @@ class RandomErasing:
         self.split = split
         self.seed = seed
 
-    def __call__(self, images: paddle.Tensor, epoch: int,
-                 indices: Sequence[int] | np.ndarray) -> paddle.Tensor:
+    def __call__(self, images: paddle.Tensor, epoch: int, indices: Sequence[int] | np.ndarray
+                 ) -> paddle.Tensor:
         """Return `images`, erased in place.
 
         images: float32 [B, C, H, W]. indices: the B samples' places in the data set.
         """
-        batch_size, channels, height, width = images.shape
+        return erase(images, *map(paddle.to_tensor, self.draw(images.shape, epoch, indices)))
+
+    def draw(self, shape: Sequence[int], epoch: int, indices: Sequence[int] | np.ndarray
+             ) -> list[np.ndarray]:
+        """Return what is written to a batch: places in it as if it were flat, and values.
+
+        shape: [B, C, H, W]. Returns [int32 [n] (int64 if needed), float32 [n]], no place twice.
+        """
+        batch_size, channels, height, width = shape
         assert len(indices) == batch_size, (len(indices), batch_size)
+        places, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         for position in range(batch_size // 2 if self.split else 0, batch_size):
             generator = build_generator(self.seed, epoch, indices[position])
             if generator.random() >= self.prob:
                 continue
+            image, noise = None, None
             for top, left, rows, columns in self.draw_rectangles(height, width, generator):
-                values = self.draw_values(channels, rows, columns, generator)
-                images[position, :, top:top + rows, left:left + columns] = (
-                    paddle.to_tensor(values) if values is not None else 0.0)
-        return images
+                if image is None:
+                    image = np.zeros([channels, height, width], bool)
+                    noise = np.empty([channels, height, width], np.float32)
+                part = slice(None), slice(top, top + rows), slice(left, left + columns)
+                image[part] = True
+                noise[part] = self.draw_values(channels, rows, columns, generator)
+            if image is not None:
+                places.append(np.flatnonzero(image) + position * image.size)
+                values.append(noise[image])
+        dtype = np.int32 if math.prod(shape) < 2 ** 31 else np.int64
+        return [np.concatenate(places).astype(dtype), np.concatenate(values)]
 
     def draw_rectangles(self, height: int, width: int,
                         generator: np.random.Generator) -> Iterator[tuple[int, int, int, int]]:
@@ -80,13 +100,23 @@ class RandomErasing:
                     break
 
     def draw_values(self, channels: int, rows: int, columns: int,
-                    generator: np.random.Generator) -> np.ndarray | None:
-        """Return what is written: float32 [C, rows, columns], or None for zero."""
+                    generator: np.random.Generator) -> np.ndarray | float:
+        """Return what is written: float32 [C, rows, columns] or [C, 1, 1], or zero."""
         if self.mode == 'const':
-            return None
+            return 0.0
         shape = (channels, rows, columns) if self.mode == 'pixel' else (channels, 1, 1)
-        noise = generator.standard_normal(shape, dtype='float32')
-        return np.ascontiguousarray(np.broadcast_to(noise, (channels, rows, columns)))
+        return generator.standard_normal(shape, dtype='float32')
+
+
+def erase(images: paddle.Tensor, places: paddle.Tensor, values: paddle.Tensor) -> paddle.Tensor:
+    """Return `images`, contiguous float32 [B, C, H, W], with the values of RandomErasing.draw."""
+    if places.shape[0] == 0:
+        return images
+    if images.place.is_cpu_place():
+        share(images).reshape(-1)[places.numpy()] = values.numpy()
+        return images
+    flat = paddle.scatter_(images.reshape([-1]), places, values)
+    return flat.reshape(images.shape)
 
 
 def build_generator(seed: int, epoch: int, index: int) -> np.random.Generator:

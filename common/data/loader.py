@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ USUAL_CAUSES = {
     7: f', often because {shared_files.FOLDER} is full: -opts DATA.USE_SHARED_MEMORY False'}
 
 Batches = TrainBatches | EvalBatches
+# (number of the batch, shape of its images, indices of its samples) -> arrays.
+Draw = Callable[[int, tuple[int, ...], np.ndarray], list[np.ndarray]]
 logger = logging.getLogger(__name__)
 
 # Paddle asks for it when an iterator is deleted, also of one whose start failed before it was set.
@@ -52,10 +54,11 @@ class LoaderError(RunError):
 
 
 def build_loader(dataset: Any, batches: Batches, config: CfgNode,
-                 num_workers: int | None = None) -> 'Loader':
+                 num_workers: int | None = None, draw: Draw | None = None) -> 'Loader':
     """Return a Loader of `dataset` in the order of `batches` (common.data.sampler).
 
-    num_workers: number of processes; None: DATA.NUM_WORKERS; 0: load in this process.
+    num_workers: number of processes; None: DATA.NUM_WORKERS; 0: load in this process. draw: see
+    Loader.
     """
     if num_workers is None:
         num_workers = choose_workers(config.DATA.NUM_WORKERS)
@@ -63,7 +66,7 @@ def build_loader(dataset: Any, batches: Batches, config: CfgNode,
     if num_workers and use_shared_memory:
         use_shared_memory = _has_shared_memory(
             batches.batch_size, num_workers, config.DATA.IMAGE_SIZE)
-    return Loader(dataset, batches, num_workers, use_shared_memory)
+    return Loader(dataset, batches, num_workers, use_shared_memory, draw)
 
 
 def choose_workers(wanted: int | str | None) -> int:
@@ -80,8 +83,10 @@ def choose_workers(wanted: int | str | None) -> int:
 
 
 class Loader:
-    """Iterate over (images uint8 [B, S, S, 3], labels int64 [B], indices int64 [B]) tensors.
+    """Iterate over (images uint8 [B, S, S, 3], labels int64 [B], indices int64 [B], ...) tensors.
 
+    draw: a function that the workers call for each batch; its arrays follow the indices. Batches
+    are numbered as training counts them.
     An unreadable image raises ImageError with its path, a worker that dies
     LoaderError with the path it was reading. `skipped` maps the paths that
     SKIP_CORRUPT replaced to how often. Each `iter()` starts the workers; `close()`
@@ -89,16 +94,17 @@ class Loader:
     """
 
     def __init__(self, dataset: Any, batches: Batches, num_workers: int,
-                 use_shared_memory: bool):
+                 use_shared_memory: bool, draw: Draw | None = None):
         self.batches = batches
         self.num_workers = num_workers
         self.skipped = {}
-        self._reader = _SampleReader(dataset, num_workers, use_shared_memory)
+        self._reader = _SampleReader(dataset, num_workers, use_shared_memory, draw)
         self._iterator = None
         self._loader = None
         if num_workers:
             self._loader = paddle.io.DataLoader(
-                self._reader, batch_sampler=batches, collate_fn=_collate, return_list=True,
+                self._reader, batch_sampler=_Numbered(batches), return_list=True,
+                collate_fn=self._reader.collate,
                 num_workers=num_workers, use_shared_memory=use_shared_memory,
                 prefetch_factor=PREFETCH, worker_init_fn=self._reader.start_worker)
 
@@ -107,8 +113,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[paddle.Tensor, ...]]:
         if not self.num_workers:
-            for keys in self.batches:
-                arrays = self._unpack(_collate([self._reader[key] for key in keys]))
+            for keys in _Numbered(self.batches):
+                arrays = self._unpack(self._reader.collate([self._reader[key] for key in keys]))
                 if arrays is not None:
                     yield tuple(paddle.to_tensor(array) for array in arrays)
             return
@@ -180,6 +186,8 @@ class Loader:
                              '-opts DATA.SKIP_CORRUPT True. check_data.py lists them all.')
         if report['failure']:
             raise LoaderError(report['failure'])
+        for place in report['without_rows']:
+            tensors[3 + place] = tensors[3 + place][:0]
         return None if report['is_empty'] else tensors
 
     def _describe_death(self):
@@ -197,12 +205,28 @@ class Loader:
         return '\n'.join(lines) or 'The data loader ended unexpectedly.'
 
 
+class _Numbered:
+    """Yields the keys of batches, (number of the batch, epoch, index) each."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        for number, keys in enumerate(self.batches, getattr(self.batches, 'start', 0)):
+            yield [(number, *key) for key in keys]
+
+    def __len__(self):
+        return len(self.batches)
+
+
 class _SampleReader(paddle.io.Dataset):
     """What the workers run: reads samples, reports errors as values, notes its progress."""
 
-    def __init__(self, dataset, num_workers, use_shared_memory):
+    def __init__(self, dataset, num_workers, use_shared_memory, draw=None):
         super().__init__()
         self.dataset = dataset
+        self.draw = draw
+        self.number = 0                     # of the batch whose samples are being read
         self.use_shared_memory = use_shared_memory
         self.worker = 0
         self.mark = None                    # of this process, see shared_files
@@ -215,7 +239,9 @@ class _SampleReader(paddle.io.Dataset):
     def __len__(self):
         return len(self.dataset)
 
-    def __getitem__(self, key):
+    def __getitem__(self, numbered_key):
+        self.number, *key = numbered_key
+        key = tuple(key)
         self.shared[1 + 2 * self.worker:3 + 2 * self.worker] = key
         try:
             image, label, index = self.dataset[key]
@@ -231,6 +257,32 @@ class _SampleReader(paddle.io.Dataset):
             count = (index - key[1]) % len(self.dataset)
             skipped = [(key[1] + step) % len(self.dataset) for step in range(count)]
         return image, label, index, [self.dataset.describe_sample(i) for i in skipped]
+
+    def collate(self, samples):
+        """Return [images, labels, indices, *drawn, report], report being text.
+
+        Paddle passes text through.
+        """
+        report = {'error': None, 'failure': None, 'skipped': [], 'is_empty': False,
+                  'without_rows': []}
+        for sample in samples:
+            if isinstance(sample, dict):
+                if 'left_out' not in sample:
+                    return _blank({**report, **sample})
+                report['skipped'].append(sample['left_out'])
+            else:
+                report['skipped'] += sample[3]
+        samples = [sample for sample in samples if not isinstance(sample, dict)]
+        if not samples:
+            return _blank({**report, 'is_empty': True})
+        images, labels, indices, _ = zip(*samples)
+        images, indices = np.stack(images), np.array(indices, np.int64)
+        drawn = self.draw(self.number, images.shape, indices) if self.draw else []
+        # Paddle cannot pass on an array without numbers.
+        report['without_rows'] = [place for place, array in enumerate(drawn) if not len(array)]
+        drawn = [array if len(array) else np.zeros([1, *array.shape[1:]], array.dtype)
+                 for array in drawn]
+        return [images, np.array(labels, np.int64), indices, *drawn, json.dumps(report)]
 
     def start_worker(self, worker):
         """Prepare a worker process: signals meant for the training process do not end it."""
@@ -275,24 +327,6 @@ class _SampleReader(paddle.io.Dataset):
     def _leave_nothing(self):
         if self.use_shared_memory:
             shared_files.remove_own_files(self.mark)
-
-
-def _collate(samples):
-    """Return [images, labels, indices, report], report being text that Paddle passes through."""
-    report = {'error': None, 'failure': None, 'skipped': [], 'is_empty': False}
-    for sample in samples:
-        if isinstance(sample, dict):
-            if 'left_out' not in sample:
-                return _blank({**report, **sample})
-            report['skipped'].append(sample['left_out'])
-        else:
-            report['skipped'] += sample[3]
-    samples = [sample for sample in samples if not isinstance(sample, dict)]
-    if not samples:
-        return _blank({**report, 'is_empty': True})
-    images, labels, indices, _ = zip(*samples)
-    return [np.stack(images), np.array(labels, np.int64), np.array(indices, np.int64),
-            json.dumps(report)]
 
 
 def _blank(report):

@@ -14,7 +14,7 @@ import paddle.nn.functional as F
 from yacs.config import CfgNode
 
 from common.errors import UserError
-from common.machine.host_memory import share
+from common.machine.host_memory import make_contiguous, share
 
 
 def is_active(config: CfgNode) -> bool:
@@ -71,15 +71,26 @@ class Mixup:
         images: float32 [B, C, H, W]. labels: int64 [B]. generator: numpy Generator.
         """
         batch_size, _, height, width = images.shape
-        lam, boxes = self.draw(batch_size, height, width, generator)
-        if self.on_cpu and images.is_contiguous():
-            images = mix_on_cpu(images, lam, boxes)
+        drawn = self.draw(batch_size, height, width, generator)
+        return self.mix(images, labels, *map(paddle.to_tensor, self.pack(*drawn, height, width)))
+
+    def pack(self, lam: np.ndarray, boxes: np.ndarray, height: int, width: int
+             ) -> list[np.ndarray]:
+        """Return what draw has returned, as `mix` takes it: without work left for a device."""
+        return [lam, boxes] if self.on_cpu else [lam, *build_weights(lam, boxes, height, width)]
+
+    def mix(self, images: paddle.Tensor, labels: paddle.Tensor, lam: paddle.Tensor,
+            *where: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Do what was drawn, see __call__ and `pack`."""
+        if self.on_cpu:
+            images = mix_on_cpu(make_contiguous(images), lam.numpy(), where[0].numpy())
         else:
-            weights = build_weights(lam, boxes, height, width)
+            blend, in_rows, in_columns = where
+            weights = blend * (1 - in_rows * in_columns)
             images = images * weights + images.flip(0) * (1 - weights)
         targets = F.one_hot(labels, self.num_classes)
         targets = targets * (1 - self.smoothing) + self.smoothing / self.num_classes
-        lam = paddle.to_tensor(lam).unsqueeze(1)
+        lam = lam.unsqueeze(1)
         return images, targets * lam + targets.flip(0) * (1 - lam)
 
     def draw(self, batch_size: int, height: int, width: int,
@@ -164,22 +175,21 @@ def mix_on_cpu(images: paddle.Tensor, lam: np.ndarray, boxes: np.ndarray) -> pad
     return images
 
 
-def build_weights(lam: np.ndarray, boxes: np.ndarray, height: int, width: int) -> paddle.Tensor:
-    """Return the share of each pixel's own image, float32 [n, 1, H, W] or [n, 1, 1, 1].
+def build_weights(lam: np.ndarray, boxes: np.ndarray, height: int, width: int
+                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return float32 (blend [n, 1, 1, 1], in_rows [n, 1, H, 1], in_columns [n, 1, 1, W]).
 
-    Inside a box it is 0 and outside 1; without boxes it is lam everywhere.
+    The share of each pixel's own image is blend * (1 - in_rows * in_columns): inside a box 0 and
+    outside 1; without boxes it is lam everywhere.
     """
     has_box = (boxes[:, 1] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 2])
-    blend = paddle.to_tensor(np.where(has_box, 1, lam).astype('float32')).reshape([-1, 1, 1, 1])
-    if not has_box.any():
-        return blend
+    blend = np.where(has_box, 1, lam).astype('float32')
     top, bottom, left, right = (boxes[:, [side]] for side in range(4))
     rows, columns = np.arange(height), np.arange(width)
     in_rows = ((rows >= top) & (rows < bottom)).astype('float32')
     in_columns = ((columns >= left) & (columns < right)).astype('float32')
-    inside = (paddle.to_tensor(in_rows).reshape([-1, 1, height, 1])
-              * paddle.to_tensor(in_columns).reshape([-1, 1, 1, width]))
-    return blend * (1 - inside)
+    return (blend.reshape([-1, 1, 1, 1]), in_rows.reshape([-1, 1, height, 1]),
+            in_columns.reshape([-1, 1, 1, width]))
 
 
 def check_minmax(minmax: Sequence[float]) -> None:

@@ -14,7 +14,7 @@ from common.machine.environment import tune_cpu
 tune_cpu()      # the loader imports Paddle
 
 from common.data.datasets import Dataset, build_dataset
-from common.data.loader import Loader, build_loader
+from common.data.loader import Draw, Loader, build_loader
 from common.data.sampler import EvalBatches, TrainBatches
 from common.data.transforms import (
     Compose,
@@ -46,11 +46,12 @@ def get_dataset(config: CfgNode, is_train: bool = True,
 
 
 def get_dataloader(config: CfgNode, dataset: Dataset, is_train: bool = True,
-                   use_dist_sampler: bool = False, epoch: int = 0) -> Loader:
+                   use_dist_sampler: bool = False, epoch: int = 0, draw: Draw | None = None
+                   ) -> Loader:
     """Return a loader over one epoch: (uint8 [B, S, S, 3], labels [B], indices [B]) a batch.
 
     use_dist_sampler: load this process's share only. epoch: chooses the order and
-    the random crops of a training epoch.
+    the random crops of a training epoch. draw: see Loader.
     """
     rank, world_size = 0, 1
     if use_dist_sampler:
@@ -64,4 +65,5 @@ def get_dataloader(config: CfgNode, dataset: Dataset, is_train: bool = True,
     batches = TrainBatches(len(dataset), config.DATA.BATCH_SIZE, config.SEED, rank, world_size,
                            config.TRAIN.REPEATED_AUGMENTS)
     first = epoch * batches.batches_per_epoch
-    return build_loader(dataset, batches.slice(first, first + batches.batches_per_epoch), config)
+    return build_loader(dataset, batches.slice(first, first + batches.batches_per_epoch), config,
+                        draw=draw)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import paddle
+from paddle.profiler import Profiler, ProfilerTarget
 
 from common.project import FILE_NAME
 
@@ -71,16 +72,23 @@ def find_line() -> str:
 
 @contextlib.contextmanager
 def count_operators() -> Iterator[Counter]:
-    """Within the block operators are counted; at its end the Counter holds {operator: calls}."""
-    core = paddle.base.core
+    """Within the block operators are counted; at its end the Counter holds {operator: calls}.
+
+    They are those of the forward and the backward pass and of the update, from the events of
+    Paddle's profiler; those of its older interface are counted together.
+    """
     counts: Counter[str] = Counter()
-    core.clear_low_precision_op_list()
-    paddle.set_flags({'FLAGS_low_precision_op_list': 1})
+    profiler = Profiler(targets=[ProfilerTarget.CPU], on_trace_ready=lambda profiler: None)
+    profiler.start()
     try:
         yield counts
     finally:
-        for name, calls in core.get_low_precision_op_list().items():
-            calls = calls.split(',') if isinstance(calls, str) else calls
-            counts[name] += sum(int(number) for number in calls)
-        paddle.set_flags({'FLAGS_low_precision_op_list': 0})
-        core.clear_low_precision_op_list()
+        profiler.stop()
+    nodes = list(profiler.profiler_result.get_data().values())
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children_node
+        if node.name.endswith(' infer_meta'):
+            counts[node.name.removesuffix(' infer_meta')] += 1
+        elif node.name == 'infer_shape':
+            counts['older interface'] += 1

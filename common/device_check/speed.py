@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.checkpoints.saver import SaveOptions, Saver
 from common.data import mixup
-from common.data.batch import build_train_batch
+from common.data.batch import TrainBatch, build_train_batch
 from common.data.loader import build_loader
 from common.data.sampler import TrainBatches
 from common.device_check.counters import CopyCounter, count_operators
@@ -100,7 +100,9 @@ def check_counts(context: Context) -> tuple[str, dict[str, Any]]:
     dataset = context.project.get_dataset(config, True)
     copies, operators = CopyCounter(), contextlib.ExitStack()
     order = TrainBatches(len(dataset), config.DATA.BATCH_SIZE, config.SEED)
-    loader = build_loader(dataset, order.slice(0, config.TRAIN.NUM_STEPS), config)
+    prepare = build_train_batch(config, config.TRAIN.NUM_STEPS)
+    loader = build_loader(dataset, order.slice(0, config.TRAIN.NUM_STEPS), config,
+                          draw=prepare.draw)
     counts = {}
 
     def begin():
@@ -108,7 +110,8 @@ def check_counts(context: Context) -> tuple[str, dict[str, Any]]:
         operators.enter_context(copies)
 
     with contextlib.closing(loader), operators:
-        measured = train_timed(config, context, precision, iter(loader), warm_up=2, begin=begin)
+        measured = train_timed(config, context, precision, iter(loader), prepare, warm_up=2,
+                               begin=begin)
     lines = {line: count // measured.updates for line, count in copies.lines.items()
              if count >= measured.updates}
     started = sum(counts['operators'].values()) / measured.updates
@@ -134,7 +137,8 @@ def check_synthetic(context: Context, name: str) -> tuple[str, dict[str, Any]]:
                  generator.integers(0, config.MODEL.NUM_CLASSES, batch_size),
                  np.arange(batch_size))
         batch = tuple(paddle.to_tensor(array) for array in batch)
-        return train_timed(config, context, get_precision(), itertools.repeat(batch))
+        return train_timed(config, context, get_precision(), itertools.repeat(batch),
+                           build_train_batch(config, 1))
 
     batch_size, measured = find_batch_size(measure)
     return describe_speed(context, name, batch_size, measured)
@@ -151,9 +155,11 @@ def check_loader(context: Context, name: str) -> tuple[str, dict[str, Any]]:
             'DATA.DATA_PATH': root, 'MODEL.NUM_CLASSES': 2})
         dataset = context.project.get_dataset(config, True)
         order = TrainBatches(len(dataset), batch_size, config.SEED)
-        loader = build_loader(dataset, order.slice(0, WARM_UP + TIMED), config)
+        prepare = build_train_batch(config, config.TRAIN.NUM_STEPS)
+        loader = build_loader(dataset, order.slice(0, config.TRAIN.NUM_STEPS), config,
+                              draw=prepare.draw)
         with contextlib.closing(loader):
-            return train_timed(config, context, get_precision(), iter(loader))
+            return train_timed(config, context, get_precision(), iter(loader), prepare)
 
     batch_size, measured = find_batch_size(measure)
     text, figures = describe_speed(context, name, batch_size, measured)
@@ -212,7 +218,8 @@ def describe_speed(context: Context, name: str, batch_size: int, measured: Measu
 
 
 def train_timed(config: Any, context: Context, precision: Precision, batches: Iterator,
-                warm_up: int = WARM_UP, begin: Callable[[], None] = lambda: None) -> Measured:
+                prepare: TrainBatch, warm_up: int = WARM_UP,
+                begin: Callable[[], None] = lambda: None) -> Measured:
     """Train TRAIN.NUM_STEPS updates as a run does; measure those after the warm-up.
 
     begin: called after the warm-up.
@@ -239,7 +246,7 @@ def train_timed(config: Any, context: Context, precision: Precision, batches: It
         schedule=build_schedule(config, plan, config.DATA.BATCH_SIZE), precision=precision,
         compute_loss=build_default_loss(config, build_criterion(
             config, soft_targets=mixup.is_active(config))),
-        prepare=build_train_batch(config, updates), batches=stream, validate=lambda state: None,
+        prepare=prepare, batches=stream, validate=lambda state: None,
         saver=Saver(None, SaveOptions(), plan, record={}), run_log=Records(), check_every=10),
         TrainState(model, optimizer, precision.scaler, ema))
     synchronize(context)

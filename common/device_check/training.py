@@ -216,7 +216,7 @@ def train_briefly(context: Context, device: str, options: Mapping[str, Any], lev
     train(TrainSetup(
         options=read_loop_options(config), plan=plan,
         schedule=build_schedule(config, plan, BATCH), precision=precision, compute_loss=compute,
-        prepare=lambda batch, number: batch, batches=batches, validate=lambda state: None,
+        prepare=lambda batch: batch, batches=batches, validate=lambda state: None,
         saver=Saver(None, SaveOptions(), plan, record={}), run_log=log, check_every=1), state)
     return log.steps, state
 

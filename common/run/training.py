@@ -87,14 +87,16 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
     saver = Saver(store, read_save_options(config), plan, describe_run(job),
                   run_log.measure_metrics)
     class_counts = np.bincount(job.dataset_train.labels, minlength=config.MODEL.NUM_CLASSES)
+    prepare = build_train_batch(config, order.batches_per_epoch)
     batches = build_loader(
         job.dataset_train, order.slice(plan.count_batches_before(state.update),
-                                       plan.count_batches_before(plan.total_updates)), config)
+                                       plan.count_batches_before(plan.total_updates)), config,
+        draw=prepare.draw)
     setup = TrainSetup(
         options=read_loop_options(config), plan=plan, schedule=schedule, precision=job.precision,
         compute_loss=job.project.build_loss(config, build_criterion(
             config, class_counts, soft_targets=mixup.is_active(config))),
-        prepare=build_train_batch(config, order.batches_per_epoch),
+        prepare=prepare,
         batches=batches,
         validate=lambda state: validator.validate_state(state, plan.count_epochs(state.update)),
         saver=saver, run_log=run_log, stop=stop, watchdog=job.watchdog, folder=job.folder,

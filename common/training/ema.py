@@ -42,7 +42,7 @@ class ModelEma:
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
-        weight = paddle.to_tensor([1.0 - decay], dtype='float32')
+        weight = paddle.full([1], 1.0 - decay, 'float32')   # unlike to_tensor, without a copy
         masters = getattr(self.optimizer, '_master_weights', {})
         for name, parameter in self.parameters.items():
             exact = masters.get(parameter.name, parameter)

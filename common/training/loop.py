@@ -91,7 +91,7 @@ class TrainSetup:
     schedule: Callable[[int], float]        # update -> learning rate
     precision: Precision
     compute_loss: ComputeLoss       # network, images, targets -> scalar
-    prepare: Callable[[tuple, int], tuple]  # loader's batch, its number -> images, targets
+    prepare: Callable[[tuple], tuple]       # loader's batch -> images, targets
     batches: BatchSource            # from the state's position to the end of the run
     validate: Callable[[TrainState], float | None]  # -> acc1 in percent, logged; None: no images
     saver: 'Saver'                  # when and where checkpoints are written
@@ -135,7 +135,7 @@ def train(setup: TrainSetup, state: TrainState) -> None:
             losses, seen, images_seen = [], [], 0
             for number in range(micro_batches):
                 batch = meter.take_batch(batches)
-                images, targets = setup.prepare(batch, plan.count_batches_before(update) + number)
+                images, targets = setup.prepare(batch)
                 with sync_gradients(network, is_last=number + 1 == micro_batches):
                     losses.append(add_gradients(setup, network, images, targets, micro_batches))
                 images_seen += images.shape[0]
@@ -289,7 +289,7 @@ def stop_for_bad_loss(setup: TrainSetup, update: int, batches: Sequence | None) 
     if batches and setup.folder:
         path = f'{setup.folder}/bad-batch-update-{update + 1}-rank-{get_rank()}.npz'
         images, labels, indices = (np.concatenate(part) for part in zip(
-            *[[np.asarray(item) for item in batch] for batch in batches]))
+            *[[np.asarray(item) for item in batch[:3]] for batch in batches]))
         np.savez(path, images=images, labels=labels, indices=indices)
         saved = f' Its batch is in {path}.'
     raise RunError(

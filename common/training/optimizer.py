@@ -134,15 +134,25 @@ def clip_gradients(parameters: Sequence[paddle.Tensor], max_norm: float | None) 
     if max_norm is None:
         return norm.reshape([])
     factor = (max_norm / (norm + 1e-6)).clip(max=1.0)
-    if norm.place.is_cpu_place():           # nothing to wait for: a number is three times as fast
+    if parameters[0].place.is_cpu_place():  # nothing to wait for: a number is three times as fast
         factor = factor.item()
         for gradient in gradients:
             gradient.scale_(factor)
     else:
-        factors = {gradient.dtype: factor.astype(gradient.dtype) for gradient in gradients}
-        for gradient in gradients:
-            gradient.multiply_(factors[gradient.dtype])
+        scale_on_device(gradients, factor)
     return norm.reshape([])
+
+
+def scale_on_device(tensors: Sequence[paddle.Tensor], factor: paddle.Tensor) -> None:
+    """Multiply tensors in place by a factor, float32 [1], with one operator for each type.
+
+    It is the one by which loss scaling divides, so that the inverse is given; a tensor in half
+    precision is multiplied in float32.
+    """
+    for dtype in {tensor.dtype for tensor in tensors}:
+        group = [tensor for tensor in tensors if tensor.dtype == dtype]
+        is_not_finite = paddle.full([1], False, 'bool')         # that is looked at elsewhere
+        paddle._legacy_C_ops.check_finite_and_unscale(group, 1 / factor, group, is_not_finite)
 
 
 def _to_float32(tensor):

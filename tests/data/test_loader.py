@@ -405,3 +405,23 @@ def is_running(pid):
             return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize('use_shared_memory', [True, False])
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_what_is_drawn_for_a_batch_comes_with_it(digits, num_workers, use_shared_memory):
+    """By the batch's number in the run, whoever loads it; arrays without numbers, too."""
+    dataset, config = digits
+    config = make_config(DATA__DATASET='digits', DATA__USE_SHARED_MEMORY=use_shared_memory)
+
+    def draw(number, shape, indices):
+        return [np.full(number % 3, number, np.float32), indices * 2, np.array([shape])]
+
+    batches = TrainBatches(len(dataset), 16, seed=0).slice(82, 88)     # 84 an epoch
+    loaded = list(build_loader(dataset, batches, config, num_workers, draw))
+    assert len(loaded) == 6
+    for number, (images, _, indices, *drawn) in enumerate(loaded, 82):
+        numbers, doubled, shape = (tensor.numpy() for tensor in drawn)
+        assert numbers.tolist() == [number] * (number % 3)
+        assert (doubled == 2 * indices.numpy()).all()
+        assert shape.tolist() == [images.shape]

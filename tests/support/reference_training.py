@@ -112,7 +112,7 @@ def train_as_reference(name, build_model=build_vit):
         options=read_loop_options(config), plan=plan,
         schedule=build_schedule(config, plan, 64), precision=precision,
         compute_loss=build_default_loss(config, build_criterion(config)),
-        prepare=lambda batch, number: batch, batches=batches,
+        prepare=lambda batch: batch, batches=batches,
         validate=lambda state: 0.0, saver=saver, run_log=log, check_every=1), state)
     model.eval()
     with paddle.no_grad():

@@ -39,12 +39,17 @@ def accelerator(tmp_path_factory):
 @pytest.mark.parametrize('model', ['ViT', pytest.param('T2T_ViT', marks=pytest.mark.slow)])
 def test_a_device_that_computes_rightly(accelerator, tmp_path, model):
     ended, record = check(model, make_environment(accelerator), tmp_path, f'-device={TYPE}',
-                          '-no_speed', '-groups=environment,numerics')
+                          '-no_speed', '-groups=environment,numerics,speed')
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert record['device'] == f'{TYPE}:0' and record['FAIL'] == 0
     names = [row['name'] for row in record['rows'] if row['group'] == 'numerics']
     assert len(names) == 2 * 5          # float32, half precision, and fused attention in it
     assert {row['outcome'] for row in record['rows']} == {'PASS', 'SKIP'}
+    # What an update waits for, and starts: 13 copies before the loader drew for erasing and
+    # mixing, and an operator more for each parameter before clipping took one for all.
+    figures = record['rows'][-1]['figures']
+    assert sum(figures['copies'].values()) <= 1
+    assert figures['operators'] < {'ViT': 600, 'T2T_ViT': 940}[model]
     for row in record['rows']:
         assert f'{row["outcome"]}  {row["group"]}: {row["name"]}: ' in ended.stdout
 

@@ -1,5 +1,6 @@
 """The training loop by itself, on a layer of two weights."""
 
+import itertools
 import signal
 import time
 
@@ -45,9 +46,11 @@ def test_a_signal_does_not_wait_for_slow_updates(monkeypatch):
     monkeypatch.setattr(stopping, 'LOOK_SECONDS', 0.05)
     stop = StopRequest()
 
-    def prepare(batch, number):
+    number = itertools.count()
+
+    def prepare(batch):
         time.sleep(0.06)
-        if number == 2:
+        if next(number) == 2:
             stop.number = signal.SIGTERM
         return batch
 

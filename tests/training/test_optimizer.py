@@ -8,7 +8,12 @@ from common.errors import UserError
 from common.project import build_default_loss
 from common.training.loop import TrainSetup, TrainState, read_loop_options, train
 from common.training.losses import build_criterion
-from common.training.optimizer import build_optimizer, clip_gradients, group_parameters
+from common.training.optimizer import (
+    build_optimizer,
+    clip_gradients,
+    group_parameters,
+    scale_on_device,
+)
 from common.training.precision import build_precision
 from common.training.schedule import build_plan, build_schedule
 from ViT.config import get_config
@@ -71,7 +76,7 @@ def run_loop(batches, batches_per_epoch, **changes):
         options=read_loop_options(config), plan=plan,
         schedule=build_schedule(config, plan, 1), precision=precision,
         compute_loss=build_default_loss(config, build_criterion(config)),
-        prepare=lambda batch, number: batch,
+        prepare=lambda batch: batch,
         batches=Batches([tuple(map(paddle.to_tensor, batch)) for batch in batches]),
         validate=lambda state: 0.0, saver=Nothing(), run_log=log, check_every=1), state)
     return state, log.steps
@@ -129,6 +134,18 @@ def test_clipping_is_by_the_norm_of_all_gradients():
         assert norm == pytest.approx(5.0)
         for found, gradient in zip(clipped, gradients):
             np.testing.assert_allclose(found, gradient * factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize('factor', [1.0, 0.3, 0.0, float('nan')])
+def test_tensors_are_scaled_together(factor):
+    """As an accelerator's gradients are: the product but for rounding, exactly for 1."""
+    arrays = [np.random.default_rng(size).standard_normal(size).astype('float32')
+              for size in (3, 40)] + [np.array([-1e30, 0], 'float32')]
+    tensors = [paddle.to_tensor(array) for array in arrays]
+    expected = [array * np.float32(factor) for array in arrays]
+    scale_on_device(tensors, paddle.to_tensor([factor], 'float32'))
+    for tensor, array in zip(tensors, expected):
+        np.testing.assert_allclose(tensor.numpy(), array, rtol=0 if factor == 1 else 3e-7)
 
 
 def test_accumulation_with_a_shorter_last_group_equals_the_large_batches():
