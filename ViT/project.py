@@ -26,7 +26,7 @@ from common.project import Project
 from common.weights.rules import Tensor
 from ViT.datasets import get_dataset
 from ViT.distillation import build_loss
-from ViT.formats import FORMATS, paddlevit, timm
+from ViT.formats import FORMATS, paddlevit, write_back
 from ViT.from_weights import read_options
 from ViT.released import list_released
 from ViT.vit import build_vit
@@ -125,7 +125,7 @@ PROJECT = Project(
     options=Options,
     own_format=paddlevit.FORMAT,
     formats=FORMATS,
-    targets={'timm': timm.FORMAT},
+    targets={'timm': write_back.to_timm, 'huggingface': write_back.to_huggingface},
     list_released=list_released,
     heads=('classifier.', 'classifier_dist.'),
     before_head=('pre_logits.',),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from common.deploy.attention import TokenModule
     from common.weights.read import Weights
     from common.weights.registry import Released
-    from common.weights.rules import Format, Tensor
+    from common.weights.rules import Format, Tensor, Written
 
 FILE_NAME = 'project.py'
 
@@ -105,8 +105,9 @@ class Project:
 
     own_format: the Format of files with the model's own names that record no numerics (from
     another project, say); None: nothing is known of them. formats: of other people's files, in
-    the order in which they are tried. targets: {name: Format} that convert_weights.py -to
-    writes beside `paddle`. list_released: () -> {name: Released}, what -pretrained=NAME downloads.
+    the order in which they are tried. targets: {name: Format, or (Weights, {our name: ndarray})
+    -> Written} that convert_weights.py -to writes beside `paddle`. list_released: () ->
+    {name: Released}, what -pretrained=NAME downloads.
     heads: beginnings of the names of the classifier's parameters, which another number of
     classes replaces. before_head: of layers between features and head that a file may lack.
     optional_layers: of layers that a model may do without where a file has them.
@@ -138,7 +139,8 @@ class Project:
 
     own_format: Format | None = None
     formats: tuple[Format, ...] = ()
-    targets: Mapping[str, Format] = field(default_factory=dict)
+    targets: Mapping[str, Format | Callable[[Weights, dict], Written]] = field(
+        default_factory=dict)
     list_released: Callable[[], dict[str, Released]] = list_no_weights
     heads: tuple[str, ...] = ('head.', 'classifier.')
     before_head: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ left out.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -115,7 +116,12 @@ def read_openclip(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """Return the form of GELU where a config says it: OpenAI's is quick, most others' is not."""
     model = config.get('model_cfg')                             # of open_clip_config.json
     if isinstance(model, dict):
-        return {'gelu': 'quick' if model.get('quick_gelu') else 'erf'}
+        record: dict[str, Any] = {'gelu': 'quick' if model.get('quick_gelu') else 'erf'}
+        vision = model.get('vision_cfg')
+        if isinstance(vision, dict) and isinstance(vision.get('width'), int):
+            size = vision.get('head_width', 64)
+            record['num_heads'] = vision['width'] // size if type(size) is int and size else None
+        return record
     record = huggingface.read_record(config, tensors, names)
     return {'gelu': record['gelu']} if 'gelu' in record else {}
 

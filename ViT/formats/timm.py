@@ -134,12 +134,12 @@ def refuse_the_ambiguous(tensors: dict) -> None:
 def has_norms_behind(tensors: dict) -> bool:
     """Tell whether blocks may be timm's *_rpn_* or eva02_enormous_*, which normalise afterwards.
 
-    The first alone has no bias of queries and no class token, the second alone so wide an MLP.
-    A .pth also keeps the order in which a block's layers were made.
+    The first alone has no bias of queries and no token before the patches, the second alone so
+    wide an MLP. A .pth also keeps the order in which a block's layers were made.
     """
     names = set(tensors)
     if 'fc_norm.weight' in names and not names & {
-            'cls_token', 'blocks.0.attn.qkv.bias', 'blocks.0.attn.q_bias'}:
+            'cls_token', 'reg_token', 'blocks.0.attn.qkv.bias', 'blocks.0.attn.q_bias'}:
         return True
     if 'blocks.0.attn.q_bias' in names and \
             get_length(tensors, 'blocks.0.mlp.fc1.weight') > 8 * get_length(tensors, PATCHES):

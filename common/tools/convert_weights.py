@@ -3,9 +3,11 @@
     python convert_weights.py FILE -o model.pdparams        for this project and PaddleViT
     python convert_weights.py FILE -o model.safetensors     the same, without a pickle
     python convert_weights.py FILE -o timm.safetensors -to timm
+    python convert_weights.py FILE -o FOLDER/model.safetensors -to huggingface
 """
 
 import json
+import logging
 import os
 import pickle
 import sys
@@ -19,8 +21,12 @@ from common.weights import safetensors_file
 from common.weights.load import to_float32
 from common.weights.read import Weights, list_first, read_weights
 from common.weights.registry import resolve
+from common.weights.rules import Format, Written
 from common.weights.safe_pickle import NAME_TABLE
 
+logger = logging.getLogger(__name__)
+
+MODEL_FILE = 'model.safetensors'        # which transformers looks for
 PADDLE = 'paddle'           # the target that keeps our names and layout
 
 
@@ -35,31 +41,45 @@ def convert(project: Project, source: str | os.PathLike, output: str | os.PathLi
     only after what was written has been read back and compared bit by bit.
     Raises UserError.
     """
-    weights, arrays = read_arrays(project, source, target, use_ema)
-    check_output(output, target, overwrite)
+    weights, written = convert_names(project, source, target, use_ema)
+    check_output(output, target, overwrite, tuple(written.files))
     record = {**weights.numerics, 'grid_size': weights.grid_size, 'num_heads': weights.num_heads}
     root, ending = os.path.splitext(os.fspath(output))
     temporary = f'{root}.writing{ending}'
+    beside = [os.path.join(os.path.dirname(os.fspath(output)), name) for name in written.files]
+    unfinished = [temporary, *beside]
     try:
         if ending == '.pdparams':
-            _write_pdparams(temporary, arrays, record)
+            _write_pdparams(temporary, written.tensors, record)
         else:
+            _write_beside(beside, written.files.values())
             metadata = {'format': 'pd' if target == PADDLE else 'pt',
                         'numerics': json.dumps(record)}
-            safetensors_file.write(temporary, arrays, metadata)
-        _verify(temporary, weights, project)
+            safetensors_file.write(temporary, written.tensors, metadata)
+        _verify(temporary, weights, written.ours, project)
         os.replace(temporary, output)
+        unfinished = []
     except OSError as error:
         raise UserError(f'Cannot write {output}: {error.strerror or error}.') from None
     finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-    return arrays
+        for path in unfinished:
+            if os.path.exists(path):
+                os.remove(path)
+    for note in written.notes:
+        logger.warning('%s', note)
+    return written.tensors
 
 
 def read_arrays(project: Project, source: str | os.PathLike, target: str = PADDLE,
                 use_ema: bool = True) -> tuple[Weights, dict[str, np.ndarray]]:
     """Return (Weights, {name under `target`: float32 ndarray}). Raises UserError."""
+    weights, written = convert_names(project, source, target, use_ema)
+    return weights, written.tensors
+
+
+def convert_names(project: Project, source: str | os.PathLike, target: str = PADDLE,
+                  use_ema: bool = True) -> tuple[Weights, Written]:
+    """Return (Weights, the float32 arrays as `target` has them). Raises UserError."""
     weights = read_weights(resolve(source, project), use_ema, project)
     if weights.leftover:
         raise UserError(f'{weights.path} ({weights.format}) holds tensors that no model '
@@ -72,23 +92,39 @@ def read_arrays(project: Project, source: str | os.PathLike, target: str = PADDL
                             for origin, array in zip(tensor.origins, tensor.arrays)) + '.')
     arrays = {name: to_float32(tensor.get()) for name, tensor in weights.tensors.items()}
     if target == PADDLE:
-        return weights, arrays
+        return weights, Written(arrays, arrays)
     if any(name.startswith(project.before_head) for name in arrays):
         raise UserError(f'{weights.path} has pre-logits, which {target} leaves out: its '
                         f'logits would differ. Convert to -to {PADDLE}.')
     try:
-        converted = project.targets[target].convert_back(arrays)
+        make = project.targets[target]
+        written = Written(make.convert_back(arrays), arrays) if isinstance(make, Format) \
+            else make(weights, arrays)
     except KeyError as error:
         raise UserError(f'{weights.path} ({weights.format}) has {error.args[0]}, which '
                         f'{target} has no name for.') from None
     except (ValueError, IndexError) as error:
         raise UserError(f'{weights.path} ({weights.format}) is damaged: its shapes are not those '
                         f'of {target} ({error}).') from None
-    return weights, {name: np.ascontiguousarray(array) for name, array in converted.items()}
+    written.tensors = {name: np.ascontiguousarray(array)
+                       for name, array in written.tensors.items()}
+    return weights, written
 
 
-def check_output(output: str | os.PathLike, target: str, overwrite: bool) -> None:
-    """Raise UserError if the output's name does not fit the target, or exists."""
+def check_output(output: str | os.PathLike, target: str, overwrite: bool,
+                 beside: tuple[str, ...] = ()) -> None:
+    """Raise UserError if the output's name does not fit the target, or exists.
+
+    beside: names of files that are written beside it.
+    """
+    folder, file = os.path.split(os.fspath(output))
+    if beside and file != MODEL_FILE:
+        raise UserError(f'{output}: -to {target} writes a folder of {", ".join(beside)} and '
+                        f'{MODEL_FILE}: -o FOLDER/{MODEL_FILE}.')
+    for name in beside:
+        if os.path.exists(os.path.join(folder, name)) and not overwrite:
+            raise UserError(f'{os.path.join(folder, name)} exists. Choose another folder, or add '
+                            '-overwrite.')
     ending = os.path.splitext(os.fspath(output))[1]
     if ending not in ('.pdparams', '.safetensors'):
         raise UserError(f'{output}: the output must end in .pdparams or .safetensors.')
@@ -96,6 +132,14 @@ def check_output(output: str | os.PathLike, target: str, overwrite: bool) -> Non
         raise UserError(f'{output}: -to {target} writes .safetensors.')
     if os.path.exists(output) and not overwrite:
         raise UserError(f'{output} exists. Choose another name, or add -overwrite.')
+
+
+def _write_beside(paths, contents):
+    """Write JSON files, and make their folder."""
+    for path, content in zip(paths, contents):
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        with open(path, 'w', encoding='utf-8') as file:
+            json.dump(content, file, indent=2, ensure_ascii=False)
 
 
 def _write_pdparams(path, arrays, record):
@@ -106,16 +150,26 @@ def _write_pdparams(path, arrays, record):
         pickle.dump({'numerics': record}, file, protocol=4)
 
 
-def _verify(path, weights, project):
-    """Raise UserError if reading `path` does not give the weights back."""
+def _verify(path, weights, expected, project):
+    """Raise UserError if reading `path` does not give the expected arrays back.
+
+    A bias of zeros may be missing, or there besides.
+    """
     written = read_weights(path, project=project)
-    same = set(written.tensors) == set(weights.tensors) and all(
-        written.tensors[name].get().tobytes()
-        == np.ascontiguousarray(tensor.get(), np.float32).tobytes()
-        for name, tensor in weights.tensors.items())
-    if not same or written.numerics != weights.numerics:
+    found = {name: tensor.get() for name, tensor in written.tensors.items()}
+    same = all(_is_same(found.get(name), expected.get(name)) for name in {*found, *expected})
+    if not same or {**written.numerics, **weights.numerics} != written.numerics:
         raise UserError(f'{path}: what was read back differs from what was written. Is the disk '
                         'in order?')
+
+
+def _is_same(found, expected):
+    """Compare two arrays bit by bit; one that is missing stands for zeros."""
+    if found is None or expected is None:
+        present = expected if found is None else found
+        return present.ndim == 1 and not present.any()
+    return found.shape == expected.shape and \
+        np.ascontiguousarray(found, np.float32).tobytes() == expected.tobytes()
 
 
 def main(project: Project, argv: list[str] | None = None) -> int:
@@ -131,12 +185,14 @@ def _run(project, argv):
     if not options.output and not options.list:
         raise UserError('Say where to write with -o FILE, or use -list.')
     if options.list or options.dry_run:
-        weights, arrays = read_arrays(project, options.source, options.to, not options.no_ema)
+        weights, written = convert_names(
+            project, options.source, options.to, not options.no_ema)
+        arrays = written.tensors
         if options.list:
             for name, array in arrays.items():
                 print(f'{name}  {list(array.shape)}')
         if options.output:
-            check_output(options.output, options.to, options.overwrite)
+            check_output(options.output, options.to, options.overwrite, tuple(written.files))
             print(f'Would write {options.output}.')
         print(_summarize(weights, arrays))
         return

@@ -80,7 +80,8 @@ def _read_beside(path, kind):
         return {}, {}
     folder, name = os.path.split(path)
     try:
-        return read_json(folder, 'config.json'), read_json(folder, 'preprocessor_config.json')
+        config = read_json(folder, 'config.json') or read_json(folder, 'open_clip_config.json')
+        return config, read_json(folder, 'preprocessor_config.json')
     except UserError:
         if name in FOLDER_FILES or name.endswith(INDEX_ENDING):
             raise

@@ -173,17 +173,47 @@ class Format:
     def convert_back(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return {their name: ndarray} for {our name: ndarray}. Raises KeyError without a rule.
 
-        Only for tables whose changes of layout undo themselves: keep and transpose_linear.
+        Only for tables whose changes of layout undo themselves: keep and transpose_linear. A tensor
+        that their several make is split into equal parts; without a wrapper's prefix, and without
+        the rules for what is outside.
         """
-        return dict(self._find_back(name, array) for name, array in arrays.items())
+        return {theirs: part for name, array in arrays.items()
+                for theirs, part in self._find_back(name, array)}
 
     def _find_back(self, name, array):
-        for rule in self.rules:
+        """Return [(their name, ndarray)] of one of our tensors."""
+        for number, rule in enumerate(self.rules):
             for theirs, (ours, change) in rule.kind.items():
                 match = _compile(rule.ours.replace('*', ours)).fullmatch(name)
                 if match:
-                    return _substitute(rule.theirs, theirs, match.groupdict()), change(array)
+                    group = self._list_parts(number)
+                    return [(_substitute(part.theirs, theirs, match.groupdict()), change(piece))
+                            for part, piece in zip(group, np.split(array, len(group), axis=-1))]
         raise KeyError(name)
+
+    def _list_parts(self, number):
+        """Return the rules that follow one another and make one tensor of ours with this one."""
+        group = [self.rules[number]]
+        for rule in self.rules[number + 1:]:
+            if rule.ours != group[0].ours or rule.part != len(group):
+                break
+            group.append(rule)
+        return group
+
+
+@dataclass
+class Written:
+    """Weights as another project has them, from a function of convert_weights.py's -to.
+
+    tensors: {their name: ndarray}. ours: {our name: ndarray}, what reading them back gives, but
+    for zeros that they do without. files: {name: content} of JSON that belongs beside. notes: what
+    the user should know.
+    """
+
+    tensors: dict[str, np.ndarray]
+    ours: dict[str, np.ndarray]
+    files: dict[str, dict] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """convert_weights.py: what it writes is bit for bit what it read, here and in timm."""
 
 import glob
+import json
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from common.weights.containers import open_container
 from common.weights.read import read_weights
 from T2T_ViT.project import PROJECT as T2T_VIT
 from tests.support.paths import FIXTURES, ROOT
+from ViT.formats.write_back import fit_rows
 from ViT.project import PROJECT as VIT
 
 WEIGHTS = os.path.join(FIXTURES, 'weights')
@@ -191,3 +193,108 @@ def test_script(folder, source, tmp_path):
         cwd=os.path.join(ROOT, folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_weights(tmp_path / 'a.pdparams').tensors
+
+
+# What transformers and timm compute from these files: benchmarks/write_back.py
+
+FAMILY = FIXTURES / 'family'
+with open(FAMILY / 'index.json', encoding='utf-8') as index:
+    CASES = json.load(index)['cases']
+
+
+@pytest.fixture
+def with_heads(monkeypatch):
+    """The width 32 is nobody's, so it does not tell the number of heads."""
+    def read(*arguments, **options):
+        weights = read_weights(*arguments, **options)
+        weights.num_heads = weights.num_heads or 4
+        return weights
+    monkeypatch.setattr('common.tools.convert_weights.read_weights', read)
+
+
+@pytest.mark.parametrize('name, architecture', [
+    ('timm_plain_imagenet_norm', 'ViTForImageClassification'), ('hub_dino', 'ViTModel'),
+    ('paddlevit_deit_distilled', 'DeiTForImageClassificationWithTeacher'),
+    ('hf_deit', 'DeiTForImageClassification'), ('hub_dinov2', 'Dinov2Model'),
+    ('timm_dinov2_reg4', 'Dinov2WithRegistersModel'), ('timm_dinov3_qkvb', 'DINOv3ViTModel'),
+    ('hub_openclip', 'CLIPVisionModelWithProjection'),
+    ('timm_siglip_map_tanh', 'SiglipVisionModel'),
+    ('hf_ijepa', 'IJepaForImageClassification')])
+def test_hugging_faces_folder_gives_the_sources_numbers(name, architecture, tmp_path, with_heads):
+    paddle = pytest.importorskip('paddle')
+    from common.weights import load_pretrained
+    source = FAMILY / name / CASES[name]['path']
+    convert(VIT, source, tmp_path / 'new' / 'model.safetensors', 'huggingface')
+    config = json.loads((tmp_path / 'new' / 'config.json').read_text())
+    assert config['architectures'] == [architecture]
+    written = read_weights(tmp_path / 'new', project=VIT)
+    assert written.num_heads == 4 and 'Hugging Face' in written.format
+    models = []
+    for path in (source, tmp_path / 'new'):
+        weights = read_weights(path, project=VIT)
+        weights.num_heads = 4
+        options = {**VIT.read_options(weights), 'DATA.IMAGE_SIZE': CASES[name]['image_sizes'][0]}
+        models.append(VIT.build_model(VIT.get_config(flags=options)))
+        load_pretrained(models[-1], path)
+        models[-1].eval()
+    images = paddle.randn([2, *models[0].input_shape])
+    ours, theirs = (model.forward_features(images).numpy() for model in models)
+    np.testing.assert_allclose(theirs, ours, atol=2e-6 * np.abs(ours).max())
+    if 'classifier.weight' in written.tensors:
+        np.testing.assert_array_equal(models[0].classifier.weight.numpy(),
+                                      models[1].classifier.weight.numpy())
+
+
+def test_preprocessing_and_class_names_go_along(tmp_path):
+    source = FAMILY / 'timm_plain_imagenet_norm' / 'model.safetensors'
+    before = read_weights(source)
+    convert(VIT, source, tmp_path / 'model.safetensors', 'huggingface')
+    after = read_weights(tmp_path)
+    assert after.preprocessing_source == 'preprocessor_config.json'
+    assert after.preprocessing['mean'] == before.preprocessing['mean']
+    assert after.preprocessing['interpolation'] == before.preprocessing['interpolation']
+    assert after.preprocessing['crop_pct'] == pytest.approx(before.preprocessing['crop_pct'], 0.02)
+
+
+def test_a_folder_is_not_written_over(tmp_path):
+    source = FAMILY / 'timm_plain_imagenet_norm' / 'model.safetensors'
+    with pytest.raises(UserError, match='-o FOLDER/model.safetensors'):
+        convert(VIT, source, tmp_path / 'a.safetensors', 'huggingface')
+    (tmp_path / 'config.json').write_text('{"mine": 1}')
+    with pytest.raises(UserError, match='config.json exists'):
+        convert(VIT, source, tmp_path / 'model.safetensors', 'huggingface')
+    assert json.loads((tmp_path / 'config.json').read_text()) == {'mine': 1}
+    convert(VIT, source, tmp_path / 'model.safetensors', 'huggingface', overwrite=True)
+    assert 'architectures' in json.loads((tmp_path / 'config.json').read_text())
+
+
+@pytest.mark.parametrize('name, target, reason', [
+    ('timm_deit3', 'huggingface', 'has a classifier, and .* Dinov2Model has none'),
+    ('timm_reg4_gap', 'huggingface', 'no class token and norm after pooling .*: no class of'),
+    ('timm_clip', 'huggingface', 'classifier.bias is not zero'),
+    ('timm_dinov3', 'timm', 'rotary positions.*Convert it -to huggingface'),
+    ('hf_deit', 'timm', 'distillation token without a head')])
+def test_networks_that_the_other_project_lacks(name, target, reason, tmp_path, with_heads):
+    with pytest.raises(UserError, match=reason):
+        convert(VIT, FAMILY / name / CASES[name]['path'], tmp_path / 'model.safetensors', target)
+    assert os.listdir(tmp_path) == []
+
+
+def test_positions_of_tokens_go_into_the_tokens(tmp_path):
+    """Hugging Face's registers have no rows; the sum is what the blocks get either way."""
+    arrays = {'cls_token': np.ones((1, 1, 4), 'f4'), 'register_tokens': np.ones((1, 2, 4), 'f4'),
+              'position_embedding': np.arange(28, dtype='f4').reshape(1, 7, 4)}
+    for rows in (0, 1, 3):
+        found = fit_rows(arrays, rows, (2, 2))
+        tokens = np.concatenate([found['cls_token'], found['register_tokens']], axis=1)
+        assert found['position_embedding'].shape[1] == 4 + rows
+        with_rows = np.pad(found['position_embedding'][:, :rows], [(0, 0), (0, 3 - rows), (0, 0)])
+        np.testing.assert_array_equal(tokens + with_rows,
+                                      1 + arrays['position_embedding'][:, :3])
+    assert fit_rows(fit_rows(arrays, 0, (2, 2)), 1, (2, 2))['position_embedding'][0, 0].sum() == 0
+
+
+def test_a_form_of_gelu_that_is_not_known_is_said(tmp_path, caplog, with_heads):
+    convert(VIT, FAMILY / 'hub_ijepa' / CASES['hub_ijepa']['path'],
+            tmp_path / 'model.safetensors', 'huggingface')
+    assert 'does not say its form of GELU' in caplog.text
