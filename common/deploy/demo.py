@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from common.cli import FlagParser
@@ -25,6 +26,7 @@ from common.deploy.card import plain
 from common.deploy.decode import read_crop
 from common.deploy.drawing import overlay
 from common.deploy.pictures import find_pictures
+from common.deploy.predict import add_engine_flags, load_exported
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import Trained, add_model_flags, load_trained
 from common.deploy.visualize import View
@@ -57,6 +59,7 @@ STYLE = """
 EXAMPLES = """examples:
   python demo.py -pretrained=./output/train-20260101-10-00-00/best -examples=/my/pictures/val
   python demo.py -cfg=configs/{model}.yaml -pretrained=./{model}.pdparams -port=7861
+  python demo.py -model=exported/
 """
 
 
@@ -73,9 +76,9 @@ def _run(project, argv):
     if not engines.is_installed('gradio'):
         raise UserError('The web page needs Gradio: pip install gradio')
     start_logging()
-    trained = load_trained(project, arguments)
+    trained, engine = load_shown(project, arguments)
     with tempfile.TemporaryDirectory(prefix='examples-') as folder:
-        page = build_page(trained, choose_examples(arguments.examples, folder, trained))
+        page = build_page(trained, choose_examples(arguments.examples, folder, trained), engine)
         try:
             page.launch(server_name=arguments.host, server_port=arguments.port,
                         **limit_requests())
@@ -84,16 +87,36 @@ def _run(project, argv):
                             'taken or not allowed. -port=N takes another.') from None
 
 
-def build_page(trained: Trained, examples: Sequence[str] = ()) -> Any:
-    """Return the page of a Trained model, a gradio.Blocks. examples: paths of pictures."""
+def load_shown(project: Project, arguments: argparse.Namespace
+               ) -> tuple[Trained, engines.Engine | None]:
+    """Return what the page shows: a model, or an exported one without `model`, and its engine."""
+    if not arguments.model:
+        return load_trained(project, arguments), None
+    preprocessing, engine = load_exported(arguments)
+    config = project.get_config(flags={
+        'MODEL.NAME': os.path.basename(os.path.abspath(arguments.model)),
+        'MODEL.NUM_CLASSES': engine.num_classes, 'DATA.DATASET': 'imagefolder'})
+    return Trained(None, config, preprocessing, source=arguments.model), engine
+
+
+def build_page(trained: Trained, examples: Sequence[str] = (),
+               engine: engines.Engine | None = None) -> Any:
+    """Return the page of a Trained model, a gradio.Blocks.
+
+    examples: paths of pictures. engine: of an exported model, which shows no attention.
+    """
     import gradio
 
-    depth = len(trained.model.blocks)
+    depth = 0 if engine else len(trained.model.blocks)
     kept = KeptPictures()
     read = functools.lru_cache(maxsize=4)(
         lambda path: read_upload(path, trained.preprocessing))
 
-    def answer(path, source, layer):
+    def answer(path, source='', layer=0):
+        status, shares, heat, token = classify(path, source, int(layer))
+        return (status, shares, token) if engine else (status, shares, heat, token)
+
+    def classify(path, source, layer):
         if path is None:
             return WELCOME, None, None, None
         started = time.perf_counter()
@@ -101,7 +124,11 @@ def build_page(trained: Trained, examples: Sequence[str] = ()) -> Any:
             crop = read(path)
         except UserError as error:
             return f'**This picture cannot be classified.** {plain(str(error))}', None, None, None
-        shares, heat = analyse_crop(trained, crop, source, int(layer))
+        if engine:
+            logits = engine(trained.preprocessing.normalize([crop]))
+            shares, heat = name_shares(trained.preprocessing, logits), None
+        else:
+            shares, heat = analyse_crop(trained, crop, source, layer)
         best = max(shares, key=shares.get)
         seconds = time.perf_counter() - started
         status = f'**{plain(best)}**, {format_share(shares[best])} ({seconds:.2f} s)'
@@ -111,7 +138,7 @@ def build_page(trained: Trained, examples: Sequence[str] = ()) -> Any:
     with gradio.Blocks(title=name, analytics_enabled=False,
                        delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gradio.HTML(f'<style>{STYLE}</style>')
-        gradio.Markdown(f'## {plain(name)}\n{describe(trained)}')
+        gradio.Markdown(f'## {plain(name)}\n{describe(trained, engine)}')
         token = gradio.BrowserState(None, storage_key=f'picture of {name}')
         with gradio.Row():
             with gradio.Column(elem_id='question'):
@@ -125,18 +152,18 @@ def build_page(trained: Trained, examples: Sequence[str] = ()) -> Any:
                         samples_per_page=len(examples))
                     gallery.click(lambda index: examples[index], [gallery], [picture],
                                   api_name=False)
-                source = gradio.Radio(['rollout', 'mean of heads'], value='rollout',
-                                      label='Attention')
-                layer = gradio.Slider(1, depth, value=depth, step=1, label='Layer')
+                controls = [] if engine else [
+                    gradio.Radio(['rollout', 'mean of heads'], value='rollout', label='Attention'),
+                    gradio.Slider(1, depth, value=depth, step=1, label='Layer')]
             with gradio.Column(elem_id='answer'):
                 status = gradio.Markdown(WELCOME, elem_id='status')
                 classes = gradio.Label(num_top_classes=TOP_CLASSES, label='Classes')
-                heat = gradio.Image(
+                heat = [] if engine else [gradio.Image(
                     type='pil', label='What the model attends to', height=SHOWN, elem_id='heat',
                     **choose_alt_text(gradio.Image, 'The picture, lit where the model attends to '
-                                      'it'))
-        for control in (picture, source, layer):
-            control.change(answer, [picture, source, layer], [status, classes, heat, token],
+                                      'it'))]
+        for control in (picture, *controls):
+            control.change(answer, [picture, *controls], [status, classes, *heat, token],
                            api_name='analyse' if control is picture else False)
         page.load(kept.find, [token], [picture], api_name=False)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
@@ -166,13 +193,15 @@ class KeptPictures:
         return path if path is not None and os.path.isfile(path) else None
 
 
-def describe(trained: Trained) -> str:
-    """Return a line of Markdown on the model: checkpoint, classes, size of pictures, device."""
+def describe(trained: Trained, engine: engines.Engine | None = None) -> str:
+    """Return Markdown on the model: checkpoint, classes, size of pictures, device or engine."""
     import paddle
     p = trained.preprocessing
     parts = [plain(trained.source),
              f'{trained.config.MODEL.NUM_CLASSES:,} classes',
-             f'{p.image_size} x {p.image_size} pixels', f'on {paddle.device.get_device()}']
+             f'{p.image_size} x {p.image_size} pixels',
+             plain(engine.describe().replace('\n', '. ')) if engine
+             else f'on {paddle.device.get_device()}']
     return ' · '.join(filter(None, parts))
 
 
@@ -288,12 +317,17 @@ def analyse_crop(trained: Trained, crop: Image.Image, source: str, layer: int
     view = View(attention, layer)
     heads, rollout = view.map_heads(), view.map_rollout()
     weights = rollout[layer - 1] if source == 'rollout' else heads.mean(axis=0)
-    ranked = rank_classes(attention.logits, TOP_CLASSES)[0]
+    return name_shares(trained.preprocessing, attention.logits), \
+        overlay(crop.resize((SHOWN, SHOWN)), weights)
+
+
+def name_shares(preprocessing: Preprocessing, logits: np.ndarray) -> dict[str, float]:
+    """Return {class name: probability} of the likeliest classes of one picture."""
     names: dict[str, float] = {}
-    for index, share in ranked:
-        name = trained.preprocessing.name_class(index)
+    for index, share in rank_classes(logits, TOP_CLASSES)[0]:
+        name = preprocessing.name_class(index)
         names[f'{name} ({index})' if name in names else name] = share
-    return names, overlay(crop.resize((SHOWN, SHOWN)), weights)
+    return names
 
 
 def _parse(project, argv):
@@ -303,6 +337,7 @@ def _parse(project, argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES.format(model=project.example_configs[1]))
     add_model_flags(parser)
+    add_engine_flags(parser)
     parser.add_flag('examples', metavar='DIR', help='folder or glob with pictures to try, such as '
                     'the val/ folder of the data: a few of them are shown')
     parser.add_flag('host', default='127.0.0.1', metavar='X',

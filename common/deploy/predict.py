@@ -146,6 +146,11 @@ def load_predictor(project: Project, arguments: Any) -> tuple[Preprocessing, eng
                                 'export_model.py.')
         trained = load_trained(project, arguments)
         return trained.preprocessing, make_dynamic_predictor(trained.model)
+    return load_exported(arguments)
+
+
+def load_exported(arguments: Any) -> tuple[Preprocessing, engines.Engine]:
+    """Return what an exported model does to pictures, and the Engine that runs it here."""
     for name in ('cfg', *(option.flags[0] for option in FLAGS.values()), 'opts'):
         if getattr(arguments, name):
             raise UserError(f'-{name} does not go with -model: an exported model has its own '
@@ -334,6 +339,15 @@ class _KeptOpen:
         return False
 
 
+def add_engine_flags(parser: FlagParser) -> None:
+    """Add the flags of an exported model that load_predictor reads."""
+    parser.add_flag('model', metavar='DIR', help='exported model, instead of weights and a yaml')
+    parser.add_flag('engine', choices=('auto', *engines.ENGINES), default='auto',
+                    help='what runs an exported model (default: auto, the fastest here)')
+    parser.add_flag('precision', choices=PRECISIONS, default='',
+                    help='of an exported model\'s arithmetic (default: what it was exported for)')
+
+
 def _parse(project, argv):
     parser = FlagParser(
         prog='predict.py', allow_abbrev=False,
@@ -343,11 +357,7 @@ def _parse(project, argv):
     parser.add_argument('images', nargs='+', metavar='IMAGE',
                         help='picture, folder, glob, or "-" for paths from the standard input')
     add_model_flags(parser)
-    parser.add_flag('model', metavar='DIR', help='exported model, instead of weights and a yaml')
-    parser.add_flag('engine', choices=('auto', *engines.ENGINES), default='auto',
-                    help='what runs an exported model (default: auto, the fastest here)')
-    parser.add_flag('precision', choices=PRECISIONS, default='',
-                    help='of an exported model\'s arithmetic (default: what it was exported for)')
+    add_engine_flags(parser)
     parser.add_flag('topk', type=int, default=5, metavar='N', help='classes a picture (default: 5)')
     parser.add_flag('format', choices=tuple(WRITERS),
                     help='of the output (default: by the ending of -output, else table)')

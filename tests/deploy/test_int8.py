@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from common.data.digits import load_digits_rgb
+from common.deploy import demo, export, predict
 from common.deploy import engine as engines
-from common.deploy import export, predict
 from common.deploy.calibration import collect_from_dataset, collect_from_folder
 from common.deploy.export import export_model
 from common.deploy.formats import Formats, find_openvino, read_formats, write_formats
@@ -125,6 +125,23 @@ def test_what_an_exported_folder_is_not_for(exported, tmp_path, capsys, argument
         f'-pretrained={exported["vit"]}', '-device=cpu', '-dataset=digits',
         f'-output={tmp_path}', *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_web_page_shows_an_exported_model(exported):
+    flags = predict.argparse.Namespace(model=exported['vit'], engine='openvino', precision='',
+                                       cfg=None, pretrained=None, image_size=None,
+                                       num_classes=None, device=None, labels=None, opts=[])
+    trained, engine = demo.load_shown(load_fixture('vit')[0], flags)
+    image = load_digits_rgb()[0][0]
+    crop = trained.preprocessing.crop(Image.fromarray(image))
+    logits = engine(trained.preprocessing.normalize([crop]))
+    shares = demo.name_shares(trained.preprocessing, logits)
+    assert max(shares, key=shares.get) == '0'
+    assert 'Engine: openvino, int8' in demo.describe(trained, engine)
+    if engines.is_installed('gradio'):
+        page = demo.build_page(trained, (), engine)
+        types = [block['type'] for block in page.config['components']]
+        assert types.count('image') == 1 and 'slider' not in types
 
 
 @pytest.mark.parametrize('engine, precision', [
