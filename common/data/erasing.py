@@ -63,7 +63,8 @@ class RandomErasing:
         """
         batch_size, channels, height, width = shape
         assert len(indices) == batch_size, (len(indices), batch_size)
-        places, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+        places: list[np.ndarray] = [np.zeros(0, np.int64)]
+        values: list[np.ndarray] = [np.zeros(0, np.float32)]
         for position in range(batch_size // 2 if self.split else 0, batch_size):
             generator = build_generator(self.seed, epoch, indices[position])
             if generator.random() >= self.prob:
