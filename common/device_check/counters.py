@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import paddle
 from paddle.profiler import Profiler, ProfilerTarget
@@ -92,3 +92,15 @@ def count_operators() -> Iterator[Counter]:
             counts[node.name.removesuffix(' infer_meta')] += 1
         elif node.name == 'infer_shape':
             counts['older interface'] += 1
+
+
+def list_missing_kernels(operators: Iterable[str], kind: str) -> list[str]:
+    """Return those of the operators that this build of Paddle cannot compute on a kind of device.
+
+    There Paddle copies to the CPU and back, or ends. Operators without kernels of their own,
+    which are made of others, are not among them.
+    """
+    kernels = paddle.base.core._get_registered_phi_kernels('all')
+    names = sorted({operator.rstrip('_') for operator in operators} & set(kernels))
+    return [name for name in names
+            if not any(key.lower().startswith(f'({kind}') for key in kernels[name])]

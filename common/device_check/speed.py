@@ -18,7 +18,7 @@ from common.data import mixup
 from common.data.batch import TrainBatch, build_train_batch
 from common.data.loader import build_loader
 from common.data.sampler import TrainBatches
-from common.device_check.counters import CopyCounter, count_operators
+from common.device_check.counters import CopyCounter, count_operators, list_missing_kernels
 from common.device_check.report import Check, CheckFailed, CheckSkipped, Context
 from common.device_check.training import Records
 from common.kernels import install
@@ -115,10 +115,12 @@ def check_counts(context: Context) -> tuple[str, dict[str, Any]]:
     lines = {line: count // measured.updates for line, count in copies.lines.items()
              if count >= measured.updates}
     started = sum(counts['operators'].values()) / measured.updates
-    figures = {'operators': round(started), 'copies': lines, 'by_operator': {
-        name: round(count / measured.updates, 1)
-        for name, count in counts['operators'].most_common(40)}}
-    text = f'{started:.0f} operators and {sum(lines.values())} blocking copies an update'
+    missing = list_missing_kernels(counts['operators'], context.kind)
+    figures = {'operators': round(started), 'copies': lines, 'without_kernel': missing,
+               'by_operator': {name: round(count / measured.updates, 1)
+                               for name, count in counts['operators'].most_common(40)}}
+    text = (f'{started:.0f} operators and {sum(lines.values())} blocking copies an update; '
+            f'{len(missing)} kinds of operators fall back to the CPU')
     if sum(lines.values()) > MOST_COPIES:
         raise CheckFailed(f'{text}, more than {MOST_COPIES}: {lines}')
     return text, figures
