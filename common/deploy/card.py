@@ -191,7 +191,8 @@ def _describe_use(files):
 def _describe_files(files):
     about = {
         'model.json': "Paddle's program", 'model.pdmodel': "Paddle's program",
-        'model.pdiparams': 'its parameters', 'model.onnx': 'the model for ONNX, opset 17',
+        'model.pdiparams': 'its parameters', 'model.pdiparams.info': 'their names',
+        'model.onnx': 'the model for ONNX, opset 17',
         'model.xml': 'the model for OpenVINO', 'model.bin': 'its parameters',
         'formats.json': 'precision, and what int8 cost',
         'preprocessing.json': 'size, crop, mean, std and class names',
