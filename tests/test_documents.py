@@ -9,7 +9,7 @@ import yaml
 from tests.support.paths import ROOT
 
 DOCUMENTS = sorted(path for path in [
-    *ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('*/README.md')])
+    *ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('*/README*.md')])
 FOLDERS = ('common', 'ViT', 'T2T_ViT', 'tests', 'benchmarks', 'docs', 'examples')
 MODULES = [path for folder in FOLDERS for path in (ROOT / folder).rglob('*.py')]
 
@@ -65,6 +65,21 @@ def test_named_tests_exist(name):
         file = path or file
         code = (ROOT / file).read_text(encoding='utf-8')
         assert re.search(rf'^def {test}\(', code, re.MULTILINE), f'{file}::{test}'
+
+
+@pytest.mark.parametrize('folder', ['', 'ViT', 'T2T_ViT'])
+def test_the_chinese_page_names_the_same_commands(folder):
+    english, chinese = ((ROOT / folder / name).read_text(encoding='utf-8')
+                        for name in ('README.md', 'README_cn.md'))
+    scripts = re.compile(r'\b(?:python|sh) ([\w/.]+\.(?:py|sh))')
+    only = set(scripts.findall(english)) ^ set(scripts.findall(chinese))
+    assert not only - {'run_train.sh', 'run_train_multi.sh', 'model_info.py'}, only
+    if not folder:
+        rows = [re.findall(r'^\|.*?\| *(`python [^`]*`)', text, re.MULTILINE)
+                for text in (english, chinese)]
+        assert rows[0] == rows[1]
+        assert len(re.findall('^## ', english, re.MULTILINE)) == len(
+            re.findall('^## ', chinese, re.MULTILINE))
 
 
 def test_modules_and_names_in_contributing_exist():
