@@ -30,6 +30,7 @@ FAMILIES = {
     'DINOv3': {'POSITION_EMBEDDING': 'rope', 'REGISTER_TOKENS': 4, 'LAYER_SCALE': 0.1,
                'QKV_BIAS': False, 'POOL': 'avg', 'LAYER_NORM_EPS': 1e-5},
     'I-JEPA': {'POOL': 'avg', 'CLASS_TOKEN': False},
+    'RADIO': {'REGISTER_TOKENS': 3, 'LAYER_SCALE': 0.1, 'LAST_NORM': False},
 }
 TINY = {'MODEL.EMBED_DIM': 16, 'MODEL.DEPTH': 2, 'MODEL.NUM_HEADS': 2, 'MODEL.NUM_CLASSES': 10,
         'MODEL.PATCH_SIZE': 4, 'DATA.IMAGE_SIZE': 16, 'DATA.DATASET': 'digits',
