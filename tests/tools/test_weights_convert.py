@@ -150,7 +150,7 @@ def test_a_bad_disk_is_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('change', ['rows', 'dimensions', 'type', 'scalar'])
-@pytest.mark.parametrize('target', ['paddle', 'timm'])
+@pytest.mark.parametrize('target', ['paddle', 'timm', 'huggingface'])
 def test_tensors_that_do_not_fit_end_with_code_2(tmp_path, capsys, change, target):
     source = os.path.join(WEIGHTS, 'vit', 'hf_vit')
     tensors = dict(open_container(source).tree)
