@@ -9,6 +9,7 @@ left out.
 """
 
 import argparse
+import itertools
 import os
 import sys
 
@@ -62,26 +63,49 @@ def measure(arguments):
 
 
 def draw(points, workload, path):
-    """Draw speed and memory against the model's arithmetic, one line a batch size."""
+    """Draw speed and memory against the model's arithmetic: a colour a batch size, named points.
+
+    Pictures of 224 pixels have circles and full lines, larger ones squares and dashes.
+    """
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5))
-    for batch_size in sorted({point[2] for point in points}):
-        chosen = sorted((count_work(point[0], point[1])[0] / 1e9, point[3], point[4] / 1e9)
-                        for point in points if point[2] == batch_size)
-        work, speed, memory = zip(*chosen)
-        axes[0].loglog(work, speed, 'o-', label=f'batch {batch_size}')
-        axes[1].loglog(work, memory, 'o-', label=f'batch {batch_size}')
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5.2))
+    batches = sorted({point[2] for point in points})
+    for (number, batch_size), large in itertools.product(enumerate(batches), (False, True)):
+        chosen = sorted((count_work(model, size)[0] / 1e9, speed, peak / 1e9)
+                        for model, size, batch, speed, peak, _ in points
+                        if batch == batch_size and (size > 300) == large)
+        for axis, column in zip(axes, (1, 2)):
+            if chosen:
+                axis.loglog([point[0] for point in chosen], [point[column] for point in chosen],
+                            's--' if large else 'o-', color=f'C{number}', markersize=5,
+                            label=None if large else f'batch {batch_size}')
+    # Names stand above the highest point; of larger pictures' speed, below the lowest.
+    for axis, column, unit in zip(axes, (3, 4), (1, 1e9)):
+        for model, size in dict.fromkeys((point[0], point[1]) for point in points):
+            values = [point[column] / unit for point in points if point[:2] == (model, size)]
+            below = column == 3 and size > 300
+            axis.annotate(f'{model} {size}', (count_work(model, size)[0] / 1e9,
+                          min(values) if below else max(values)), textcoords='offset points',
+                          xytext=(-7, -9) if below else (5, 6), fontsize=7,
+                          ha='right' if below else 'left' if column == 3 else 'center')
     axes[0].set_ylabel('images a second')
     axes[1].set_ylabel('peak memory, GB')
     for axis in axes:
+        for direction in (axis.xaxis, axis.yaxis):
+            direction.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            direction.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+            direction.set_minor_formatter(NullFormatter())
+        axis.margins(y=0.12)
         axis.set_xlabel('GMACs an image, forward')
-        axis.grid(which='both', alpha=0.3)
+        axis.grid(alpha=0.3)
         axis.legend()
-    figure.suptitle({'eval': 'Evaluation', 'train': 'Training step'}[workload])
+    figure.suptitle({'eval': 'Evaluation', 'train': 'Training step'}[workload]
+                    + ' (circles: 224 pixels, squares: 384 or 378)')
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
 
 
 def main():

@@ -231,6 +231,19 @@ def test_pictures_in_an_archive_are_those_of_the_folder(folder, tmp_path, capsys
     assert run(empty) == 2 and 'no pictures in this archive' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('kind', ['folder', 'zip', 'tar'])
+def test_what_is_left_out_for_its_ending_is_counted_and_said(folder, tmp_path, capsys, kind):
+    root, _ = folder
+    (root / 'more' / 'notes.txt').write_text('x')
+    (root / 'film.mp4').write_bytes(b'x')
+    path = {'folder': lambda: root, 'zip': lambda: write_zip(root, tmp_path / 'x.zip'),
+            'tar': lambda: write_tar(root, tmp_path / 'x.tar')}[kind]()
+    assert run(path) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count('2 files have no ending of a picture and are left out (') == 1
+    assert '.mp4 1' in printed.err and '.txt 1' in printed.err and 'notes' not in printed.out
+
+
 def test_output_names_never_meet_or_leave_the_folder(tmp_path):
     names = OutputNames(str(tmp_path))
     assert [os.path.relpath(names.make(name, '.jpg'), tmp_path) for name in (
