@@ -198,9 +198,11 @@ def try_in_memory(measure: Callable[[int], Measured], batch_size: int) -> Measur
     try:
         return measure(batch_size)
     except Exception as error:
-        if is_out_of_memory(error):
-            raise MemoryError from None
-        raise
+        if not is_out_of_memory(error):
+            raise
+    if paddle.device.is_compiled_with_cuda():
+        paddle.device.cuda.empty_cache()        # of what the attempt has left
+    raise MemoryError
 
 
 def describe_speed(context: Context, name: str, batch_size: int, measured: Measured
@@ -239,6 +241,8 @@ def train_timed(config: Any, context: Context, precision: Precision, batches: It
 
     def start():
         synchronize(context)
+        if context.kind == 'gpu' and hasattr(paddle.device.cuda, 'reset_max_memory_allocated'):
+            paddle.device.cuda.reset_max_memory_allocated()         # Paddle 3
         begin()
         started.append(time.perf_counter())
 

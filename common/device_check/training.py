@@ -91,7 +91,8 @@ def check_trajectory(context: Context, precision: str, options: Mapping[str, Any
     expected = train_on_cpu(context, options)
     if context.kind == 'gpu':
         switch_tf32(False)
-    steps, _ = train_briefly(context, context.device, options, level, dtype)
+    kernels = 'cpu' if context.kind == 'cpu' else 'fused' if dtype else 'plain'
+    steps, _ = train_briefly(context, context.device, options, level, dtype, kernels=kernels)
     return compare_steps(steps, expected, TOLERANCES[dtype])
 
 
@@ -179,11 +180,12 @@ def check_overflow(context: Context) -> tuple[str, dict[str, Any]]:
 def train_briefly(context: Context, device: str, options: Mapping[str, Any], level: str = 'O1',
                   dtype: str | None = None, keeps_dropout: bool = False,
                   change_loss: Callable[[int, paddle.Tensor], paddle.Tensor] | None = None,
-                  look: Callable[[TrainState], None] | None = None
+                  look: Callable[[TrainState], None] | None = None, kernels: str = 'plain'
                   ) -> tuple[list[dict], TrainState]:
     """Train the first tiny model on the digits; return (metrics of each update, the end).
 
     change_loss: (micro-batch, loss) -> loss. look: called with the state before each micro-batch.
+    kernels: of common.kernels.
     """
     first = next(iter(context.project.tiny_models.values()))
     flags = {**first, **RECIPE, **options}
@@ -195,8 +197,7 @@ def train_briefly(context: Context, device: str, options: Mapping[str, Any], lev
     freeze(model, config.MODEL.FREEZE)
     precision = Precision(dtype is not None, level, dtype or 'float16')
     optimizer = build_optimizer(config, model)
-    if dtype is not None:
-        install(model, 'fused', dtype)
+    install(model, kernels, dtype or 'float32')
     model, optimizer = precision.decorate(model, optimizer)
     ema = ModelEma(model, config.TRAIN.MODEL_EMA_DECAY, False, optimizer) \
         if config.TRAIN.MODEL_EMA else None

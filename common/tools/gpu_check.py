@@ -31,8 +31,8 @@ from common.project import Project, load_project
 
 # Groups in their order, and seconds that each may take.
 GROUPS: dict[str, tuple[ModuleType, int]] = {
-    'environment': (environment, 60), 'numerics': (numerics, 120), 'training': (training, 240),
-    'commands': (commands, 900), 'speed': (speed, 240)}
+    'environment': (environment, 60), 'numerics': (numerics, 120), 'training': (training, 400),
+    'commands': (commands, 900), 'speed': (speed, 400)}
 RECORD = 'gpu_check.json'
 
 
