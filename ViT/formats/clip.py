@@ -69,9 +69,9 @@ HUGGING_FACE_CLIP = Format(
 
 
 def read_siglip(config: dict, tensors: dict, names: Iterable[str]) -> dict:
-    """Return what config.json says; SiglipForImageClassification classifies the tokens' mean."""
+    """Return what config.json says; what has a classifier classifies the mean of the tokens."""
     record = huggingface.read_record(config, tensors, names)
-    if 'SiglipForImageClassification' in (config.get('architectures') or ()):
+    if 'classifier.weight' in names:
         record['pool'] = 'avg'
     return record
 

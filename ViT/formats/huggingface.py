@@ -4,6 +4,7 @@ DINOv3. A folder of save_pretrained, or its weights file alone.
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 from common.errors import UserError
 from common.weights.rules import LINEAR, PLAIN, TENSOR, Format, Rule
@@ -17,9 +18,14 @@ GELUS = {'gelu': 'erf', 'gelu_python': 'erf', 'gelu_new': 'tanh', 'gelu_pytorch_
 def read_record(config: dict, tensors: dict, names: Iterable[str]) -> dict:
     """Return what config.json says; {} where there is none. Raises UserError."""
     refuse_other_layers(tensors)
-    record = {}
+    record: dict[str, Any] = {}
     if isinstance(config.get('vision_config'), dict):           # of a model of two towers
         config = {**config, **config['vision_config']}
+    if not {'hidden_act', 'num_attention_heads'} & set(config):
+        record['assumed'] = [
+            "There is no config.json of Hugging Face's beside the file: the form of GELU, the "
+            'epsilon and the number of attention heads are taken as most such models have them. '
+            'Keep it there.']
     if 'layer_norm_eps' in config:
         record['layer_norm_eps'] = config['layer_norm_eps']
     if 'hidden_act' in config:

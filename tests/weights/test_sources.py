@@ -617,3 +617,18 @@ def test_what_is_no_image_of_one_size_is_named(tmp_path, shape, reason):
     path = write_bare(tmp_path, {**list_shapes(width=192), 'patch_embed.proj.weight': shape})
     with pytest.raises(UserError, match=f'a.safetensors takes .*{reason}'):
         PROJECT.read_options(read_weights(path, project=PROJECT))
+
+
+@pytest.mark.parametrize('name', ['hf_vit', 'hf_clip_projection', 'hf_siglip_vision', 'hf_dinov2'])
+def test_a_hugging_face_file_beside_no_config_says_what_was_taken(tmp_path, name):
+    path = path_of(name) if path_of(name).endswith('.safetensors') else os.path.join(
+        path_of(name), 'model.safetensors')
+    shutil.copy(path, tmp_path / 'model.safetensors')
+    weights = read_weights(tmp_path / 'model.safetensors', project=PROJECT)
+    assert 'no config.json' in weights.assumed[0]
+    assert read_weights(path, project=PROJECT).assumed == []
+
+
+def test_a_classifier_of_siglip_reads_the_mean_also_beside_no_config(tmp_path):
+    shutil.copy(os.path.join(path_of('hf_siglip_cls'), 'model.safetensors'), tmp_path)
+    assert read_weights(tmp_path / 'model.safetensors', project=PROJECT).pool == 'avg'
