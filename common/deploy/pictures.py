@@ -1,7 +1,6 @@
 """Which pictures the arguments name, and where what is made of them is written."""
 
 import glob
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from common.data.archives import list_pictures
-from common.data.folders import count_endings, describe_left_out, walk
+from common.data.folders import count_endings, walk
 from common.data.images import (
     decode_image,
     is_image_name,
@@ -21,8 +20,6 @@ from common.data.images import (
 )
 from common.data.readers import Reader
 from common.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 ARCHIVES = ('.zip', '.tar')
 
@@ -125,12 +122,6 @@ class OutputNames:
             raise UserError(f'Cannot write to {show_path(self.folder)}: '
                             f'{error.strerror}.') from None
         return path
-
-
-def warn_left_out(left_out: Counter) -> None:
-    """Log how many files of folders and archives were left out for their endings."""
-    if left_out:
-        logger.warning('%s', describe_left_out(left_out))
 
 
 def _search(folder, left_out):

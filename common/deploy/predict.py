@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from common.cli import FlagParser
 from common.data.classes import read_class_names, rename_classes
+from common.data.folders import describe_left_out
 from common.data.images import ImageError, show_path
 from common.data.preprocessing import Preprocessing
 from common.deploy import engine as engines
@@ -38,7 +39,6 @@ from common.deploy.pictures import (
     check_output_file,
     find_pictures,
     list_inputs,
-    warn_left_out,
 )
 from common.deploy.preprocessing import check_class_names, load_preprocessing
 from common.deploy.ranking import Ranking, format_share, rank_classes
@@ -102,7 +102,8 @@ def _run(project, argv):
     if count > 1:
         seconds = time.perf_counter() - started
         logger.info('%d pictures in %.1f s, %.1f a second', count, seconds, count / seconds)
-    warn_left_out(left_out)
+    if left_out:
+        logger.warning('%s', describe_left_out(left_out))
     if failed:
         raise RunError(f'{failed:,} of {count:,} pictures could not be read; they are named above.')
     return 0

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from common.cli import FlagParser
+from common.data.folders import describe_left_out
 from common.data.images import ImageError, show_path
 from common.data.preprocessing import Preprocessing
 from common.deploy.attention import Attention, make_map, record_attention, roll_out
@@ -23,7 +24,7 @@ from common.deploy.drawing import (
     make_figure,
     overlay,
 )
-from common.deploy.pictures import OutputNames, find_pictures, warn_left_out
+from common.deploy.pictures import OutputNames, find_pictures
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
@@ -80,7 +81,8 @@ def _run(project, argv):
         logger.info('%s: %s', show_path(picture.path), show_path(path))
         if arguments.save_arrays:
             np.savez_compressed(path.removesuffix('.png') + '.npz', **view.list_arrays())
-    warn_left_out(left_out)
+    if left_out:
+        logger.warning('%s', describe_left_out(left_out))
     if failed:
         raise RunError(f'{failed:,} of the pictures could not be read; they are named above.')
 
