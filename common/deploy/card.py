@@ -3,14 +3,14 @@
 The card says what the checkpoint records and what was measured while exporting, nothing else.
 """
 
+import ast
 import json
 import os
 import re
 import shlex
-import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,19 +28,35 @@ CARD, LABELS, SCRIPT = 'README.md', 'labels.txt', 'infer.py'
 SAMPLE, ANSWER = 'sample.png', 'sample.json'
 SHOWN_CLASSES = 100
 SAMPLE_CLASSES = 5
+# What infer.py runs, the first of the formats that a folder has.
+ENGINES = {'openvino': 'openvino', 'onnx': 'onnxruntime', 'paddle': 'paddle'}
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
+def write_script(folder: str, formats: Iterable[str]) -> None:
+    """Write infer.py for the quickest engine of the formats: infer.py here without the others."""
+    engine = next(engine for form, engine in ENGINES.items() if form in formats)
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), SCRIPT),
+              encoding='utf-8') as file:
+        source = file.read()
+    lines = source.splitlines(keepends=True)
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith('open_') \
+                and node.name != f'open_{engine}':
+            del lines[node.lineno - 1:node.end_lineno + 2]      # with the empty lines below
+    text = ''.join(lines).replace('open_paddle())', f'open_{engine}())')
+    with open(os.path.join(folder, SCRIPT), 'w', encoding='utf-8') as file:
+        file.write(text)
+
+
 def write_explanation(trained: Trained, folder: str, predict: Predict,
                       sample: Image.Image | None = None) -> None:
-    """Write labels.txt, infer.py, and a sample picture with its expected answer into a folder.
+    """Write labels.txt, and a sample picture with its expected answer, into a folder.
 
     predict: images float32 [B, 3, S, S] -> logits, of the model that is exported. sample: RGB,
     a picture of its kind; None: a digit for a model of the digits, for others a drawing.
     """
-    here = os.path.dirname(os.path.abspath(__file__))
-    shutil.copyfile(os.path.join(here, SCRIPT), os.path.join(folder, SCRIPT))
     names = trained.preprocessing.class_names
     if names and not any('\n' in name or '\r' in name for name in names):
         with open(os.path.join(folder, LABELS), 'w', encoding='utf-8',
@@ -180,10 +196,10 @@ def check_target(folder: str) -> None:
 
 
 def _describe_use(files):
-    engines = ' or '.join(engine for file, engine in (
+    engine = next(engine for file, engine in (
         ('model.xml', 'openvino'), ('model.onnx', 'onnxruntime'),
         ('model.pdiparams', 'paddlepaddle')) if file in files)
-    return (f'`python {SCRIPT} {SAMPLE}` needs {engines}, NumPy and Pillow alone, and prints what '
+    return (f'`python {SCRIPT} {SAMPLE}` needs {engine}, NumPy and Pillow alone, and prints what '
             f'`{ANSWER}` says. In the project that exported it: `python predict.py -model=FOLDER '
             'PICTURE`, with the fastest engine of the machine.')
 

@@ -165,6 +165,7 @@ def export_model(trained: Trained, folder: str, formats: Sequence[str] = ('paddl
     with scratch as work:
         write_preprocessing(trained.preprocessing, work)
         card.write_explanation(trained, work, predict, sample)
+        card.write_script(work, formats)
         engines.write_check(work, expected, image_size)
         weights = save_program(trained.model, image_size, work)
         errors = {'paddle': verify('paddle', work, images, expected)}
