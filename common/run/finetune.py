@@ -32,7 +32,7 @@ from common.weights.registry import find_in_run
 VAL_FRACTION = 0.2
 TABLE, LABELS, LEFT_OUT = 'pictures.csv', 'labels.txt', 'left_out.csv'
 SHOWN = 8                       # classes, and files left out, that are listed
-SHEET_COLUMNS, SHEET_ROWS, PANEL = 6, 4, 120
+SHEET_COLUMNS, SHEET_ROWS, PANEL = 6, 4, 160
 # Options that the folder and this script decide.
 TAKEN = ('DATA.DATASET', 'DATA.DATA_PATH', 'DATA.TABLE', 'DATA.LABELS', 'DATA.VAL_FRACTION',
          'MODEL.NUM_CLASSES', 'MODEL.RESUME', 'TRAIN.LAST_EPOCH', 'EVAL', 'NPROCS')

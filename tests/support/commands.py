@@ -46,7 +46,7 @@ def check_training(folder, metrics, log, updates, epochs=2, load_config=get_conf
     check_evaluation(metrics)
     names = os.listdir(folder)
     loss = next(entry['loss'] for entry in reversed(metrics) if entry['event'] == 'train_epoch')
-    assert f'Epoch-{epochs}-Loss-{loss:.5f}.pdparams' in names
+    assert f'Epoch-{epochs}-Loss-{loss:.6g}.pdparams' in names
     assert {'best.pdparams', 'last.pdparams', 'log.txt', 'config.yaml'} <= set(names)
     checkpoint = paddle.load(os.path.join(folder, 'last.pdparams'))
     assert {'model', 'optimizer', 'epoch', 'lr_scheduler', 'amp_grad_scaler'} <= set(checkpoint)
