@@ -43,10 +43,10 @@ def choose_recipe(class_counts: Sequence[int], is_pretrained: bool, embed_dim: i
                   held_back: int = 0) -> dict[str, Any]:
     """Return {config key: value} for so many training pictures of each class.
 
-    embed_dim: width of the model's tokens, which the rate of fine-tuning is inverse to (as Adam's in
-    arXiv 2203.03466, Table 3). held_back:
-    pictures to measure on; of few the highest accuracy is chance, and the end of the training is
-    the better model (on three classes of 83 pictures 96 % against 83 %).
+    embed_dim: width of the model's tokens, which the rate of fine-tuning is inverse to (as Adam's
+    in arXiv 2203.03466, Table 3). held_back: pictures to measure on; of few the highest accuracy is
+    chance, and the end of the training is the better model (on three classes of 83 pictures 96 %
+    against 83 %).
     """
     counts = [int(count) for count in class_counts]
     number = sum(counts)
