@@ -4,6 +4,7 @@ The card says what the checkpoint records and what was measured while exporting,
 """
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import paddle
 from PIL import Image, ImageDraw
 
+from common.config import read_dump
 from common.data.digits import load_digits_rgb
 from common.data.images import show_path
 from common.deploy.formats import read_formats
@@ -151,7 +153,9 @@ def list_origins(trained: Trained) -> list[str]:
     record, config = trained.record, trained.config
     lines = []
     if config is not None and 'config' in record:
-        lines.append(f'data set: {plain(config.DATA.DATASET)}')
+        folder = _find_data_folder(record['config'])
+        source = f', from a folder called {plain(folder)}' if folder else ''
+        lines.append(f'data set: {plain(config.DATA.DATASET)}{source}')
     for part, numbers in record.get('data', {}).items():
         if type(numbers.get('images')) is int:
             lines.append(f'{plain(part)}: {numbers["images"]:,} images')
@@ -164,6 +168,14 @@ def list_origins(trained: Trained) -> list[str]:
             f'{record.get("epoch", "?")}'
         lines.append(f'top-1 accuracy on the validation images: {best["value"]:.2f} % ({where})')
     return lines or ['not recorded: the weights are not a checkpoint of a run']
+
+
+def _find_data_folder(text):
+    """Return the name of the folder or file that a recorded config took its data from, or ''."""
+    path = None
+    with contextlib.suppress(UserError):
+        path = read_dump(text, 'The recorded config').get('DATA.DATA_PATH')
+    return os.path.basename(path.rstrip('/\\')) if isinstance(path, str) else ''
 
 
 def describe_classes(names: list[str] | None) -> str:

@@ -131,6 +131,11 @@ def test_the_card_says_what_the_checkpoint_records():
         'weights are of epoch 120)']
     record['best']['epoch'] = 120
     assert card.list_origins(make_trained(**record))[-1].endswith('98.89 % (epoch 120)')
+    trained = make_trained()
+    for text, expected in (('DATA: {DATA_PATH: /home/me/my_flowers/}', ', from a folder called '
+                            'my\\_flowers'), ('DATA: {DATA_PATH: ""}', ''), (': :', '')):
+        record = {'config': text}
+        assert card.list_origins(replace(trained, record=record)) == [f'data set: digits{expected}']
     assert card.list_origins(replace(make_trained(), record={})) == [
         'not recorded: the weights are not a checkpoint of a run']
 
