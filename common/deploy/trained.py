@@ -32,7 +32,7 @@ from common.data.preprocessing import (
 )
 from common.deploy.preprocessing import check_class_names
 from common.errors import UserError
-from common.machine.device import choose_device
+from common.machine.device import allow_tf32, choose_device
 from common.project import Project
 from common.weights import load_from_config
 from common.weights.containers import open_container
@@ -106,7 +106,9 @@ def load_trained(project: Project, arguments: Any) -> Trained:
     names = choose_class_names(names, config, arguments)
     preprocessing = read_preprocessing(config, names)
     check_channels(preprocessing)
-    paddle.set_device(choose_device(config.DEVICE))
+    device = choose_device(config.DEVICE)
+    paddle.set_device(device)
+    allow_tf32(config.TF32, device)
     model: Any = project.build_model(config)
     load_from_config(model, config)
     model.eval()

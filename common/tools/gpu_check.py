@@ -31,7 +31,7 @@ from common.project import Project, load_project
 
 # Groups in their order, and seconds that each may take.
 GROUPS: dict[str, tuple[ModuleType, int]] = {
-    'environment': (environment, 60), 'numerics': (numerics, 120), 'training': (training, 400),
+    'environment': (environment, 60), 'numerics': (numerics, 120), 'training': (training, 900),
     'commands': (commands, 900), 'speed': (speed, 400)}
 RECORD = 'gpu_check.json'
 

@@ -55,17 +55,17 @@ class Precision:
     """Float32, or AMP. Float32 takes the same path with scaling off.
 
     level: "O1" or "O2". dtype: "float16" or "bfloat16". master_grad: keep float32 gradients
-    under O2.
+    under O2. loss_scale: the first, which overflows halve; float16 alone has one.
     """
 
     def __init__(self, enabled: bool = False, level: str = 'O1', dtype: str = 'float16',
-                 master_grad: bool = True):
+                 master_grad: bool = True, loss_scale: float = 2.0 ** 15):
         self.enabled = enabled
         self.level = level
         self.dtype = dtype
         self.master_grad = master_grad
         self.scaler = paddle.amp.GradScaler(
-            enable=enabled and dtype == 'float16', init_loss_scaling=2.0 ** 15)
+            enable=enabled and dtype == 'float16', init_loss_scaling=loss_scale)
 
     @property
     def scales(self) -> bool:

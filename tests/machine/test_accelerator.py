@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import paddle
@@ -211,6 +212,20 @@ def test_a_device_without_bfloat16(accelerator, make_job, tmp_path):
     assert ended.returncode == 2
     assert f'{TYPE}:0 cannot compute in it' in ended.stderr
     assert 'AMP_DTYPE float16' in ended.stderr
+
+
+def test_a_copy_that_never_returns_ends_the_run(accelerator, make_job, tmp_path):
+    """As behind a collective operation that hangs: whether or not it keeps Python's lock."""
+    job = make_job('ViT', tmp_path, TYPE, '-batch_size=10', 'WATCHDOG_SECONDS', '5')
+    batch_bytes = str(10 * 32 * 32 * 3)         # no parameter is of this size
+    started = time.monotonic()
+    ended = run_jobs(make_environment(accelerator, FAKE_HANG_BYTES=batch_bytes,
+                                      FAKE_HANG_COUNT='3'), [job], timeout=120)
+    assert ended.returncode == 1, ended.stderr[-2000:]
+    assert f'a copy of {batch_bytes} bytes hangs' in ended.stderr
+    assert 'no progress' in ended.stderr or 'Timeout' in ended.stderr
+    assert 'in train' in ended.stderr           # where it hangs
+    assert time.monotonic() - started < 60
 
 
 def test_a_device_without_memory(accelerator, make_job, tmp_path):

@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 from ViT.project import PROJECT
 
 
-def check(model, environment, output, *arguments, timeout=900):
+def check(model, environment, output, *arguments, timeout=2400):
     """Run gpu_check.py of a model directory; return (ended process, record)."""
     ended = subprocess.run(
         [sys.executable, 'gpu_check.py', f'-output={output}/record.json', *arguments],
