@@ -79,7 +79,8 @@ def read_losses(folder):
 @pytest.mark.parametrize('model', MODELS)
 def test_float32_trains_as_on_the_cpu(accelerator, make_job, tmp_path, model):
     """All kernels are the CPU's here, so the losses are equal but for the order of sums."""
-    jobs = [make_job(model, tmp_path / f'{device}-{kind}', device, *options)
+    # The CPU's own kernels drop other numbers, and T2T-ViT's token modules always drop some.
+    jobs = [make_job(model, tmp_path / f'{device}-{kind}', device, 'FAST', 'False', *options)
             for device in ('cpu', TYPE)
             for kind, options in (('plain', ()), ('everything', EVERYTHING))]
     text = run_all(accelerator, jobs)
@@ -100,7 +101,7 @@ def test_float32_trains_as_on_the_cpu(accelerator, make_job, tmp_path, model):
 def test_half_precision_trains_as_float32(accelerator, make_job, tmp_path, model):
     kinds = {f'{level}-{dtype}': ['-amp', 'AMP_LEVEL', level, 'AMP_DTYPE', dtype, *EVERYTHING]
              for level in ('O1', 'O2') for dtype in ('float16', 'bfloat16')}
-    jobs = [make_job(model, tmp_path / 'float32', 'cpu', *EVERYTHING)]
+    jobs = [make_job(model, tmp_path / 'float32', 'cpu', 'FAST', 'False', *EVERYTHING)]
     jobs += [make_job(model, tmp_path / kind, TYPE, *options) for kind, options in kinds.items()]
     run_all(accelerator, jobs)
     losses = read_losses(tmp_path / 'float32')
