@@ -58,7 +58,9 @@ def choose_recipe(class_counts: Sequence[int], is_pretrained: bool, embed_dim: i
     if held_back < MANY_HELD_BACK:
         recipe['BEST'] = 'latest'
     if max(counts) >= UNEQUAL * min(counts):
-        recipe['TRAIN.CLASS_WEIGHTS'] = ['balanced']
+        # Smoothing gives every class a share of each picture, which the weight of a rare class
+        # multiplies: with 40, 40 and 1 pictures everything was taken for the one.
+        recipe |= {'TRAIN.CLASS_WEIGHTS': ['balanced'], 'TRAIN.SMOOTHING': 0.0}
     peak = FINE_TUNING_LR * WIDE / embed_dim if is_pretrained else SCRATCH_LR
     peak = float(f'{peak:.1e}')
     return recipe | {

@@ -1,8 +1,10 @@
 """The recipe for few pictures: lengths in updates, batches bounded by the data, rates."""
 
+import numpy as np
 import pytest
 
 from common.config import Options, load_config
+from common.training.losses import compute_class_weights
 from common.training.recipe import choose_batch, choose_recipe, choose_updates
 from common.training.schedule import build_plan, build_schedule
 
@@ -34,7 +36,12 @@ def test_a_run_of_it_begins_above_rate_0_and_validates_some_20_times(counts, is_
 
 def test_unequal_classes_are_weighted_and_mixup_is_for_many_pictures():
     assert 'TRAIN.CLASS_WEIGHTS' not in choose_recipe([50, 60, 70], True)
-    assert choose_recipe([58, 20, 5], True)['TRAIN.CLASS_WEIGHTS'] == ['balanced']
+    unequal = choose_recipe([58, 20, 5], True)
+    assert unequal['TRAIN.CLASS_WEIGHTS'] == ['balanced'] and unequal['TRAIN.SMOOTHING'] == 0
+    # Else the least loss of a picture of a usual class would be at the rarest.
+    weights = compute_class_weights(['balanced'], 3, [40, 40, 1])
+    smoothed = (1 - 0.1) * np.eye(3)[0] + 0.1 / 3
+    assert (weights * smoothed).argmax() == 2 and (weights * np.eye(3)[0]).argmax() == 0
     assert choose_recipe([100] * 10, True)['TRAIN.MIXUP_ALPHA'] == 0
     assert choose_recipe([3000] * 10, True)['TRAIN.MIXUP_ALPHA'] == 0.1
 
