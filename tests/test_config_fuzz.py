@@ -12,7 +12,7 @@ pytestmark = pytest.mark.runs
 @pytest.mark.parametrize('project', [VIT, T2T_VIT], ids=['ViT', 'T2T-ViT'])
 def test_command_lines_are_read_or_refused(project, tmp_path):
     read = check_command_lines(project, tmp_path, count=300, seed=1)
-    assert 20 < read < 280              # both happen
+    assert 5 < read < 280               # both happen: 27 are read on average, give or take 6
 
 
 @pytest.mark.parametrize('project', [VIT, T2T_VIT], ids=['ViT', 'T2T-ViT'])
