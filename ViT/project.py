@@ -82,11 +82,14 @@ def renew_last_norm(tensors: dict[str, Tensor], shapes: dict[str, list]) -> dict
 
 
 def add_head_bias(tensors: dict[str, Tensor], shapes: dict[str, list]) -> None:
-    """Give a head that has no bias, such as CLIP's projection, zeros for one."""
-    for head in ('classifier', 'classifier_dist'):
-        weight, bias = tensors.get(f'{head}.weight'), f'{head}.bias'
-        if weight and bias not in tensors and weight.shape == shapes.get(f'{head}.weight'):
-            tensors[bias] = Tensor([(bias, np.zeros(shapes[bias], np.float32))])
+    """Give Hugging Face's projection of CLIP, a head without a bias, zeros for one.
+
+    Any other file without that bias lacks it, one of our own too, and its logits would be wrong.
+    """
+    weight, bias = tensors.get('classifier.weight'), 'classifier.bias'
+    if weight and bias not in tensors and weight.origins[0].endswith('visual_projection.weight') \
+            and weight.shape == shapes.get('classifier.weight'):
+        tensors[bias] = Tensor([(bias, np.zeros(shapes[bias], np.float32))])
 
 
 def use_distillation_token(tensors: dict[str, Tensor], shapes: dict[str, list]) -> None:

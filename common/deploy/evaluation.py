@@ -67,24 +67,17 @@ def choose_evaluator(model: paddle.nn.Layer, config: CfgNode, num_images: int
     except (RunError, UserError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.info('Evaluating without an engine (EVAL_ENGINE %s): %s', name, reason)
-        return leave_conversion(model)
+        return model
     if name == 'auto':
         gain = measure_speed(engine, config.DATA.IMAGE_SIZE) / speed
         if gain < GAIN:
             logger.info('Evaluating without an engine: the fastest, %s, is %.2f times as fast as '
                         'the model', engine.name, gain)
-            return leave_conversion(model)
+            return model
         why = f', {gain:.2f} times as fast as the model{why}'
     logger.info('%s; it took %.0f s to build%s', engine.describe(),
                 time.perf_counter() - started, why)
     return EngineModel(engine)
-
-
-def leave_conversion(model: paddle.nn.Layer) -> paddle.nn.Layer:
-    """Return the model as it was before it was converted to a program."""
-    for layer in model.sublayers(include_self=True):
-        vars(layer).pop('forward', None)
-    return model
 
 
 def open_exported(config: CfgNode) -> tuple[EngineModel, LoadReport]:

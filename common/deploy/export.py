@@ -221,10 +221,19 @@ def save_program(model: paddle.nn.Layer, image_size: int, folder: str,
             drop_native_remarks('not support input out tensor'):
         # Of Paddle 2.6: autocast, which is off here anyway, has no effect.
         warnings.filterwarnings('ignore', message='.*auto_cast is an experimental')
-        program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
-        paddle.jit.save(program, os.path.join(folder, MODEL_NAME))
+        try:
+            program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
+            paddle.jit.save(program, os.path.join(folder, MODEL_NAME))
+        finally:
+            leave_conversion(model)
         return {layer.weight.name: key for key, layer in model.named_sublayers()
                 if isinstance(layer, nn.Linear | nn.Conv2D)}
+
+
+def leave_conversion(model: paddle.nn.Layer) -> None:
+    """Make a model that was converted to a program an ordinary one, which hooks can look into."""
+    for layer in model.sublayers(include_self=True):
+        vars(layer).pop('forward', None)
 
 
 @contextlib.contextmanager

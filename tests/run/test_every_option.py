@@ -293,8 +293,9 @@ def observe(project: Project, options, places, output, argv=()):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors), \
             contextlib.redirect_stdout(io.StringIO()):
         patch.setitem(sys.modules, 'visualdl', None)
-        patch.setattr(Loader, '__init__', recording(Loader.__init__, lambda dataset, batches, *rest:
-                                                    settings.append((len(batches), *rest))))
+        patch.setattr(Loader, '__init__', recording(
+            Loader.__init__, lambda dataset, batches, *rest:
+            settings.append((len(batches), *map(name_call, rest)))))
         patch.setattr(Watchdog, '__init__', recording(Watchdog.__init__, settings.append))
         build = project.build_model
 
@@ -312,6 +313,11 @@ def observe(project: Project, options, places, output, argv=()):
         return Observed(code, errors.getvalue(), [], set(), {}, settings)
     return Observed(code, errors.getvalue(), read_metrics(folders[-1]), read_log(folders[-1]),
                     read_files(folders[-1]), settings)
+
+
+def name_call(value):
+    """Return a function's name for it, so that those of two runs are equal; else the value."""
+    return getattr(value, '__qualname__', value)
 
 
 def recording(function, record):
@@ -422,7 +428,7 @@ def break_need(need, options):
         option = options[key]
         if need.startswith('!'):
             broken[key] = values.split(',')[0] or \
-                {int: 4, list: [0.2, 0.8], str: 'v0'}[option.type]
+                {bool: True, int: 4, list: [0.2, 0.8], str: 'v0'}[option.type]
         elif values == 'None':
             broken[key] = 0
         elif values:

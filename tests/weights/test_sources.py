@@ -580,6 +580,31 @@ def test_a_projection_without_a_bias_is_the_head(name):
     assert report.complete and not model.classifier.bias.numpy().any()
 
 
+@pytest.mark.parametrize('pre_norm', [True, False])
+def test_a_classifier_of_ours_that_lost_its_bias_is_not_whole(tmp_path, pre_norm):
+    """Only CLIP's projection does without one."""
+    model = VisionTransformer(image_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2,
+                              num_classes=3, pre_norm=pre_norm)
+    state, path = model.state_dict(), str(tmp_path / 'lacking.pdparams')
+    del state['classifier.bias']
+    paddle.save(dict(state), path)
+    report = load_pretrained(model, path)
+    assert report.missing == ['classifier.bias'] and not report.complete
+
+
+@pytest.mark.parametrize('name, bias', [
+    ('hf_vit', 'classifier.bias'), ('timm_clip', 'head.bias'), ('timm_deit3', 'head.bias')])
+def test_a_foreign_classifier_that_lost_its_bias_is_not_whole(tmp_path, name, bias):
+    tensors = dict(open_container(path_of(name)).tree)
+    config = os.path.join(path_of(name), 'config.json')
+    if os.path.isfile(config):
+        shutil.copy(config, tmp_path)
+    del tensors[bias]
+    safetensors_file.write(str(tmp_path / 'model.safetensors'), tensors, {'format': 'pt'})
+    report = load_pretrained(build(name), str(tmp_path / 'model.safetensors'))
+    assert report.missing == ['classifier.bias'] and not report.complete
+
+
 def open_weights_of(name):
     return read_weights(path_of(name), project=PROJECT)
 
