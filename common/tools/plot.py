@@ -14,6 +14,7 @@ METRICS = 'metrics.jsonl'
 # What makes the training loss higher than that of the validation, and the options that do it.
 SOFTENED = {'label smoothing': ('SMOOTHING',),
             'mixup': ('MIXUP_ALPHA', 'CUTMIX_ALPHA', 'CUTMIX_MINMAX')}
+REFERENCE_COLOUR = '0.6'                # grey
 STYLES = {'-': 'training', '--': 'validation', ':': 'validation, averaged weights'}
 
 
@@ -31,11 +32,20 @@ def _run(argv):
     parser.add_argument('runs', nargs='+', metavar='RUN', help='run folder, or its metrics.jsonl')
     parser.add_argument('-o', '-output', '--output', default='curves.png', metavar='FILE',
                         help='picture to write (default: curves.png)')
+    parser.add_argument('-against', '--against', metavar='FILE', default=None,
+                        help='curves to compare with, in grey: another metrics.jsonl, such as '
+                             'those of docs/curves')
     arguments = parser.parse_args(argv)
     runs = [read_metrics(path) for path in arguments.runs]
-    draw_curves(runs, name_runs(arguments.runs), arguments.output,
-                describe_training(arguments.runs))
+    names = name_runs(arguments.runs)
+    reference = None
+    if arguments.against is not None:
+        reference = name_reference(arguments.against), read_metrics(arguments.against)
+    draw_curves(runs, names, arguments.output, describe_training(arguments.runs), reference)
     print(f'Wrote {arguments.output}')
+    if reference is not None:
+        for name, events in zip(names, runs):
+            print(compare_accuracy(name, events, *reference))
 
 
 def read_metrics(path: str) -> list[dict]:
@@ -74,6 +84,25 @@ def name_runs(paths: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(paths)
 
 
+def name_reference(path: str) -> str:
+    """Return what the legend calls the curves of --against: the file's name, or the run's."""
+    stem, ending = os.path.splitext(os.path.basename(os.path.abspath(path)))
+    return name_runs([path])[0] if ending != '.jsonl' or stem + ending == METRICS else stem
+
+
+def compare_accuracy(name: str, events: Iterable[dict], reference_name: str,
+                     reference: Iterable[dict]) -> str:
+    """Return one line: accuracy of a run and of the reference at the last update both validated."""
+    mine = dict(zip(*select(events, 'eval', 'acc1', 'model')))
+    theirs = dict(zip(*select(reference, 'eval', 'acc1', 'model')))
+    shared = sorted(mine.keys() & theirs.keys())
+    if not shared:
+        return f'{name} and {reference_name} were validated at no update in common.'
+    update = shared[-1]
+    return (f'{name}: acc1 {mine[update]:.2f} at update {update}, {reference_name} '
+            f'{theirs[update]:.2f} ({mine[update] - theirs[update]:+.2f})')
+
+
 def describe_training(paths: Sequence[str]) -> str:
     """Return what the training loss is of: "training, with label smoothing and mixup".
 
@@ -100,11 +129,13 @@ def select(events: Iterable[dict], event: str, key: str,
 
 
 def draw_curves(runs: Sequence[list[dict]], names: Sequence[str], path: str,
-                training: str = 'training') -> None:
+                training: str = 'training',
+                reference: tuple[str, list[dict]] | None = None) -> None:
     """Draw runs (lists of events) over each other and write a PNG.
 
-    training: what the legend calls the curve of the training loss. Raises UserError if matplotlib
-    is missing or the file cannot be written.
+    training: what the legend calls the curve of the training loss. reference: (name, events) of
+    what is drawn in grey beneath them. Raises UserError if matplotlib is missing or the file
+    cannot be written.
     """
     try:
         from matplotlib.figure import Figure  # no display, no global state
@@ -114,7 +145,11 @@ def draw_curves(runs: Sequence[list[dict]], names: Sequence[str], path: str,
     figure = Figure(figsize=(11, 7.5), layout='constrained')
     (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
     styles = {loss: set(), accuracy: set()}         # of the lines that a panel has
-    for number, events in enumerate(runs):
+    curves = [(name, f'C{number % 10}', events)
+              for number, (name, events) in enumerate(zip(names, runs))]
+    if reference is not None:
+        curves.insert(0, (reference[0], REFERENCE_COLOUR, reference[1]))
+    for _, colour, events in curves:
         # Short runs have no report between two epochs.
         often = 'train_step' if len(select(events, 'train_step', 'loss')[0]) > 1 else 'train_epoch'
         for axes, event, key, weights, style in (
@@ -124,7 +159,7 @@ def draw_curves(runs: Sequence[list[dict]], names: Sequence[str], path: str,
                 (speed, 'train_step', 'images_per_second', None, '-')):
             updates, values = select(events, event, key, weights)
             if updates:
-                axes.plot(updates, values, style, color=f'C{number % 10}', linewidth=1.3,
+                axes.plot(updates, values, style, color=colour, linewidth=1.3,
                           marker='.' if len(updates) < 40 else None, markersize=4)
                 styles.get(axes, set()).add(style)
     for axes, title, unit in ((loss, 'Loss', 'cross entropy'),
@@ -146,9 +181,8 @@ def draw_curves(runs: Sequence[list[dict]], names: Sequence[str], path: str,
         axes.set_xlabel('optimizer update')
     speed.set_ylim(bottom=0)
     rate.ticklabel_format(axis='y', style='sci', scilimits=(-2, 2))
-    figure.legend(handles=[Line2D([], [], color=f'C{number % 10}', label=name)
-                           for number, name in enumerate(names)],
-                  loc='outside upper center', ncols=min(len(names), 3))
+    figure.legend(handles=[Line2D([], [], color=colour, label=name) for name, colour, _ in curves],
+                  loc='outside upper center', ncols=min(len(curves), 3))
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,27 @@ class TestPicture:
         legend, = figures[0].legends
         assert [text.get_text() for text in legend.get_texts()] == ['first', 'second']
 
+    def test_a_run_is_laid_over_committed_curves(self, tmp_path, monkeypatch, capsys):
+        from matplotlib.figure import Figure
+
+        figures = []
+        save = Figure.savefig
+        monkeypatch.setattr(Figure, 'savefig', lambda figure, *given, **options: (
+            figures.append(figure), save(figure, *given, **options)))
+        run = write_run(tmp_path / 'mine')
+        reference = tmp_path / 'recipe.jsonl'
+        reference.write_text(Path(write_run(tmp_path / 'other', 2, 0.5), 'metrics.jsonl')
+                             .read_text().replace('"acc1": 20.0', '"acc1": 20.5'))
+        target = tmp_path / 'curves.png'
+        assert plot.main([run, '--against', str(reference), '-o', str(target)]) == 0
+        assert capsys.readouterr().out.splitlines()[1:] == [
+            'mine: acc1 20.00 at update 20, recipe 20.50 (-0.50)']
+        rates = next(axes for axes in figures[0].axes if axes.get_title() == 'Learning rate')
+        assert [(line.get_color(), len(line.get_ydata())) for line in rates.lines] == [
+            (plot.REFERENCE_COLOUR, 20), ('C0', 30)]
+        legend, = figures[0].legends
+        assert [text.get_text() for text in legend.get_texts()] == ['recipe', 'mine']
+
     def test_an_evaluation_alone_leaves_panels_empty(self, tmp_path):
         folder = tmp_path / 'eval'
         folder.mkdir()
@@ -121,6 +143,23 @@ def test_runs_are_told_apart(tmp_path):
     assert plot.name_runs(paths) == ['a/run', 'b/run']
     assert plot.name_runs([paths[0], str(tmp_path / 'other')]) == ['run', 'other']
     assert plot.name_runs([paths[0], paths[0]]) == [paths[0], paths[0]]
+
+
+@pytest.mark.parametrize('path, name', [
+    ('docs/curves/recipe.jsonl', 'recipe'), ('output/train-1/metrics.jsonl', 'train-1'),
+    ('output/train-1', 'train-1'), ('output/train-1/', 'train-1')])
+def test_the_reference_has_the_name_of_its_file_or_run(tmp_path, monkeypatch, path, name):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.touch() if file.suffix else file.mkdir()
+    assert plot.name_reference(path) == name
+
+
+def test_runs_without_a_common_validation_are_said():
+    line = {'event': 'eval', 'update': 10, 'weights': 'model', 'acc1': 1.0}
+    assert plot.compare_accuracy('mine', [line], 'recipe', [line | {'update': 20}]) == \
+        'mine and recipe were validated at no update in common.'
 
 
 # VisualDL
