@@ -1,8 +1,10 @@
-"""Opening files that others may have put there: regular files alone."""
+"""Opening files that others may have put there, and writing files without harm to others."""
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import BinaryIO
 
 
@@ -21,4 +23,35 @@ def open_regular(path: str | bytes | os.PathLike, buffering: int = 0) -> BinaryI
         return open(descriptor, 'rb', buffering)
     except BaseException:
         os.close(descriptor)
+        raise
+
+
+@contextlib.contextmanager
+def write_new(path: str) -> Iterator[BinaryIO]:
+    """Give a file that is written beside `path` and gets its name when it is whole.
+
+    Nothing is written over, and no link is followed. Raises OSError, FileExistsError among them.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    with replace_file(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def replace_file(path: str) -> Iterator[BinaryIO]:
+    """Give a file that is written beside `path` and takes its place when it is whole.
+
+    A link of that name is replaced and not followed. Raises OSError.
+    """
+    temporary = f'{path}.{os.getpid()}.tmp'
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0)
+    try:
+        with open(os.open(temporary, flags, 0o666), 'wb') as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException as error:
+        if not isinstance(error, FileExistsError):      # the file of another
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
         raise

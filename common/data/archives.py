@@ -15,7 +15,13 @@ import numpy as np
 from common.data.folders import IGNORED, count_endings, is_class
 from common.data.images import is_image_name, list_extensions, show_path
 from common.data.index_file import Index, open_index
-from common.data.lists import LIST_NAMES, parse_list, refuse_pictureless, warn_left_out
+from common.data.lists import (
+    LIST_NAMES,
+    choose_name,
+    parse_list,
+    refuse_pictureless,
+    warn_left_out,
+)
 from common.data.members import (
     DEFLATED,
     MAX_MEMBER_BYTES,
@@ -295,8 +301,9 @@ class _Found:
         data = read_tar_member(files, 0, member.offset, member.size, source) \
             if self.kind == 'tar' else read_zip_member(files, member, source)
         chosen, labels = [], []
-        for line, name, label in parse_list(data.splitlines(), source, MAX_LABEL + 1):
-            row = rows.get(name)
+        for line, path, label in parse_list(data.splitlines(), source, MAX_LABEL + 1):
+            name = choose_name(path, rows.__contains__, f'{source}, line {line}')
+            row = rows.get(name.removeprefix(b'./'))
             if row is None:
                 raise UserError(f'{source}, line {line}: no such image file in the archive: '
                                 f'{show_path(name)}.')

@@ -1,14 +1,21 @@
 """Classes are matched by name wherever both sides have names: data, checkpoints, labels files."""
 
+import codecs
+import contextlib
 import functools
+import io
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from common.data.images import show_path
 from common.errors import UserError
+from common.files import open_regular
 
 IMAGENET = 'imagenet2012'
 IMAGENET_CLASSES = 1000
+MAX_LABEL_BYTES = 64 << 20      # of a labels file
 ANY_LABEL = 2 ** 31 - 1         # a number of classes that no label exceeds
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets')
 # Files in ASSETS with the names of the classes, by their number.
@@ -16,20 +23,77 @@ KNOWN_NAMES = {IMAGENET_CLASSES: 'imagenet_names.txt', 21_843: 'imagenet21k_name
 
 
 def read_class_names(path: str) -> list[str]:
-    """Return the class names of a text file, one a line. Raises UserError naming the line."""
+    """Return the class names of a text file, one a line. Raises UserError naming the line.
+
+    Bytes that are not UTF-8 are kept as in names of folders. Blanks around a name do not belong
+    to it; a name that would be lost in this way stands in quotes (see quote_name).
+    """
     try:
-        with open(path, encoding='utf-8-sig') as file:
-            names = [line.strip() for line in file.read().rstrip().splitlines()]
+        with open_regular(path, io.DEFAULT_BUFFER_SIZE) as file:
+            data = file.read(MAX_LABEL_BYTES + 1)
     except OSError as error:
-        raise UserError(f'Cannot read the labels {path}: {error.strerror}.') from None
-    except UnicodeDecodeError:
-        raise UserError(f'The labels {path} are not a UTF-8 text file.') from None
-    if names == [] or names == ['']:
-        raise UserError(f'{path} is empty; one class name a line is expected.')
+        raise UserError(f'Cannot read the labels {show_path(path)}: {error.strerror}.') from None
+    if len(data) > MAX_LABEL_BYTES or b'\0' in data:
+        problem = 'are not plain text' if b'\0' in data else \
+            f'are larger than {MAX_LABEL_BYTES >> 20} MB'
+        raise UserError(f'The labels {show_path(path)} {problem}. One class name a line is '
+                        'expected, as UTF-8.')
+    text = data.removeprefix(codecs.BOM_UTF8).decode('utf-8', 'surrogateescape')
+    lines = re.split('\r\n|\r|\n', text)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    names = [_read_name(line) for line in lines]
+    if not names:
+        raise UserError(f'{show_path(path)} is empty; one class name a line is expected.')
     if '' in names:
-        raise UserError(f'{path}, line {names.index("") + 1}: an empty line between the names, of '
-                        'which each line is one class. Remove the line, or write the name there.')
+        raise UserError(f'{show_path(path)}, line {names.index("") + 1}: an empty line between '
+                        'the names, of which each line is one class. Remove the line, or write '
+                        'the name there.')
     return names
+
+
+def write_class_names(path: str, names: Iterable[str]) -> None:
+    """Write a text file, which must not exist, from which read_class_names returns these names.
+
+    Raises FileExistsError, also for a link that leads nowhere, and OSError.
+    """
+    text = ''.join(f'{quote_name(name)}\n' for name in names)
+    with open(path, 'xb') as file:
+        file.write(text.encode('utf-8', 'surrogateescape'))
+
+
+def quote_name(name: str) -> str:
+    """Return the line of a labels file for a class name: itself, or a JSON string.
+
+    The latter where a line would be read as another name: with blanks or a byte-order mark at
+    its ends, or line ends in it.
+    """
+    return json.dumps(name) if _needs_quotes(name) else name
+
+
+def _needs_quotes(name):
+    return (re.search('[\r\n\0]|^\ufeff', name) is not None or not _is_file_name(name)
+            or _read_name(name) != name)
+
+
+def _read_name(line):
+    """Return the name in a line; quotes belong to a name that does not need them."""
+    line = line.strip()
+    if line[:1] == line[-1:] == '"':
+        with contextlib.suppress(ValueError, RecursionError):
+            name = json.loads(line)
+            if _needs_quotes(name):
+                return name
+    return line
+
+
+def _is_file_name(name):
+    """Whether a name has bytes, UTF-8 or not: lone halves of surrogates, as in JSON, have none."""
+    try:
+        name.encode('utf-8', 'surrogateescape')
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 def match_classes(found: Sequence[str], recorded: Sequence[str], data: str, source: str

@@ -15,6 +15,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from common.data.images import is_image_name, show_path
+from common.data.lists import choose_name
 from common.data.parts import PART_WORDS, Labelled, LabelTexts, relabel
 from common.data.readers import ListedReader
 from common.data.table import SampleTable
@@ -57,11 +58,14 @@ def read_table(source: str, root: str, num_classes: int, names: tuple[str, str, 
     table is, whatever its split column says. Raises UserError naming the line.
     """
     table, labels, splits = SampleTable(), LabelTexts(), array('b')
+    folder = os.fsencode(root)
     for line, path, label, split in _iterate_rows(source, names):
-        if not path:
+        if not path.strip():
             raise UserError(f'{source}, line {line}: the path is empty.')
         code = labels.add(label, f'{source}, line {line}')
-        table.append(os.fsencode(path), code)
+        name = choose_name(os.fsencode(path), lambda name: os.path.lexists(
+            os.path.join(folder, name)), f'{source}, line {line}')
+        table.append(name, code)
         splits.append(_read_split(split, source, line) if split is not None and not part else 0)
     if not len(table):
         raise UserError(f'{source} lists no image.')
@@ -116,7 +120,7 @@ def _expand(path, root):
 
 
 def _iterate_rows(source, names) -> Iterator[tuple[int, str, str, str | None]]:
-    """Yield (line from 1, path, label, split) of the rows with content."""
+    """Yield (line from 1, path, label, split) of the rows with content, blanks around kept."""
     try:
         with open(source, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
             head = file.read(1 << 16)
@@ -139,7 +143,7 @@ def _iterate_rows(source, names) -> Iterator[tuple[int, str, str, str | None]]:
                 if '\0' in ''.join(row):
                     raise UserError(f'{source}, line {rows.line_num}: not plain text. Save the '
                                     'table as UTF-8.')
-                yield (rows.line_num, row[columns.path].strip(), row[columns.label].strip(),
+                yield (rows.line_num, row[columns.path], row[columns.label],
                        None if columns.split is None else row[columns.split].strip())
     except csv.Error as error:
         raise UserError(f'{source}, line {rows.line_num}: {error}.') from None

@@ -3,12 +3,13 @@
 A list file has one image a line, `path label`, split at the last blank, tab or
 comma, the path relative to the data set's root. Empty lines and lines that
 start with `#` are left out; a byte-order mark and Windows line ends do no harm.
+A name that begins with a blank or `#` is written with `./` before it.
 """
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
 from common.data.folders import count_endings, describe_left_out, list_folder, walk
@@ -16,10 +17,12 @@ from common.data.images import list_extensions, list_remedies, show_path
 from common.data.readers import FileReader, ListedReader
 from common.data.table import MAX_LABEL, SampleTable
 from common.errors import UserError
+from common.files import write_new
 
 logger = logging.getLogger(__name__)
 
 LIST_NAMES = {True: 'train_list.txt', False: 'val_list.txt'}    # by is_train
+MAX_LINE = 1 << 16              # bytes of a list file's line
 LABELS_NAME = 'labels.txt'      # class names beside the lists, one a line
 
 
@@ -29,10 +32,12 @@ def read_list(source: str, root: str, num_classes: int) -> ListedReader:
     num_classes: labels must be from 0 to num_classes - 1.
     """
     table = SampleTable()
+    folder = os.fsencode(root)
     try:
         with open(source, 'rb') as file:
-            for _, path, label in parse_list(file, source, num_classes):
-                table.append(path, label)
+            for line, path, label in parse_list(_read_lines(file), source, num_classes):
+                table.append(choose_name(path, lambda name: os.path.lexists(
+                    os.path.join(folder, name)), f'{source}, line {line}'), label)
     except OSError as error:
         raise UserError(f'Cannot read the list file {source}: {error.strerror}.') from None
     if not len(table):
@@ -42,9 +47,16 @@ def read_list(source: str, root: str, num_classes: int) -> ListedReader:
 
 def parse_list(lines: Iterable[bytes], source: str,
                num_classes: int) -> Iterator[tuple[int, bytes, int]]:
-    """Yield (line number, path, label) of a list file's lines. Raises UserError naming the line."""
+    """Yield (line number, path, label) of a list file's lines. Raises UserError naming the line.
+
+    Blanks before a path are kept: choose_name tells whether they belong to it.
+    """
     for line, text in _iterate_lines(lines):
-        path, label = _split_line(text, line, source)
+        if len(text) > MAX_LINE:
+            raise UserError(f'{source}, line {line}: more than {MAX_LINE:,} bytes. A list file has '
+                            'one image a line: path label.')
+        path, label = _split_line(text.lstrip(), line, source)
+        path = text[:len(text) - len(text.lstrip())] + path
         if label >= num_classes:
             raise UserError(
                 f'{source}, line {line}: label {label} is outside the {num_classes} classes '
@@ -52,23 +64,42 @@ def parse_list(lines: Iterable[bytes], source: str,
         yield line, path, label
 
 
+def choose_name(path: bytes, exists: Callable[[bytes], bool], place: str) -> bytes:
+    """Return a path that a table names, without the blanks around it unless they belong to it.
+
+    exists: tells whether there is a file of a name. place: for messages.
+    Raises UserError where there is a file of either name.
+    """
+    bare = path.strip()
+    if bare == path or not exists(path):
+        return bare
+    if exists(bare):
+        raise UserError(f'{place}: there are both {show_path(path)!r} and {show_path(bare)!r}. '
+                        'Write ./ before the name that is meant.')
+    return path
+
+
+def protect_name(path: bytes) -> bytes:
+    """Return a relative path as a table can hold it, whose readers take blanks away."""
+    return path if path == path.strip() and path[:1] != b'#' else b'./' + path
+
+
 def write_list(table: SampleTable, path: str) -> None:
-    """Write a table as a list file. Raises UserError for a name that a line cannot hold."""
-    part = f'{path}.part'
+    """Write a table as a list file, which must not exist.
+
+    Raises UserError for a name that a line cannot hold.
+    """
     try:
-        with open(part, 'wb') as file:
+        with write_new(path) as file:
             for name, label in zip(table.iterate_names(), table.labels):
-                if b'\n' in name or b'\r' in name or name != name.strip() or name[:1] == b'#':
+                name = protect_name(name)
+                if b'\n' in name or b'\r' in name or name != name.strip():
                     raise UserError(
                         f'{show_path(name)}: a list file cannot hold this name. '
                         f'Rename the file.')
                 file.write(b'%s %d\n' % (name, label))
-        os.replace(part, path)
     except OSError as error:
-        raise UserError(f'Cannot write {path}: {error.strerror}.') from None
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+        raise UserError(f'Cannot write {show_path(path)}: {error.strerror}.') from None
 
 
 def scan_classes(folder: str) -> list[str]:
@@ -121,19 +152,25 @@ def has_loose_images(folder: str) -> bool:
 
 
 def _iterate_lines(lines):
-    """Yield (line number from 1, bytes without blanks around) of the lines with content."""
+    """Yield (line number from 1, bytes without blanks at the end) of the lines with content."""
     for line, text in enumerate(lines, 1):
         if line == 1:
             text = text.removeprefix(b'\xef\xbb\xbf')
-        text = text.strip()
-        if text and not text.startswith(b'#'):
+        text = text.rstrip()
+        if text and not text.lstrip().startswith(b'#'):
             yield line, text
+
+
+def _read_lines(file):
+    """Yield the lines of a file; of a longer one than MAX_LINE a part."""
+    while line := file.readline(MAX_LINE + 1):
+        yield line
 
 
 def _find_line(source, row):
     """Return the line of the row-th entry; None where the list has fewer by now."""
     with open(source, 'rb') as file:
-        for number, (line, _) in enumerate(_iterate_lines(file)):
+        for number, (line, _) in enumerate(_iterate_lines(_read_lines(file))):
             if number == row:
                 return line
     return None

@@ -165,7 +165,7 @@ def _copy_file(path, number, image_column, label_column, columns, target):
                     _write(target, data)
                     sizes.append(data.size)
                     columns.table.append(os.fsencode(name or ''),
-                                         columns.labels.add(str(text.as_py()).strip(), where))
+                                         columns.labels.add(str(text.as_py()), where))
                 _add_places(columns, number, row, sizes)
                 row += len(sizes)
                 bar.update(len(sizes))

@@ -42,13 +42,24 @@ class LabelTexts:
     def __init__(self):
         self.codes: dict[str, int] = {}
         self.places: list[str] = []         # where each was met first
+        self._written: dict[str, int] = {}  # codes of the labels with the blanks around them
 
     def add(self, text: str, place: str) -> int:
-        """Return the code of a label. place: where it stands, for messages."""
-        code = self.codes.get(text)
+        """Return the code of a label. place: where it stands, for messages.
+
+        Labels that differ only in the blanks around them are one, which the log says.
+        """
+        code = self._written.get(text)
         if code is None:
-            code = self.codes[text] = len(self.codes)
-            self.places.append(place)
+            bare = text.strip()
+            code = self.codes.get(bare)
+            if code is None:
+                code = self.codes[bare] = len(self.codes)
+                self.places.append(place)
+            else:
+                logger.warning('%s: the label %r is the same class as %r at %s: blanks around a '
+                               'label do not count.', place, text, bare, self.places[code])
+            self._written[text] = code
         return code
 
     def resolve(self) -> tuple[np.ndarray, list[str] | None]:
@@ -161,7 +172,9 @@ def _expand_paths(text, flag):
     """Return the existing paths that a text names, in its order."""
     paths = []
     for pattern in text.split(SEPARATOR):
-        pattern = os.path.abspath(os.path.expanduser(pattern.strip()))
+        if not os.path.exists(os.path.expanduser(pattern)):
+            pattern = pattern.strip()               # of "A :: B"
+        pattern = os.path.abspath(os.path.expanduser(pattern))
         found = [pattern] if os.path.exists(pattern) else expand_braces(pattern)
         if glob.has_magic(pattern) and not os.path.exists(pattern):
             found = [path for part in found for path in sorted(glob.glob(part)) or [part]]

@@ -135,9 +135,9 @@ def _read_label(files, member, ending, label_key):
         raise UserError(f'{where}: {member.size:,} bytes are too many for a label.')
     data = read_tar_member(files, 0, member.offset, member.size, where)
     try:
-        text = data.decode('utf-8-sig').strip()
+        text = data.decode('utf-8-sig')
         if ending != 'json':
-            return text, where
+            return text.strip('\r\n'), where
         tree = json.loads(text)
     except (ValueError, RecursionError):
         raise UserError(f'{where}: not {"JSON" if ending == "json" else "UTF-8 text"}.') from None
@@ -147,7 +147,7 @@ def _read_label(files, member, ending, label_key):
     if type(tree) not in (int, str):
         raise UserError(f'{where}: expected a label, an integer or text, under '
                         f'"{label_key or JSON_KEYS[0]}" (DATA.LABEL_COLUMN).')
-    return str(tree).strip(), where
+    return str(tree), where
 
 
 def _is_possible(index, paths):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from common.data.folders import PART_NAMES, is_class, list_folder, walk
 from common.data.images import ImageError, decode_image, show_path
+from common.data.lists import protect_name
 from common.data.table import SampleTable, choose_part
 from common.errors import UserError
 from common.files import open_regular
@@ -109,14 +110,15 @@ def survey_folder(path: str, val_fraction: float) -> Survey:
 
 def write_table(survey: Survey, path: str) -> None:
     """Write the pictures as a table that DATA.DATASET csv reads: path, label, split."""
-    rows = [(picture.path, picture.label, 'train' if picture.is_train else 'val')
+    rows = [(os.fsdecode(protect_name(os.fsencode(picture.path))), picture.label,
+             'train' if picture.is_train else 'val')
             for picture in survey.pictures]
     write_rows(path, ('path', 'label', 'split'), rows)
 
 
 def write_rows(path: str, header: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Write a .csv file; names of files keep their own bytes."""
-    with open(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
+    """Write a new .csv file; names of files keep their own bytes."""
+    with open(path, 'x', newline='', encoding='utf-8', errors='surrogateescape') as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

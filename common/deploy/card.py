@@ -5,7 +5,6 @@ The card says what the checkpoint records and what was measured while exporting,
 
 import ast
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -19,9 +18,11 @@ import paddle
 from PIL import Image, ImageDraw
 
 from common.config import read_dump
+from common.data.classes import write_class_names
 from common.data.digits import load_digits_rgb
 from common.data.images import show_path
 from common.deploy.formats import read_formats
+from common.deploy.preprocessing import write_json
 from common.deploy.ranking import rank_classes
 from common.deploy.trained import Trained
 from common.errors import UserError
@@ -60,10 +61,8 @@ def write_explanation(trained: Trained, folder: str, predict: Predict,
     a picture of its kind; None: a digit for a model of the digits, for others a drawing.
     """
     names = trained.preprocessing.class_names
-    if names and not any('\n' in name or '\r' in name for name in names):
-        with open(os.path.join(folder, LABELS), 'w', encoding='utf-8',
-                  errors='surrogateescape') as file:
-            file.writelines(f'{name}\n' for name in names)
+    if names:
+        write_class_names(os.path.join(folder, LABELS), names)
     image = sample or make_sample(trained)
     image.save(os.path.join(folder, SAMPLE))
     crop = trained.preprocessing.crop(image)
@@ -71,10 +70,7 @@ def write_explanation(trained: Trained, folder: str, predict: Predict,
     answer = {'picture': SAMPLE, 'predictions': [
         {'class': index, 'name': trained.preprocessing.name_class(index),
          'probability': round(share, 6)} for index, share in ranked]}
-    with open(os.path.join(folder, ANSWER), 'w', encoding='utf-8',
-              errors='surrogateescape') as file:
-        json.dump(answer, file, ensure_ascii=False, indent=1)
-        file.write('\n')
+    write_json(os.path.join(folder, ANSWER), answer)
 
 
 def make_sample(trained: Trained) -> Image.Image:

@@ -63,6 +63,14 @@ def open_paddle() -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
+def show(text: str) -> str:
+    """Return a name as it can be printed, whatever it holds: letters, no commands to terminals."""
+    letters = text if text.isprintable() else text.encode(
+        'unicode_escape', 'backslashreplace').decode('ascii')
+    encoding = sys.stdout.encoding
+    return letters.encode(encoding, 'backslashreplace').decode(encoding)
+
+
 def main(paths: list[str], run: Callable[[np.ndarray], np.ndarray]) -> None:
     """Print the five best classes of each picture."""
     settings = json.loads((FOLDER / 'preprocessing.json').read_text(encoding='utf-8'))
@@ -70,9 +78,9 @@ def main(paths: list[str], run: Callable[[np.ndarray], np.ndarray]) -> None:
     for path in paths:
         logits = run(prepare(path, settings))[0].astype(np.float64)
         shares = np.exp(logits - logits.max())
-        print(path)
+        print(show(path))
         for index in np.argsort(-logits, kind='stable')[:5]:
-            print(f'{shares[index] / shares.sum():8.1%}  {names[index] if names else index}')
+            print(f'{shares[index] / shares.sum():8.1%}  {show(names[index]) if names else index}')
 
 
 if __name__ == '__main__':

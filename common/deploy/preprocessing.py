@@ -16,9 +16,14 @@ MAX_BYTES = 64 << 20            # of that file, most of them names of classes
 
 def write_preprocessing(preprocessing: Preprocessing, folder: str) -> None:
     """Write preprocessing.json into a folder."""
-    with open(os.path.join(folder, FILE_NAME), 'w', encoding='utf-8') as file:
-        json.dump(asdict(preprocessing), file, ensure_ascii=False, indent=1)
-        file.write('\n')
+    write_json(os.path.join(folder, FILE_NAME), asdict(preprocessing))
+
+
+def write_json(path: str, values: dict) -> None:
+    """Write a JSON file, as UTF-8; bytes of names that are not UTF-8 become JSON's escapes."""
+    text = json.dumps(values, ensure_ascii=False, indent=1) + '\n'
+    with open(path, 'wb') as file:
+        file.write(text.encode('utf-8', 'backslashreplace'))    # \udc80 to \udcff, read as such
 
 
 def load_preprocessing(folder: str) -> Preprocessing:

@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from common.cli import FlagParser, add_option_flag, build_config, find_config, list_flags
 from common.config import get_value, list_unset
+from common.data.classes import write_class_names
 from common.data.images import ImageError, show_path
 from common.data.survey import Survey, count_reasons, survey_folder, write_rows, write_table
 from common.deploy.drawing import Panel, make_figure
@@ -124,9 +125,7 @@ def _set_files(config: CfgNode, survey: Survey, folder: str) -> CfgNode:
     """Write what the run reads of the pictures to its folder; return the config that names it."""
     folder = os.path.abspath(folder)
     write_table(survey, os.path.join(folder, TABLE))
-    with open(os.path.join(folder, LABELS), 'w', encoding='utf-8',
-              errors='surrogateescape') as file:
-        file.writelines(f'{name}\n' for name in survey.class_names)
+    write_class_names(os.path.join(folder, LABELS), survey.class_names)
     if survey.left_out:
         write_rows(os.path.join(folder, LEFT_OUT), ('path', 'reason'), survey.left_out)
     config = config.clone()

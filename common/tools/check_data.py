@@ -18,7 +18,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from common.cli import FlagParser, find_config
-from common.data.classes import ANY_LABEL
+from common.data.classes import ANY_LABEL, write_class_names
 from common.data.datasets import (
     DATASETS,
     Dataset,
@@ -177,21 +177,21 @@ def write_lists(config: CfgNode) -> None:
     """Write train_list.txt, val_list.txt and labels.txt at the root of a folder or a table."""
     datasets, root = _open_for_lists(config)
     paths = {is_train: os.path.join(root, name) for is_train, name in LIST_NAMES.items()}
-    for path in paths.values():
-        if os.path.exists(path):
-            raise UserError(f'{path} exists already. Remove it to write a new one.')
+    labels = os.path.join(root, LABELS_NAME)
+    class_names = datasets[True].class_names
+    for path in (*paths.values(), *([labels] if class_names is not None else [])):
+        if os.path.lexists(path):
+            raise UserError(f'{show_path(path)} exists already. Move it away to write a new one.')
     for is_train, path in paths.items():
         write_list(datasets[is_train].reader.table, path)
-        print(f'{path}: {len(datasets[is_train]):,} images')
-    if datasets[True].class_names is None:
+        print(f'{show_path(path)}: {len(datasets[is_train]):,} images')
+    if class_names is None:
         return
-    labels = os.path.join(root, LABELS_NAME)
     try:
-        with open(labels, 'w', encoding='utf-8', errors='surrogateescape') as file:
-            file.writelines(f'{name}\n' for name in datasets[True].class_names)
+        write_class_names(labels, class_names)
     except OSError as error:
-        raise UserError(f'Cannot write {labels}: {error.strerror}.') from None
-    print(f'{labels}: {datasets[True].num_classes:,} class names')
+        raise UserError(f'Cannot write {show_path(labels)}: {error.strerror}.') from None
+    print(f'{show_path(labels)}: {datasets[True].num_classes:,} class names')
 
 
 def _open_for_lists(config):

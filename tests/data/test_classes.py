@@ -1,5 +1,7 @@
 """Classes matched by name; labels files."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,11 @@ from common.data import classes
 from common.data.classes import (
     list_known_names,
     match_classes,
+    quote_name,
     read_class_names,
     read_imagenet_ids,
     rename_classes,
+    write_class_names,
 )
 from common.data.datasets import open_dataset
 from common.errors import UserError
@@ -49,12 +53,63 @@ def test_labels_file(tmp_path):
     path.write_bytes('\ufeffa\r\nb \nc d\n\n\n'.encode())
     assert read_class_names(path) == ['a', 'b', 'c d']
     for content, message in ((b'a\n\nc\n', 'line 2: an empty line'), (b'\n\n', 'is empty'),
-                             (b'\xff\xfe\x00', 'UTF-8')):
+                             (b'\xff\xfea\x00', 'not plain text')):
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
             read_class_names(path)
     with pytest.raises(UserError, match='No such file'):
         read_class_names(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize('text', ['a\n"b"\n"c d\n', 'a\r"b"\r"c d',
+                                  '\ufeffa\r\n "b"\r\n"c d\r\n\r\n'])
+def test_quotes_of_a_users_labels_file_belong_to_the_names(tmp_path, text):
+    (tmp_path / 'labels.txt').write_bytes(text.encode())
+    assert read_class_names(tmp_path / 'labels.txt') == ['a', '"b"', '"c d']
+
+
+def make_odd_names(count, seed=0):
+    """Return names of blanks, quotes, line ends of every kind, bytes that are not UTF-8."""
+    letters = [*' "\\\t\n\r\x0b\x0c\x1c\x1b\x85\xa0\u2028\u3000\ufeff\udce9\udcff\0a#ä', '\\n',
+               '\\u0020']
+    rng = np.random.default_rng(seed)
+    return [''.join(letters[letter] for letter in rng.integers(0, len(letters), size))
+            for size in rng.integers(1, 6, count)]
+
+
+def test_every_name_of_a_class_is_written_so_that_it_is_read_again(tmp_path):
+    names = make_odd_names(5000)
+    quoted = [quote_name(name) for name in names[:500]]
+    twice = [quote_name(name) for name in quoted]
+    for number, written in enumerate((names, quoted, twice, ['\ud800', ' a', 'a', 'a '])):
+        write_class_names(tmp_path / str(number), written)
+        assert read_class_names(tmp_path / str(number)) == written
+    write_class_names(tmp_path / 'plain', ['a b', '"c"', '苹果', '\udce9'])
+    assert (tmp_path / 'plain').read_bytes() == 'a b\n"c"\n苹果\n'.encode() + b'\xe9\n'
+
+
+def test_a_labels_file_is_not_written_over(tmp_path):
+    (tmp_path / 'mine').write_text('precious')
+    (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
+    for name in ('mine', 'link'):
+        with pytest.raises(FileExistsError):
+            write_class_names(tmp_path / name, ['a'])
+    assert (tmp_path / 'mine').read_text() == 'precious' and not (tmp_path / 'nowhere').exists()
+
+
+def test_labels_without_bound_are_refused(tmp_path):
+    with open(tmp_path / 'labels.txt', 'wb') as file:
+        file.write(b'a\nb')
+        file.truncate(40 << 30)
+    with pytest.raises(UserError, match=r'labels\.txt are not plain text'):
+        read_class_names(tmp_path / 'labels.txt')
+    with open(tmp_path / 'labels.txt', 'wb') as file:
+        file.write(b'name of a class\n' * (5 << 20))
+    with pytest.raises(UserError, match='larger than 64 MB'):
+        read_class_names(tmp_path / 'labels.txt')
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(UserError, match='not a regular file'):
+        read_class_names(tmp_path / 'pipe')
 
 
 def test_names_of_a_labels_file():

@@ -47,6 +47,30 @@ def test_forms_of_a_table(tmp_path, text):
     assert train[0, 1][1:] == (0, 1)
 
 
+def test_blanks_that_belong_to_a_path_are_kept(tmp_path):
+    for name in ('a/0.jpg', ' b/0.jpg'):
+        make_image(str(tmp_path / name))
+    text = 'path,label\n a/0.jpg,0\n b/0.jpg,1\n'
+    assert names_of(build(write(tmp_path / 'x.csv', text))) == ['a/0.jpg', ' b/0.jpg']
+    make_image(str(tmp_path / ' a/0.jpg'))
+    with pytest.raises(UserError, match=r"x\.csv, line 2: there are both ' a/0.jpg' and 'a/0.jpg'"):
+        build(tmp_path / 'x.csv')
+    write(tmp_path / 'x.csv', text.replace(' a', './ a'))
+    assert names_of(build(tmp_path / 'x.csv')) == ['./ a/0.jpg', ' b/0.jpg']
+
+
+def test_labels_that_differ_in_blanks_are_one_class_and_said(tmp_path, caplog):
+    make_image(str(tmp_path / 'a.jpg'))
+    rows = ['a.jpg, cat', 'a.jpg, dog', 'a.jpg, cat']
+    path = write(tmp_path / 'x.csv', '\n'.join(rows) + '\n')
+    with caplog.at_level('WARNING', logger='common'):
+        assert build(path).labels.tolist() == [0, 1, 0] and not caplog.messages
+        write(path, '\n'.join([*rows, 'a.jpg,cat', 'a.jpg,cat']) + '\n')
+        assert build(path).labels.tolist() == [0, 1, 0, 0, 0]
+    message, = caplog.messages
+    assert "x.csv, line 4: the label 'cat' is the same class as 'cat' at" in message
+
+
 def test_columns_by_name(tmp_path):
     make_image(str(tmp_path / 'a.jpg'))
     path = write(tmp_path / 'x.csv', 'where,what,when,label\na.jpg,dog,train,7\na.jpg,cat,val,7\n')

@@ -240,6 +240,26 @@ def test_list_forms(tmp_path, text):
     assert val[0, 1][1:] == (0, 1)
 
 
+def test_blanks_that_belong_to_a_listed_name_are_kept(tmp_path):
+    for name in ('val/a.jpg', ' b/0.jpg', '#c.jpg'):
+        make_image(str(tmp_path / name))
+    text = '  val/a.jpg 0\n b/0.jpg 1\n./#c.jpg 2\n'
+    assert paths_of(build_at(make_lists(tmp_path, val=text))) == ['val/a.jpg', ' b/0.jpg',
+                                                                  './#c.jpg']
+    make_image(str(tmp_path / 'b/0.jpg'))
+    with pytest.raises(UserError, match=r"val_list\.txt, line 2: there are both ' b/0.jpg' and"):
+        build_at(str(tmp_path))
+
+
+def test_a_line_without_end_is_refused(tmp_path):
+    make_folders(tmp_path)
+    with open(tmp_path / 'val_list.txt', 'wb') as file:
+        file.write(b'val/cat/0.jpg 0\nv')
+        file.truncate(40 << 30)
+    with pytest.raises(UserError, match=r'val_list\.txt, line 2: more than 65,536 bytes'):
+        build_at(str(tmp_path))
+
+
 def test_list_with_absolute_path_and_any_name(tmp_path):
     elsewhere = str(tmp_path / 'elsewhere' / 'ü 1,2 .jpg')
     make_image(elsewhere)

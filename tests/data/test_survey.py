@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from common.data.datasets import open_dataset
 from common.data.survey import count_reasons, survey_folder, write_table
 from common.errors import UserError
 from tests.support.data_folders import make_config, make_folders, make_image
@@ -33,6 +34,19 @@ def test_classes_counts_and_what_is_left_out(folder):
     assert 'empty' in reasons['empty.jpg'] and 'damaged' in reasons['cut.jpg']
     assert '.txt' in reasons['notes.txt'] and 'the same picture as zero' in reasons['again.png']
     assert sum(count_reasons(survey.left_out).values()) == 5
+
+
+def test_class_folders_that_differ_in_blanks_are_two_classes(tmp_path):
+    names = [' a', 'a', 'a ', 'line\nend', '#b']
+    root = make_folders(tmp_path / 'pictures', classes=names, parts=('',))
+    survey = survey_folder(root, 0.2)
+    assert survey.class_names == sorted(names)
+    write_table(survey, str(tmp_path / 'pictures.csv'))
+    dataset = open_dataset(make_config(DATA__DATASET='csv', DATA__DATA_PATH=root,
+                                       DATA__TABLE=str(tmp_path / 'pictures.csv')), True)
+    for index, label in enumerate(dataset.labels.tolist()):
+        folder = os.path.basename(os.path.dirname(dataset.reader.path(index)))
+        assert os.fsdecode(folder) == survey.class_names[label]
 
 
 def test_the_same_pictures_are_held_back_whenever_it_is_asked_again(folder, tmp_path):

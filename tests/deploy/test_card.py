@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.data.classes import read_class_names
 from common.deploy import card, export, predict
 from common.deploy import engine as engines
+from common.deploy.predict import make_dynamic_predictor
+from common.deploy.preprocessing import write_preprocessing
 from common.deploy.trained import Trained
 from common.errors import UserError
 from tests.support.data_folders import make_image, write_turned
@@ -80,6 +84,25 @@ def test_infer_needs_the_engine_alone_and_agrees_with_predict(folders, form, tmp
                 100 * row['probability'], abs=0.051), path
 
 
+def test_infer_prints_names_of_strangers_as_text(tmp_path, capsys):
+    names = ['red\x1b[31m', 'caf\udce9', 'line\nend', '猫', 'x\x9b2J', *'56789']
+    trained = make_trained()
+    trained = replace(trained, preprocessing=trained.preprocessing.replace_names(names))
+    card.write_script(str(tmp_path), ['paddle'])
+    write_preprocessing(trained.preprocessing, str(tmp_path))
+    picture = tmp_path / 'p\x1b[2J\udce9.png'
+    make_image(os.fspath(picture))
+    space = runpy.run_path(str(tmp_path / 'infer.py'))
+    space['main']([os.fspath(picture)], lambda images: np.array([[9., 8, 7, 6, 5, 0, 0, 0, 0, 0]]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith('p\\x1b[2J\\udce9.png') and all(map(str.isprintable, lines))
+    assert [line.split()[1] for line in lines[1:]] == [
+        'red\\x1b[31m', 'caf\\udce9', 'line\\nend', '猫', 'x\\x9b2J']
+    card.write_explanation(trained, str(tmp_path), make_dynamic_predictor(trained.model))
+    assert read_class_names(tmp_path / 'labels.txt') == names
+    json.loads((tmp_path / 'sample.json').read_bytes().decode('utf-8', 'strict'))
+
+
 @pytest.mark.parametrize('formats, engine', [
     (['paddle'], 'paddle'), (['paddle', 'onnx'], 'onnxruntime'),
     (['onnx', 'openvino', 'paddle'], 'openvino')])
@@ -88,7 +111,7 @@ def test_infer_imports_its_engine_and_nothing_of_the_project(tmp_path, formats, 
     source = (tmp_path / 'infer.py').read_text(encoding='utf-8')
     tree = ast.parse(source)
     # What Black and ruff would say of it, and that it is short enough to be read.
-    assert '\n\n\n\n' not in source and source.count('\n\n\ndef ') == 3
+    assert '\n\n\n\n' not in source and source.count('\n\n\ndef ') == 4
     assert sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) < 60
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
              for alias in node.names}

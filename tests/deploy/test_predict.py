@@ -69,10 +69,13 @@ def test_input_is_evaluations_bit_for_bit():
 def test_preprocessing_file_keeps_every_value(tmp_path):
     config = get_config(opts=['DATA.IMAGENET_MEAN', '[0.485, 0.4560000001, 0.406]',
                               'DATA.CROP_PCT', '0.9'])
-    preprocessing = read_preprocessing(config, ['猫', 'dog'])
+    names = ['猫', 'dog', 'caf\udce9', ' a\x1b[31m', 'line\nend', '\u2028', '"q"', '\ud800']
+    preprocessing = read_preprocessing(config, names)
     write_preprocessing(preprocessing, tmp_path)
     assert load_preprocessing(tmp_path) == preprocessing
     assert preprocessing.name_class(0) == '猫'
+    json.loads((tmp_path / 'preprocessing.json').read_bytes().decode('utf-8', 'strict'))
+    assert '"猫"' in (tmp_path / 'preprocessing.json').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('change, message', [

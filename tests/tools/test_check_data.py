@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from common.data.datasets import build_dataset
+from common.data.datasets import build_dataset, open_dataset
 from common.tools.check_data import main
 from tests.support.data_folders import make_config, make_folders, make_image, make_lists
 from tests.support.paths import ROOT
@@ -147,6 +147,35 @@ def test_lists_are_written_and_used(tmp_path, capsys):
             new.describe_sample(i) for i in range(8)]
     assert run_folder(path, '-write_lists') == 2
     assert 'exists already' in capsys.readouterr().err
+
+
+def test_lists_hold_every_name_of_a_class(tmp_path, capsys):
+    names = [' a', 'a', 'a ', '#b', 'caf\udce9', 'para\u2029', 'tab\x0b', 'x\x85']
+    path = make_folders(tmp_path, classes=names)
+    before = open_dataset(make_config(DATA__DATA_PATH=path), True)
+    assert run_folder(path, '-write_lists') == 0, capsys.readouterr().err
+    after = open_dataset(make_config(DATA__DATA_PATH=path), True)
+    assert before.class_names == after.class_names == sorted(names)
+    for old, new in zip(range(len(before)), range(len(after))):
+        assert os.path.samefile(before.reader.path(old), after.reader.path(new))
+    assert np.array_equal(before.labels, after.labels)
+
+
+@pytest.mark.parametrize('name', ['labels.txt', 'train_list.txt', 'val_list.txt'])
+@pytest.mark.parametrize('kind', ['file', 'link', 'empty link'])
+def test_what_is_there_is_not_written_over(tmp_path, capsys, name, kind):
+    path = make_folders(tmp_path / 'data')
+    precious = tmp_path / 'best.pdparams'
+    precious.write_text('precious')
+    if kind == 'file':
+        shutil.copy(precious, tmp_path / 'data' / name)
+    else:
+        (tmp_path / 'data' / name).symlink_to(precious if kind == 'link' else tmp_path / 'nowhere')
+    before = sorted(os.listdir(path))
+    assert run_folder(path, '-write_lists') == 2
+    assert f'{name} exists already. Move it away' in capsys.readouterr().err
+    assert precious.read_text() == 'precious' and sorted(os.listdir(path)) == before
+    assert sorted(os.listdir(tmp_path)) == ['best.pdparams', 'data']
 
 
 def test_lists_of_a_table_and_none_of_an_archive(tmp_path, capsys, monkeypatch):
