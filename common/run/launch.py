@@ -28,12 +28,12 @@ from paddle.distributed.spawn import _get_subprocess_env_list
 from common.cli import parse_command_line
 from common.errors import FIRST_ERROR_FILE, UserError, report_errors
 from common.machine.device import choose_device, count_accelerators, get_backend
-from common.machine.distributed import is_launched
+from common.machine.distributed import is_launched, wait_for_all
 from common.machine.noise import drop_remarks
 from common.project import Project
 from common.run.job import run
 from common.run.log import hold_log
-from common.training.stopping import SIGNALS
+from common.training.stopping import SIGNALS, Watchdog
 
 GRACE_SECONDS = 10          # for the other processes to end, after one has failed
 _DEFAULT_START_METHOD = multiprocessing.get_all_start_methods()[0]
@@ -82,7 +82,7 @@ def _run_multi(project, argv):
     if is_launched():
         if _is_child_of_launcher():
             _end_with_parent()
-        join_processes(config.DEVICE)
+        join_processes(config.DEVICE, config.WATCHDOG_SECONDS)
         run(project, config)
         return 0
     processes, backend = choose_processes(config)
@@ -118,7 +118,6 @@ def _spawn(project, argv, processes, backend):
     """Start the processes, pass signals on, and return the first failure's exit code."""
     share_cores(processes)                  # read by Paddle in the processes started below
     os.environ.setdefault('GLOG_minloglevel', '1')      # how they found each other is no news
-    tidy_device_lists()
     ranks, received = [], []
 
     def forward(number, frame):
@@ -131,7 +130,7 @@ def _spawn(project, argv, processes, backend):
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FIRST_ERROR_FILE] = os.path.join(folder, 'first_error')
         try:
-            _start_ranks(ranks, project, argv, _make_environments(processes, backend))
+            _start_ranks(ranks, project, argv, make_environments(processes, backend))
             code = _wait(ranks)
         finally:
             for number, handler in previous.items():
@@ -140,8 +139,11 @@ def _spawn(project, argv, processes, backend):
     return 128 + received[0] if received and code else code
 
 
-def _make_environments(processes, backend):
+def make_environments(processes: int, backend: str) -> list[dict[str, str]]:
     """Return the variables by which each process finds its rank, the others and its device."""
+    for name in ('CUDA_VISIBLE_DEVICES', 'XPU_VISIBLE_DEVICES'):
+        if name in os.environ:          # Paddle compares the numbers as text, spaces and all
+            os.environ[name] = os.environ[name].replace(' ', '')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*CPUONLY mode')
         return _get_subprocess_env_list(processes, {'backend': backend})
@@ -200,22 +202,23 @@ def _mask_signals(block):
         signal.pthread_sigmask(how, _signal_numbers())
 
 
-def tidy_device_lists() -> None:
-    """Take the spaces out of the lists of visible devices, which Paddle compares as text."""
-    for name in ('CUDA_VISIBLE_DEVICES', 'XPU_VISIBLE_DEVICES'):
-        if name in os.environ:
-            os.environ[name] = os.environ[name].replace(' ', '')
+def join_processes(wanted: str, limit: float) -> None:
+    """Join the processes that were started together, up to a first word between all of them.
 
-
-def join_processes(wanted: str) -> None:
-    """Join the processes that were started together. wanted: DEVICE of the config."""
+    wanted: DEVICE of the config. limit: seconds, after which a process that waits for another
+    in vain gives up; 0: never. On GPUs it is here that networks and drivers that do not suit
+    each other hang.
+    """
     device = choose_device(wanted)
     if get_backend(device) == 'xccl':       # without these Paddle takes Gloo for a plug-in
         os.environ['PADDLE_DISTRI_BACKEND'] = 'xccl'
         os.environ['PADDLE_XCCL_BACKEND'] = device.partition(':')[0]
-        paddle.set_device(device)
-    with drop_remarks(r'^=+( Modified FLAGS detected =+)?$|^FLAGS\('):
-        dist.init_parallel_env()
+    paddle.set_device(device)
+    with Watchdog(limit) as watchdog:
+        watchdog.feed('joining the other processes')
+        with drop_remarks(r'^=+( Modified FLAGS detected =+)?$|^FLAGS\('):
+            dist.init_parallel_env()
+        wait_for_all()
 
 
 def _wait(processes):
@@ -254,7 +257,7 @@ def _work(project, argv):
     def join_and_run(project, argv):
         hold_log()
         config = parse_command_line(project, argv, 'main_multi_gpu.py', needs_model=True)
-        join_processes(config.DEVICE)
+        join_processes(config.DEVICE, config.WATCHDOG_SECONDS)
         run(project, config)
 
     _leave(report_errors(join_and_run, project, argv))

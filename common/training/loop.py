@@ -109,18 +109,18 @@ def train(setup: TrainSetup, state: TrainState) -> None:
     signal, when the state is saved.
     """
     options, plan, meter = setup.options, setup.plan, state.meter
-    network = wrap_data_parallel(state.model)
-    parameters = [p for p in state.model.parameters() if not p.stop_gradient]
-    average = GradientMean(parameters, options.fast) if network is state.model else None
-    batches = iter(setup.batches)
     first_update = state.update
-    state.model.train()
-    setup.run_log.start_bar(plan.total_updates, state.update)
-    meter.start_clock()
     figures = {}                        # on the bar: as the losses were last looked at
     next_look = state.update + 1
 
     with setup.watchdog as watchdog:
+        network = wrap_data_parallel(state.model)
+        parameters = [p for p in state.model.parameters() if not p.stop_gradient]
+        average = GradientMean(parameters, options.fast) if network is state.model else None
+        batches = iter(setup.batches)
+        state.model.train()
+        setup.run_log.start_bar(plan.total_updates, state.update)
+        meter.start_clock()
         if state.awaits_validation:
             watchdog.feed('validating')
             validate_epoch(setup, state, is_saved=True)

@@ -5,7 +5,6 @@ import faulthandler
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -110,9 +109,12 @@ class Watchdog:
         while not closed.wait(min(1.0, self.limit / 4)):
             idle = time.monotonic() - self.last
             if idle > self.limit:
-                print(f'error: no progress for {idle:.0f} s while {self.doing}; giving up. '
-                      'Another process may have died, or WATCHDOG_SECONDS is too short.\n'
-                      f'{self.describe() if self.describe else ""}',
-                      file=sys.stderr, flush=True)
-                faulthandler.dump_traceback(file=sys.stderr)
+                details = self.describe() if self.describe else ''
+                # Not through sys.stderr, which may be held back to leave out Paddle's remarks.
+                with contextlib.suppress(OSError, ValueError):      # there is no standard error
+                    os.write(STANDARD_ERROR, (
+                        f'error: no progress for {idle:.0f} s while {self.doing}; giving up. '
+                        'Another process may have died, or WATCHDOG_SECONDS is too short.\n'
+                        f'{details}\n').encode(errors='replace'))
+                    faulthandler.dump_traceback(file=STANDARD_ERROR)
                 os._exit(1)

@@ -12,6 +12,7 @@ import sys
 import termios
 from types import SimpleNamespace
 
+import paddle
 import pytest
 from paddle.distributed.utils import launch_utils
 
@@ -19,7 +20,7 @@ from common.cli import find_config, list_flags, parse_command_line
 from common.errors import UserError
 from common.machine.device import choose_device
 from common.run.announce import describe_way_on, name_script
-from common.run.launch import choose_processes
+from common.run.launch import choose_processes, make_environments
 from T2T_ViT.project import PROJECT as T2T_PROJECT
 from tests.support.paths import ROOT
 from ViT.config import get_config
@@ -206,3 +207,14 @@ def test_every_process_takes_the_gpu_that_paddle_gave_it(monkeypatch):
     assert choose_device('auto') == 'gpu:3'
     monkeypatch.delenv('FLAGS_selected_gpus')
     assert choose_device('auto') == 'gpu:0'
+
+
+@pytest.mark.parametrize('visible', ['2,3', '2, 3', ' 2 , 3 '])
+def test_visible_gpus_may_be_listed_with_spaces(visible, monkeypatch):
+    """In Paddle's own code, with a stand-in for the GPUs that it asks CUDA for."""
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(paddle.base.core, 'is_compiled_with_cuda', lambda: True)
+    monkeypatch.setattr(paddle.base.core, 'get_cuda_device_count', lambda: 2, raising=False)
+    ranks = make_environments(2, 'nccl')
+    assert [rank['FLAGS_selected_gpus'] for rank in ranks] == ['0', '1']
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == '2,3'

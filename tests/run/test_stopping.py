@@ -21,7 +21,7 @@ from common.checkpoints import file as checkpoint_file
 from common.checkpoints.content import read_checkpoint
 from common.data import shared_files
 from common.data.images import ImageError
-from common.run.launch import run_single
+from common.run.launch import make_environments, run_single
 from common.training.stopping import Watchdog
 from common.weights.trailer import read_summary
 from tests.support.digits_job import read_metrics
@@ -153,6 +153,18 @@ def test_the_watchdog_ends_a_hang_that_keeps_pythons_lock():
                           check=False, timeout=30)
     assert done.returncode == 1
     assert 'Timeout' in done.stderr and 'line 6 in <module>' in done.stderr
+
+
+def test_a_process_that_no_other_joins_gives_up(tmp_path):
+    """Before training, where Paddle waits for the others for 15 minutes, or for ever."""
+    done = subprocess.run(
+        [sys.executable, 'main_multi_gpu.py', '-cfg=configs/vit_digits.yaml', '-device=cpu',
+         f'-output={tmp_path}', '-opts', 'WATCHDOG_SECONDS', '2'], cwd=ROOT / 'ViT',
+        env={**os.environ, **make_environments(2, 'gloo')[0]}, capture_output=True, text=True,
+        check=False, timeout=120)
+    assert done.returncode == 1
+    assert 'Timeout' in done.stderr or 'while joining the other processes' in done.stderr
+    assert 'in join_processes' in done.stderr           # where it waits
 
 
 def test_a_loss_that_is_not_finite(tmp_path):

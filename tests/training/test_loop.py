@@ -3,18 +3,20 @@
 import itertools
 import signal
 import time
+from types import SimpleNamespace
 
 import paddle
 import pytest
 
 from common.checkpoints.saver import SaveOptions, Saver
-from common.errors import Interrupted
+from common.errors import Interrupted, RunError
 from common.run.log import RunLog
-from common.training import stopping
+from common.training import loop, stopping
 from common.training.loop import LoopOptions, TrainSetup, TrainState, train
+from common.training.meter import MAX_SKIPPED
 from common.training.precision import Precision
 from common.training.schedule import Plan
-from common.training.stopping import StopRequest
+from common.training.stopping import StopRequest, Watchdog
 
 
 class Batches(list):
@@ -27,11 +29,13 @@ class Batches(list):
 def make_setup(updates, prepare, **changes):
     plan = Plan(updates, 1, updates, 0, updates)
     options = LoopOptions(seed=0, report_every=1000, validate_every=1000)
-    return TrainSetup(
-        options=options, plan=plan, schedule=lambda update: 0.1, precision=Precision(),
-        compute_loss=lambda network, images, targets: network(images).mean(), prepare=prepare,
-        batches=Batches([(paddle.ones([2, 2]), None)] * updates), validate=lambda state: 0.0,
-        saver=Saver(None, SaveOptions(), plan, record={}), run_log=RunLog(None), **changes)
+    return TrainSetup(**{
+        'options': options, 'plan': plan, 'schedule': lambda update: 0.1,
+        'precision': Precision(), 'prepare': prepare,
+        'compute_loss': lambda network, images, targets: network(images).mean(),
+        'batches': Batches([(paddle.ones([2, 2]), None)] * updates),
+        'validate': lambda state: 0.0, 'saver': Saver(None, SaveOptions(), plan, record={}),
+        'run_log': RunLog(None), **changes})
 
 
 def make_state():
@@ -58,3 +62,33 @@ def test_a_signal_does_not_wait_for_slow_updates(monkeypatch):
     with pytest.raises(Interrupted):
         train(make_setup(20, prepare, stop=stop, check_every=10), state)
     assert state.update == 3
+
+
+def test_gradients_that_stay_infinite_end_the_run():
+    """As in float16 with finite losses, where loss scaling skips every update for ever."""
+    precision = Precision()
+    precision.enabled = True                # so that overflows are expected
+    precision.scaler = SimpleNamespace(     # skips each of them
+        scale=lambda loss: loss, unscale_=lambda optimizer: None, step=lambda optimizer: None,
+        update=lambda: None)
+    state = make_state()
+    with pytest.raises(RunError, match=f'not finite .* at update {MAX_SKIPPED}, learning rate'):
+        train(make_setup(
+            MAX_SKIPPED + 20, lambda batch: batch, check_every=1, precision=precision,
+            compute_loss=lambda network, images, targets: (0 * network(images)).sum().sqrt()),
+            state)
+    assert state.meter.last_loss == 0 and state.meter.overflows == MAX_SKIPPED
+
+
+def test_the_first_broadcast_is_watched(monkeypatch):
+    """There GPUs whose network does not suit NCCL hang."""
+    watchdog = Watchdog(60)
+    watched = []
+
+    def wrap(model):
+        watched.append(watchdog.closed is not None)
+        return model
+
+    monkeypatch.setattr(loop, 'wrap_data_parallel', wrap)
+    train(make_setup(1, lambda batch: batch, check_every=1, watchdog=watchdog), make_state())
+    assert watched == [True]
