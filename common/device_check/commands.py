@@ -56,15 +56,23 @@ class Run:
     def finish(self, expected: int = 0) -> 'Run':
         """Run it to its end. Raises CheckFailed for another exit code than expected."""
         with started(self) as process:
-            code = wait(process, SECONDS)
+            code = self.wait(process, SECONDS)
         if code != expected:
-            raise CheckFailed(f'exit code {code}, not {expected}: {self.read_end()}')
+            raise self.fail(f'exit code {code}, not {expected}')
         return self
 
-    def read_end(self) -> str:
-        """Return the last lines of what it has printed."""
-        text = (self.output / 'output.txt').read_text(errors='replace').strip()
-        return ' | '.join(text.splitlines()[-3:])[-400:]
+    def wait(self, process: subprocess.Popen, seconds: float) -> int:
+        """Return its process's exit code. Raises CheckFailed if it does not end in time."""
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise self.fail(f'still running after {seconds:.0f} s') from None
+
+    def fail(self, text: str) -> CheckFailed:
+        """Return what is raised where it did not do as it should, with what it has printed."""
+        said = (self.output / 'output.txt').read_text(errors='replace').strip()
+        end = ' | '.join(said.splitlines()[-3:])[-400:]
+        return CheckFailed(f'{text}: {end}', {'command': self.command, 'output': said[-4000:]})
 
     def find_folder(self) -> Path | None:
         """Return its run folder, None as long as there is none."""
@@ -101,14 +109,6 @@ def started(run: Run) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
-def wait(process: subprocess.Popen, seconds: float) -> int:
-    """Return the exit code. Raises CheckFailed if it does not end in time."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        raise CheckFailed(f'still running after {seconds:.0f} s') from None
-
-
 def check_resume(context: Context, precision: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
     """Eight updates are four, a checkpoint, and four more; to the bit if the device repeats.
 
@@ -136,7 +136,7 @@ def check_resume(context: Context, precision: Sequence[str] = ()) -> tuple[str, 
     figures = {'deterministic': is_deterministic, 'error': error, 'losses': losses}
     if error > (0 if is_deterministic else 1e-2):
         raise CheckFailed(f'the device {repeats}, and the losses after a resume differ by '
-                          f'{error:.1e}')
+                          f'{error:.1e}', {**figures, 'resumed': rest.read_losses()})
     return f'the device {repeats}; losses after a resume differ by {error:.1e}', figures
 
 
@@ -150,7 +150,8 @@ def check_processes(context: Context) -> tuple[str, dict[str, Any]]:
     error = float(np.abs(found / expected - 1).max()) if found.shape == expected.shape else np.inf
     if not error <= PROCESSES_TOLERANCE:
         raise CheckFailed(f'losses of {context.processes} processes differ by {error:.1e} from '
-                          f'those of one, more than {PROCESSES_TOLERANCE:.0e}')
+                          f'those of one, more than {PROCESSES_TOLERANCE:.0e}',
+                          {'one': expected.tolist(), 'many': found.tolist()})
     speed = [run.read_steps()[-1]['images_per_second'] for run in (one, many)]
     return (f'losses of {context.processes} processes are those of one within {error:.1e}',
             {'error': error, 'images_per_second': speed})
@@ -183,20 +184,20 @@ def check_signal(context: Context, name: str) -> tuple[str, dict[str, Any]]:
     with started(run) as process:
         wait_for(lambda: len(run.read_steps()) > 2 or process.poll() is not None, SECONDS)
         if process.poll() is not None:
-            raise CheckFailed(f'ended with code {process.returncode}: {run.read_end()}')
+            raise run.fail(f'ended with code {process.returncode}')
         ranks = find_ranks(process.pid)
         os.kill(ranks.get(1, process.pid), number)
         sent = time.monotonic()
-        code = wait(process, GRACE_SECONDS + WATCHDOG_SECONDS)
+        code = run.wait(process, GRACE_SECONDS + WATCHDOG_SECONDS)
         seconds = time.monotonic() - sent
         wait_for(lambda: not any(is_running(rank) for rank in ranks.values()), 10)
         left = [rank for rank in ranks.values() if is_running(rank)]
     if code != expected[name]:
-        raise CheckFailed(f'exit code {code}, not {expected[name]}: {run.read_end()}')
+        raise run.fail(f'exit code {code}, not {expected[name]}')
     if left:
-        raise CheckFailed(f'{len(left)} processes are left behind')
+        raise run.fail(f'{len(left)} processes are left behind')
     if name == 'SIGTERM' and not (run.find_folder() / 'last.pdparams').exists():
-        raise CheckFailed('no checkpoint was saved')
+        raise run.fail('no checkpoint was saved')
     saved = ', a checkpoint was saved' if name == 'SIGTERM' else ''
     return f'exit code {code} after {seconds:.1f} s{saved}', {'seconds': seconds}
 
@@ -235,7 +236,7 @@ def check_memory(context: Context) -> tuple[str, dict[str, Any]]:
     run = Run(context, 'memory', [f'-image_size={TOO_LARGE}'], updates=1).finish(expected=1)
     text = (run.output / 'output.txt').read_text(errors='replace')
     if 'Out of memory' not in text or 'Try, in this order' not in text:
-        raise CheckFailed(f'exit code 1 without advice: {run.read_end()}')
+        raise run.fail('exit code 1 without advice')
     return f'{BATCH} images of {TOO_LARGE} pixels: exit code 1, with what to change', {}
 
 
@@ -250,7 +251,8 @@ def check_export(context: Context) -> tuple[str, dict[str, Any]]:
          f'-output={trained.output}/exported'], cwd=context.project.folder, timeout=SECONDS,
         capture_output=True, text=True)
     if ended.returncode:
-        raise CheckFailed(f'exit code {ended.returncode}: {ended.stderr.strip()[-400:]}')
+        raise CheckFailed(f'exit code {ended.returncode}: {ended.stderr.strip()[-400:]}',
+                          {'output': ended.stdout[-4000:], 'errors': ended.stderr[-4000:]})
     said = [line for line in ended.stdout.splitlines() if line.strip()]
     return 'the exported model computes what the trained one does', {'output': said[-10:]}
 

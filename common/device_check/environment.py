@@ -14,11 +14,18 @@ from common.machine.device import count_accelerators
 from common.machine.environment import count_cores, measure_memory
 from common.training.precision import is_supported
 
+# Beginnings of the names of environment variables that change what a device does.
+VARIABLES = ('FLAGS_', 'NCCL_', 'NVIDIA_', 'CUDA_', 'CUDNN_', 'XPU_', 'BKCL_', 'PADDLE_', 'OMP_',
+             'CUSTOM_DEVICE_')
+
 
 def check_build(context: Context) -> tuple[str, dict[str, Any]]:
     """Paddle, and the libraries that it was built with."""
     version = paddle.version
-    figures = {'paddle': paddle.__version__, 'commit': getattr(version, 'commit', ''),
+    figures = {'code': describe_code(), 'paddle': paddle.__version__,
+               'commit': getattr(version, 'commit', ''), 'variables': {
+                   name: value for name, value in sorted(os.environ.items())
+                   if name.startswith(VARIABLES)},
                'python': platform.python_version(), 'system': platform.platform(),
                'cores': count_cores(), 'memory': measure_memory()}
     for name in ('cuda', 'cudnn', 'nccl', 'tensorrt', 'xpu'):
@@ -28,6 +35,16 @@ def check_build(context: Context) -> tuple[str, dict[str, Any]]:
                           if figures.get('cuda') not in (None, 'False') and figures.get(name))
     return (f'Paddle {figures["paddle"]} ({libraries or "no CUDA"}), Python '
             f'{figures["python"]}, {figures["cores"]} cores', figures)
+
+
+def describe_code() -> str:
+    """Return which version of this project runs: its commit, "unknown" without Git."""
+    command = ['git', 'describe', '--always', '--dirty', '--abbrev=12']
+    try:
+        return subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True,
+                              text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return 'unknown'
 
 
 def check_driver(context: Context) -> tuple[str, dict[str, Any]]:
@@ -55,8 +72,20 @@ def check_device(context: Context) -> tuple[str, dict[str, Any]]:
         figures |= {'name': found.name, 'capability': f'{found.major}.{found.minor}',
                     'memory': found.total_memory, 'processors': found.multi_processor_count}
     figures |= {dtype: is_supported(dtype) for dtype in ('float16', 'bfloat16')}
-    text = ', '.join(f'{name} {value}' for name, value in figures.items())
-    return text, figures
+    return describe_device(context, figures), figures
+
+
+def describe_device(context: Context, figures: dict[str, Any]) -> str:
+    """Return what check_device has found as text."""
+    if context.kind == 'cpu':
+        return 'cpu, which computes in float32'
+    count = figures['devices'].get(context.kind, 1)
+    parts = [f'{context.device} of {count}']
+    if context.kind == 'gpu':
+        parts += [figures['name'], f'compute capability {figures["capability"]}',
+                  f'{figures["memory"] / 2 ** 30:.1f} GiB']
+    return ', '.join([*parts, *(f'{dtype}: {"yes" if figures[dtype] else "no"}'
+                                for dtype in ('float16', 'bfloat16'))])
 
 
 def check_fused_attention(context: Context) -> tuple[str, dict[str, Any]]:

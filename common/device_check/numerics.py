@@ -47,7 +47,8 @@ def check_model(context: Context, name: str, precision: str) -> tuple[str, dict[
         switch_tf32(precision == 'tf32')
     kernels = 'cpu' if context.kind == 'cpu' else 'plain'
     found = compute(context, name, context.device, precision if is_half else None, kernels)
-    return judge(found, expected, precision, 'the CPU')
+    return judge(found, expected, precision,
+                 'plain operators' if context.kind == 'cpu' else 'the CPU')
 
 
 def check_fused(context: Context, name: str, dtype: str) -> tuple[str, dict[str, Any]]:
@@ -125,5 +126,6 @@ def judge(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], precisi
     if not (logits <= limits[0] and errors[worst] <= limits[1]):        # NaN is bad, too
         bad = sum(not error <= limits[1] for error in errors.values())
         raise CheckFailed(f'{text}; at most {limits[0]:.0e} and {limits[1]:.0e}, which '
-                          f'{bad} of {len(errors)} gradients exceed')
+                          f'{bad} of {len(errors)} gradients exceed',
+                          {**figures, 'errors': errors})
     return text, figures

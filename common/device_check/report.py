@@ -14,7 +14,14 @@ PASS, FAIL, SKIP = 'PASS', 'FAIL', 'SKIP'
 
 
 class CheckFailed(Exception):
-    """What a check has found is wrong; the text says what was found and what was expected."""
+    """What a check has found is wrong; the text says what was found and what was expected.
+
+    figures: for the record, what helps to find out why.
+    """
+
+    def __init__(self, text: str, figures: dict[str, Any] | None = None):
+        super().__init__(text)
+        self.figures = figures or {}
 
 
 class CheckSkipped(Exception):
@@ -85,7 +92,7 @@ def run_check(group: str, name: str, check: Check, context: Context) -> Row:
     except CheckSkipped as reason:
         outcome, text, figures = SKIP, str(reason), {}
     except CheckFailed as failure:
-        outcome, text, figures = FAIL, str(failure), {}
+        outcome, text, figures = FAIL, str(failure), failure.figures
     except Exception as error:          # of Paddle, or a mistake of ours: both must be seen
         last = str(error).strip().splitlines() or ['']
         outcome, text = FAIL, f'{type(error).__name__}: {last[-1]}'

@@ -34,6 +34,7 @@ GROUPS: dict[str, tuple[ModuleType, int]] = {
     'environment': (environment, 60), 'numerics': (numerics, 120), 'training': (training, 900),
     'commands': (commands, 900), 'speed': (speed, 400)}
 RECORD = 'gpu_check.json'
+GRACE_SECONDS = 15              # for a group's process to end those that it has started
 
 
 def main(project: Project, argv: list[str] | None = None) -> int:
@@ -62,6 +63,7 @@ def _run(project, argv):
         print('No accelerator: what can be run is run on the CPU.')
     print(f'Checking {project.name} on {device}, {processes} process'
           f'{"es" * (processes != 1)}', flush=True)
+    end_on_signals()
     started = time.monotonic()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -71,10 +73,13 @@ def _run(project, argv):
             rows += run_group(name, context, GROUPS[name][1])
     outcome = {kind: sum(row.outcome == kind for row in rows) for kind in (PASS, FAIL, SKIP)}
     record = {'model': project.name, 'device': device, 'processes': processes,
+              'arguments': argv, 'date': time.strftime('%Y-%m-%d'),
               'seconds': round(time.monotonic() - started, 1), **outcome,
               'rows': [asdict(row) for row in rows]}
     with open(arguments.output, 'w', encoding='utf-8') as file:
         file.write(json.dumps(record, indent=1, default=str) + '\n')
+    if outcome[FAIL]:
+        print('What has failed:', *(row for row in rows if row.outcome == FAIL), sep='\n')
     print(f'{outcome[PASS]} passed, {outcome[FAIL]} failed, {outcome[SKIP]} skipped in '
           f'{record["seconds"]:.0f} s. {arguments.output} has it all: please add it to an issue.')
     return 1 if outcome[FAIL] else 0
@@ -112,8 +117,7 @@ def run_group(name: str, context: Context, seconds: int) -> list[Row]:
         except subprocess.TimeoutExpired:
             ending, code = f'not done after {seconds} s', None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            end_group(process)
     rows, unfinished = read_rows(path)
     if code != 0:
         with open(errors, encoding='utf-8', errors='replace') as said:
@@ -126,12 +130,27 @@ def run_group(name: str, context: Context, seconds: int) -> list[Row]:
     return rows
 
 
+def end_group(process: subprocess.Popen) -> None:
+    """End a group's process, which ends those that it has started, by force if it must be."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def end_on_signals() -> None:
+    """Have SIGTERM end this process in good order, so that it leaves no others behind."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def describe_code(code: int) -> str:
     return f'{signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
 
 
 def _work(folder, name, device, processes, scratch, has_speed):
     """Be the process of a group."""
+    end_on_signals()
     project = load_project(os.path.join(folder, 'project.py'))
     context = Context(project, device, int(processes), scratch, bool(int(has_speed)))
     module = GROUPS[name][0]

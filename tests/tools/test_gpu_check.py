@@ -1,8 +1,13 @@
 """gpu_check.py: on the fake accelerator, on a CPU, and what it says of a device that is wrong."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +66,36 @@ def test_a_device_that_is_wrong(accelerator, tmp_path):
     assert ended.returncode == 1, ended.stdout + ended.stderr
     failed = [row for row in record['rows'] if row['outcome'] == 'FAIL']
     assert len(failed) >= 2 and all('; at most' in row['text'] for row in failed)
+    assert all(len(row['figures']['errors']) > 5 for row in failed)
+    assert str(failed[0]['text']) in ended.stdout.partition('What has failed:')[2]
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_check_that_is_stopped_leaves_nothing_running(tmp_path, number):
+    def find_processes():
+        found = []
+        for process in Path('/proc').glob('[0-9]*'):
+            with contextlib.suppress(OSError):
+                if os.fsencode(tmp_path) in (process / 'cmdline').read_bytes():
+                    found.append(process.name)
+        return found
+
+    process = subprocess.Popen(
+        [sys.executable, 'gpu_check.py', f'-output={tmp_path}/record.json', '-device=cpu',
+         '-groups=commands'], cwd=ROOT / 'ViT', env={**os.environ, 'TMPDIR': str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert wait_for(lambda: len(find_processes()) >= 3)     # itself, the group, and a training
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert wait_for(lambda: not find_processes()), find_processes()
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
 
 
 @pytest.mark.slow
@@ -88,12 +123,13 @@ def test_what_a_check_raises_is_its_outcome(tmp_path):
         return check
 
     for error, outcome, text in (
-            (CheckFailed('3 is not 4'), 'FAIL', '3 is not 4'),
+            (CheckFailed('3 is not 4', {'found': 3}), 'FAIL', '3 is not 4'),
             (CheckSkipped('one device'), 'SKIP', 'one device'),
             (RuntimeError('a\nb'), 'FAIL', 'RuntimeError: b')):
         row = run_check('group', 'name', fail(error), context)
         assert (row.outcome, row.text) == (outcome, text)
         assert str(row).startswith(f'{outcome}  group: name: {text} (')
+        assert row.figures.get('found') == (3 if isinstance(error, CheckFailed) else None)
     assert 'RuntimeError' in row.figures['traceback']
 
 
