@@ -1,5 +1,6 @@
 """Training, evaluation and resuming on an accelerator, a fake one whose memory is closed."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -19,11 +20,14 @@ from tests.support.accelerator import (
 )
 from tests.support.data_folders import make_image
 from tests.support.paths import ROOT
+from tests.support.trained_digits import fixture_path
 from ViT.vit import build_sincos_table
 
 SHORT = ['-num_workers=0', '-dataset=imagefolder', '-num_classes=3', '-opts',
          'TRAIN.NUM_STEPS', '6', 'TRAIN.WARMUP_EPOCHS', '0', 'REPORT_FREQ', '1']
-MODELS = {'ViT': 'configs/vit_digits.yaml', 'T2T_ViT': 'configs/t2t_vit_digits.yaml'}
+# Each model's config, and its trained model among the fixtures.
+MODELS = {'ViT': ('configs/vit_digits.yaml', 'vit'),
+          'T2T_ViT': ('configs/t2t_vit_digits.yaml', 't2t')}
 
 # What each run switches on beside the model's own recipe.
 EVERYTHING = ['TRAIN.MIXUP_ALPHA', '0.8', 'TRAIN.CUTMIX_ALPHA', '1.0', 'TRAIN.MODEL_EMA', 'True',
@@ -61,7 +65,7 @@ def make_job(pictures):
     def make(model, output, device, *options):
         flags = [option for option in options if option.startswith('-')]
         keys = [option for option in options if not option.startswith('-')]
-        return [model, f'-cfg={MODELS[model]}', '-batch_size=16', f'-device={device}',
+        return [model, f'-cfg={MODELS[model][0]}', '-batch_size=16', f'-device={device}',
                 f'-output={output}', f'-data_path={pictures}', *flags, *SHORT, *keys]
     return make
 
@@ -80,16 +84,17 @@ def read_losses(folder):
 def test_float32_trains_as_on_the_cpu(accelerator, make_job, tmp_path, model):
     """All kernels are the CPU's here, so the losses are equal but for the order of sums."""
     # The CPU's own kernels drop other numbers, and T2T-ViT's token modules always drop some.
+    # What -device=auto takes: the plug-in's device.
     jobs = [make_job(model, tmp_path / f'{device}-{kind}', device, 'FAST', 'False', *options)
-            for device in ('cpu', TYPE)
+            for device in ('cpu', 'auto')
             for kind, options in (('plain', ()), ('everything', EVERYTHING))]
     text = run_all(accelerator, jobs)
-    assert f'Device: {TYPE}:0' in text and 'The device waited for data' in text
+    assert text.count(f'Device: {TYPE}:0') == 2 and 'The device waited for data' in text
     for kind in ('plain', 'everything'):
         losses = read_losses(tmp_path / f'cpu-{kind}')
-        np.testing.assert_allclose(read_losses(tmp_path / f'{TYPE}-{kind}'), losses, rtol=2e-5)
+        np.testing.assert_allclose(read_losses(tmp_path / f'auto-{kind}'), losses, rtol=2e-5)
         expected = read_metrics(tmp_path / f'cpu-{kind}', 'eval')
-        found = read_metrics(tmp_path / f'{TYPE}-{kind}', 'eval')
+        found = read_metrics(tmp_path / f'auto-{kind}', 'eval')
         assert [line['acc1'] for line in found] == pytest.approx(
             [line['acc1'] for line in expected], abs=0.5)
         assert [line['loss'] for line in found] == pytest.approx(
@@ -127,6 +132,59 @@ def test_a_resumed_run_ends_where_the_whole_one_does(accelerator, make_job, tmp_
         read_losses(tmp_path / 'whole')[3:].tolist()
     assert read_metrics(tmp_path / 'resumed', 'eval')[-1]['loss'] == \
         read_metrics(tmp_path / 'whole', 'eval')[-1]['loss']
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_evaluation_prediction_and_export(accelerator, pictures, tmp_path, model):
+    """On the device and on the CPU they say the same."""
+    weights = f'-pretrained={fixture_path(MODELS[model][1])}'
+    picture = str(pictures / 'val' / 'a' / '0.png')
+    jobs = [[model, 'export_model.py', weights, f'-output={tmp_path}/exported']]
+    for device in (TYPE, 'cpu'):
+        use = [weights, f'-device={device}']
+        name = f'{tmp_path}/{device}'
+        jobs += [[model, f'-output={name}-eval', '-eval', *use, '-num_workers=0', '-opts',
+                  'EVAL_ENGINE', 'model'],
+                 [model, 'predict.py', str(pictures / 'val'), *use, f'-output={name}.csv'],
+                 [model, 'extract_features.py', str(pictures / 'val'), *use, f'-output={name}.npz'],
+                 [model, 'visualize_attention.py', picture, *use, f'-output={name}-maps',
+                  '-save_arrays']]
+    run_all(accelerator, jobs)
+    evaluations = [read_metrics(tmp_path / f'{device}-eval', 'eval')[0] for device in (TYPE, 'cpu')]
+    assert evaluations[0]['acc1'] == evaluations[1]['acc1']
+    assert evaluations[0]['loss'] == pytest.approx(evaluations[1]['loss'], rel=1e-5)
+    tables = [list(csv.DictReader((tmp_path / f'{device}.csv').open())) for device in (TYPE, 'cpu')]
+    assert len(tables[0]) == len(tables[1]) >= 12
+    for found, expected in zip(*tables):
+        assert float(found.pop('probability')) == pytest.approx(
+            float(expected.pop('probability')), abs=2e-4)
+        assert found == expected
+    for pattern in ('{}.npz', '{}-maps/*.npz'):
+        paths = [next(tmp_path.glob(pattern.format(device))) for device in (TYPE, 'cpu')]
+        found, expected = (dict(np.load(path)) for path in paths)
+        assert set(found) == set(expected) and len(found) > 1
+        for name, array in expected.items():
+            if array.dtype.kind == 'f':
+                np.testing.assert_allclose(found[name], array, atol=1e-4, err_msg=name)
+    assert (tmp_path / 'exported' / 'model.pdiparams').exists()     # and compared, when written
+
+
+def test_training_follows_the_reference_runs(accelerator):
+    """Those of tests/training/test_training_parity.py, with PyTorch's losses."""
+    runs = ('adamw', 'sgd_accum') if IS_PADDLE_3 else ('adamw',)    # see EVERYTHING
+    code = (
+        'from tests.support import reference_training as reference\n'
+        'import paddle\n'
+        f'paddle.set_device("{TYPE}:0")\n'
+        f'for name in {runs}:\n'
+        '    runs = reference.train_as_reference(name)\n'
+        '    reference.check_losses(*runs)\n'
+        '    reference.check_gradient_norms(*runs)\n'
+        '    reference.check_final_weights_and_logits(*runs)\n'
+        '    reference.check_averaged_weights(*runs)\n')
+    ended = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                           env=make_environment(accelerator), timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 @pytest.mark.parametrize('start', ['spawn', pytest.param('launch', marks=pytest.mark.skipif(

@@ -35,9 +35,9 @@ def make_environment(folder, **variables):
 
 
 def run_jobs(environment, jobs, timeout=600):
-    """Run main scripts one after the other in one process; return its ended process.
+    """Run scripts one after the other in one process; return its ended process.
 
-    jobs: lists of (model directory, argument, ...). Raises no error: see its `returncode`.
+    jobs: see device_jobs.py. Raises no error: see its `returncode`.
     """
     return subprocess.run([sys.executable, ROOT / 'tests' / 'support' / 'device_jobs.py'],
                           input=json.dumps(jobs), env=environment, cwd=ROOT, timeout=timeout,

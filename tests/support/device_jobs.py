@@ -1,7 +1,8 @@
-"""Main scripts one after the other in one process, which spares the start of Paddle.
+"""Scripts one after the other in one process, which spares the start of Paddle.
 
 python tests/support/device_jobs.py < JOBS     a JSON list of [model directory, argument, ...]
-Stops at the first job that fails, with its exit code.
+The script is main_single_gpu.py, or the first argument: one of SCRIPTS. Stops at the first job
+that fails, with its exit code.
 """
 
 import importlib
@@ -13,9 +14,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from common.run.launch import run_single  # tunes the CPU before Paddle is imported
 
+SCRIPTS = {'predict.py': 'predict', 'export_model.py': 'export',
+           'extract_features.py': 'features', 'visualize_attention.py': 'visualize'}
+
 if __name__ == '__main__':
     for directory, *arguments in json.load(sys.stdin):
         project = importlib.import_module(f'{directory}.project').PROJECT
-        code = run_single(project, arguments)
+        main = run_single
+        if arguments[0] in SCRIPTS:
+            script, *arguments = arguments
+            main = importlib.import_module(f'common.deploy.{SCRIPTS[script]}').main
+        code = main(project, arguments)
         if code:
             sys.exit(code)

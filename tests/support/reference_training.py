@@ -71,6 +71,9 @@ class Batches(list):
     def describe_workers(self):
         return ''
 
+    def describe_waiting(self, share):
+        return ''
+
 
 def is_key_bias(name):
     return name.endswith('attn.qkv.bias')
