@@ -1,5 +1,6 @@
 """Colours where a terminal shows them, and nowhere else."""
 
+import ast
 import io
 import logging
 import sys
@@ -8,7 +9,8 @@ import pytest
 
 from common.errors import UserError, report_errors
 from common.run.log import _TerminalHandler
-from common.terminal import has_colours, paint
+from common.terminal import has_colours, is_terminal, paint
+from tests.support.paths import ROOT
 
 
 class Terminal(io.StringIO):
@@ -41,6 +43,23 @@ def test_pipes_and_closed_streams_have_none(colourful):
         assert paint('x', 'red', stream) == 'x'
     colourful.setattr(closed, 'isatty', lambda: closed.read(), raising=False)
     assert not has_colours(closed)
+
+
+def test_every_bar_is_shown_by_the_same_rule(colourful):
+    assert is_terminal(Terminal())
+    colourful.setenv('TERM', 'dumb')
+    assert not is_terminal(Terminal())
+    bars = 0
+    for path in (ROOT / 'common').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'tqdm':
+                bars += 1
+                asked = [ast.unparse(word.value) for word in node.keywords
+                         if word.arg == 'disable']
+                # RunLog makes its bar behind the same question; predict.py has a flag more.
+                assert asked in (['not is_terminal(sys.stderr)'], ['not show_bar']) or \
+                    path.name == 'log.py', (path, ast.unparse(node))
+    assert bars > 8
 
 
 @pytest.mark.parametrize('stream_type', [Terminal, io.StringIO])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from common.data.preprocessing import Preprocessing
 from common.deploy.pictures import find_pictures
 from common.errors import UserError
 from common.project import Project
+from common.terminal import is_terminal
 
 NUM_CALIBRATION = 300
 NUM_TEST = 2000
@@ -110,7 +112,8 @@ def iterate_batches(crops: np.ndarray, preprocessing: Preprocessing, size: int =
 def _read_all(indices: Any, read: Any, title: str) -> Pictures:
     """Read pictures; unreadable ones are named and left out."""
     crops, labels = [], []
-    for index in tqdm(indices, desc=title, unit='picture', disable=None, dynamic_ncols=True):
+    for index in tqdm(indices, desc=title, unit='picture', dynamic_ncols=True,
+                      disable=not is_terminal(sys.stderr)):
         try:
             crop, label = read(int(index))
         except ImageError as error:

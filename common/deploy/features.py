@@ -27,6 +27,7 @@ from common.deploy.trained import Trained, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
 from common.project import Project
 from common.run.log import start_logging
+from common.terminal import is_terminal
 
 VAL_FRACTION = 0.2
 NEIGHBOURS = 5
@@ -207,7 +208,8 @@ def _iterate_features(trained: Trained, compute: Callable, paths: list[str], bat
                       ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Yield (indices of the pictures, their features) of each batch; unreadable ones are named."""
     indices, crops = [], []
-    for index, path in enumerate(tqdm(paths, unit='picture', disable=None, leave=False)):
+    bar = tqdm(paths, unit='picture', disable=not is_terminal(sys.stderr), leave=False)
+    for index, path in enumerate(bar):
         try:
             crops.append(trained.preprocessing.crop(
                 read_image(path, trained.preprocessing.exif_orientation)))

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from common.deploy.program import list_onnx_nodes
 from common.errors import RunError, UserError, suggest
+from common.terminal import is_terminal
 
 if TYPE_CHECKING:               # it imports Paddle, which the process of its own has no use for
     from common.data.preprocessing import Preprocessing
@@ -145,7 +146,8 @@ def _quantize_openvino(job):
             if operation.get_type_name() in ('MatMul', 'Convolution')
             and operation.get_output_tensor(0).get_names() & set(job.keep_float)]
     crops = np.load(job.crops)
-    with tqdm(unit='picture', desc='Calibrating', disable=None, dynamic_ncols=True) as bar:
+    with tqdm(unit='picture', desc='Calibrating', dynamic_ncols=True,
+              disable=not is_terminal(sys.stderr)) as bar:
         def prepare(crop):
             bar.update()
             return _normalize(crop, job)
@@ -166,8 +168,8 @@ def _quantize_onnx(job):
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            self.rest = iter(tqdm(crops, unit='picture', desc='Calibrating', disable=None,
-                                  dynamic_ncols=True))
+            self.rest = iter(tqdm(crops, unit='picture', desc='Calibrating', dynamic_ncols=True,
+                                  disable=not is_terminal(sys.stderr)))
 
         def get_next(self):
             crop = next(self.rest, None)

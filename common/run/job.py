@@ -138,7 +138,7 @@ def evaluate_checkpoint(project: Project, config: CfgNode, path: str, folder: st
     validator = build_validator(job, job.model, RunLog(None), StopRequest(()))
     with job.watchdog:
         validator.validate()
-        validator.report_mistakes(folder, config.MODEL.NUM_CLASSES)
+        validator.report(config, folder, path)
     return validator.predictions.gather(), job.dataset_val
 
 
@@ -164,5 +164,5 @@ def run_evaluation(job: Job) -> None:
     validator = build_validator(job, model, run_log, StopRequest(()))
     with job.watchdog:
         validator.validate()
-        validator.report_mistakes(job.folder, config.MODEL.NUM_CLASSES)
+        validator.report(config, job.folder, config.MODEL.PRETRAINED)
     run_log.close()

@@ -29,7 +29,7 @@ from common.run.announce import (
 )
 from common.run.log import RunLog, build_run_log, format_duration
 from common.run.records import check_head, describe_data, match_continued, match_fine_tuned
-from common.run.validation import build_validator
+from common.run.validation import Validator, build_validator
 from common.training.ema import ModelEma
 from common.training.finetune import freeze, log_frozen
 from common.training.loop import (
@@ -117,7 +117,7 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
         log_skipped(batches.skipped)
         saver.join()                    # of another error it must not take the place
     saver.finish()
-    validator.report_mistakes(job.folder, config.MODEL.NUM_CLASSES)
+    report_last(job, validator)
     best = f', best acc1 {state.best["value"]:.2f} (epoch {state.best["epoch"]})' \
         if state.best else ''
     logger.info('Done: %d updates in %s%s. Run folder: %s', state.update,
@@ -226,4 +226,9 @@ def complete_report(job: 'Job', state: TrainState, plan: Plan, stop: StopRequest
     validator = build_validator(job, state.model, RunLog(None), stop)
     with job.watchdog:
         validator.validate_state(state, plan.count_epochs(state.update))
-    validator.report_mistakes(job.folder, job.config.MODEL.NUM_CLASSES)
+    report_last(job, validator)
+
+
+def report_last(job: 'Job', validator: Validator) -> None:
+    """Write the reports of the last validation, which is of the last checkpoint."""
+    validator.report(job.config, job.folder, os.path.join(job.folder, 'last'))

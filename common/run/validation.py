@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import paddle
+from yacs.config import CfgNode
 
 from common.data.datasets import Dataset
 from common.data.loader import Loader, build_loader
@@ -14,6 +15,7 @@ from common.data.sampler import EvalBatches
 from common.machine.distributed import get_rank, get_world_size
 from common.run.announce import log_skipped
 from common.run.log import RunLog, format_duration
+from common.run.results import write_result
 from common.training.confusion import Predictions, write_report
 from common.training.evaluate import EvalResult, evaluate
 from common.training.precision import Precision
@@ -50,6 +52,7 @@ class Validator:
     run_log: RunLog
     stop: StopRequest
     predictions: Predictions | None = None      # of the last evaluation
+    result: EvalResult | None = None            # of the same, None where there was no image
 
     def validate(self, epoch: int = 0, update: int = 0, weights: str = 'model'
                  ) -> EvalResult | None:
@@ -57,6 +60,7 @@ class Validator:
 
         Raises Interrupted where a signal has come.
         """
+        self.result = None
         if len(self.dataset) == 0:
             logger.warning('There are no validation images: nothing is evaluated.')
             return None
@@ -82,6 +86,7 @@ class Validator:
                     format_duration(result.seconds), result.images / result.seconds)
         self.run_log.write_metrics('eval', epoch=epoch, update=update, weights=weights,
                                    **result.as_metrics())
+        self.result = result
         return result
 
     def validate_state(self, state: 'TrainState', epoch: int) -> float | None:
@@ -95,10 +100,17 @@ class Validator:
                 result = self.validate(epoch, state.update, weights='ema')
         return None if result is None else result.acc1
 
-    def report_mistakes(self, folder: str, num_classes: int) -> None:
-        """Write what the last evaluation got wrong to the run folder."""
+    def report(self, config: CfgNode, folder: str, weights: str) -> None:
+        """Write what the last evaluation got wrong to the run folder, its figures to results.csv.
+
+        weights: what was evaluated, a name or a path.
+        """
         if self.predictions is None:
             return
+        if get_rank() == 0 and self.result is not None:
+            engine = getattr(self.model, 'engine', None)
+            write_result(config, folder, weights, self.dataset.describe(),
+                         'model' if engine is None else engine.name, self.result)
         samples = self.predictions.gather()
         if get_rank() == 0 and len(samples):
-            write_report(folder, samples, self.dataset, num_classes)
+            write_report(folder, samples, self.dataset, config.MODEL.NUM_CLASSES)

@@ -12,7 +12,7 @@ from PIL import Image
 from common.data.datasets import build_dataset
 from common.data.digits import load_digits
 from tests.support.data_folders import make_config
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, find_run
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,7 @@ def test_fine_tuning_beats_the_same_updates_from_scratch(folders, tmp_path):
     def train(name, *arguments):
         subprocess.run([sys.executable, 'main_single_gpu.py', f'-output={tmp_path / name}',
                         *map(str, arguments)], cwd=ROOT / 'ViT', check=True, env=os.environ)
-        run, = (tmp_path / name).iterdir()
+        run = find_run(tmp_path / name)
         events = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
         return run, [event['acc1'] for event in events if event['event'] == 'eval'][-1]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -14,6 +13,7 @@ from common.run.launch import run_single
 from common.training.losses import build_criterion
 from common.weights import load_pretrained
 from tests.support.data_folders import make_image
+from tests.support.paths import find_run
 from tests.support.recipe import recipe_images
 from ViT.config import get_config
 from ViT.distillation import build_loss
@@ -46,7 +46,7 @@ def run(output, family, *arguments):
     """Train in this process, through the command; return the run folder."""
     values = [str(part) for item in (list_options(family) | STEPS).items() for part in item]
     assert run_single(PROJECT, [f'-output={output}', *arguments, '-opts', *values]) == 0
-    return next(Path(output).iterdir())
+    return find_run(output)
 
 
 def read_metrics(folder, event):

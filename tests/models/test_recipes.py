@@ -16,7 +16,7 @@ from common.training.schedule import build_plan, build_schedule
 from T2T_ViT.project import PROJECT as T2T_VIT
 from tests.support.cifar_files import make_contents, write_archive
 from tests.support.data_folders import make_folders
-from tests.support.paths import FIXTURES, ROOT
+from tests.support.paths import FIXTURES, ROOT, find_run
 from ViT.project import PROJECT as VIT
 
 VIT_CONFIGS, T2T_CONFIGS = ROOT / 'ViT' / 'configs', ROOT / 'T2T_ViT' / 'configs'
@@ -283,7 +283,7 @@ def test_trains_three_updates_from_the_command_line(path, small_data, tmp_path):
         '-device=cpu', '-num_workers=0', '-batch_size=4', f'-accum_iter={accumulation}',
         f'-image_size={image_size}', *classes, '-opts', *map(str, opts)])
     assert code == 0
-    run, = tmp_path.iterdir()
+    run = find_run(tmp_path)
     events = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     steps = [event for event in events if event['event'] == 'train_step']
     assert [step['update'] for step in steps] == [1, 2, 3]

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -25,7 +24,7 @@ from common.project import find_project
 from common.run.launch import run_single
 from common.tools import convert_weights
 from common.weights import load_pretrained
-from tests.support.paths import FIXTURES, ROOT
+from tests.support.paths import FIXTURES, ROOT, find_run
 
 pytestmark = pytest.mark.runs
 
@@ -64,7 +63,7 @@ def trained(root, project):
 def run(project, output, *arguments):
     code = run_single(project, [CONFIG, '-device=cpu', f'-output={output}', *arguments])
     assert code == 0
-    return next(Path(output).iterdir())
+    return find_run(output)
 
 
 def read_metrics(folder, event):
@@ -197,7 +196,7 @@ def test_its_scripts_run(root):
     done = start('main_single_gpu.py', CONFIG, '-device=cpu', f'-output={root / "script"}',
                  '-opts', 'TRAIN.NUM_STEPS', '2')
     assert done.returncode == 0, done.stderr
-    weights = next((root / 'script').iterdir()) / 'last'
+    weights = find_run(root / 'script') / 'last'
     done = start('predict.py', str(root / 'digit.png'), f'-pretrained={weights}')
     assert done.returncode in (0, 2) and 'Traceback' not in done.stderr
     listed = start('weights.py', 'list')

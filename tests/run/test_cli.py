@@ -22,7 +22,7 @@ from common.machine.device import choose_device
 from common.run.announce import describe_way_on, name_script
 from common.run.launch import choose_processes, make_environments
 from T2T_ViT.project import PROJECT as T2T_PROJECT
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, find_run
 from ViT.config import get_config
 from ViT.project import PROJECT
 
@@ -147,12 +147,11 @@ def test_plain_lines_without_a_terminal(tmp_path):
     lines = done.stdout.splitlines()
     step = next(line for line in lines if 'update 6/12' in line)
     assert re.search(r'loss \d\.\d{4}, lr \d\.\de-\d\d, .*images/s, \d+:\d\d left', step)
-    folder, = os.listdir(tmp_path)
-    assert (tmp_path / folder / 'log.txt').read_text().splitlines() == lines
+    assert (find_run(tmp_path) / 'log.txt').read_text().splitlines() == lines
     for text in ('CPU settings: ', 'Device: cpu', 'Data: digits', 'Epoch 1/1: train loss',
                  'Evaluation: loss', 'Done: 12 updates'):
         assert sum(text in line for line in lines) >= 1, text
-    assert lines[-1].endswith(f'To use it: python predict.py -pretrained={tmp_path}/{folder}/best '
+    assert lines[-1].endswith(f'To use it: python predict.py -pretrained={find_run(tmp_path)}/best '
                               'PICTURE; demo.py instead of predict.py is a web page, '
                               'export_model.py ships it.')
 

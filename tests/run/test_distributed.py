@@ -16,7 +16,7 @@ import pytest
 
 from common.run.launch import _wait, run_single
 from tests.support.images import VAL_IMAGES, make_imagenet
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, find_run
 from ViT.config import get_config
 from ViT.project import PROJECT
 from ViT.vit import build_vit
@@ -29,8 +29,7 @@ SECONDS = 60            # on a busy machine; within which all processes end afte
 
 
 def read_metrics(output, event):
-    folder, = os.listdir(output)
-    with open(os.path.join(output, folder, 'metrics.jsonl')) as file:
+    with open(find_run(output) / 'metrics.jsonl') as file:
         entries = [json.loads(line) for line in file]
     return [entry for entry in entries if entry['event'] == event]
 
@@ -168,11 +167,11 @@ def test_a_signal_saves_and_auto_resume_goes_on_in_the_same_folder(tmp_path):
     done, seconds = start('SIGTERM', *train_flags(tmp_path))
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert done.stderr.count('Stopped by SIGTERM') == 1 and seconds < SECONDS
-    folder, = os.listdir(tmp_path)
-    assert os.path.exists(tmp_path / folder / 'last.pdparams')
+    folder = find_run(tmp_path)
+    assert os.path.exists(folder / 'last.pdparams')
     done, _ = start('none', '-resume=auto', *train_flags(tmp_path, 'TRAIN.NUM_STEPS', '10'))
     assert done.returncode == 0, done.stderr
-    assert os.listdir(tmp_path) == [folder]
+    assert find_run(tmp_path) == folder
     log = (tmp_path / folder / 'log.txt').read_text()
     assert 'Resuming from' in log and 'Done: 10 updates' in log
 
@@ -184,8 +183,7 @@ def test_other_signals_save_too(name, tmp_path):
     assert done.returncode == 128 + number, done.stderr
     assert done.stderr.count(f'Stopped by {name}') == 1 and seconds < SECONDS
     assert 'Traceback' not in done.stderr
-    folder, = os.listdir(tmp_path)
-    checkpoint = paddle.load(str(tmp_path / folder / 'last.pdparams'))
+    checkpoint = paddle.load(str(find_run(tmp_path) / 'last.pdparams'))
     assert 0 < checkpoint['update'] < 2000
 
 

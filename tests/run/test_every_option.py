@@ -308,7 +308,7 @@ def observe(project: Project, options, places, output, argv=()):
         patch.setitem(vars(project), 'build_model', build_and_look)
         code = run_single(project, [f'-output={output}', *argv, '-opts', *opts])
     folders = sorted(path for parent in (output, places / 'other') if parent.is_dir()
-                     for path in parent.iterdir())
+                     for path in parent.iterdir() if path.is_dir())
     if not folders:
         return Observed(code, errors.getvalue(), [], set(), {}, settings)
     return Observed(code, errors.getvalue(), read_metrics(folders[-1]), read_log(folders[-1]),

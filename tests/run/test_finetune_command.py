@@ -12,6 +12,7 @@ from common.deploy import export, predict
 from common.run import finetune
 from common.run.launch import run_single
 from T2T_ViT.project import PROJECT as T2T_VIT
+from tests.support.paths import find_run
 from tests.support.picture_folders import ODD, add_odd_files, make_digit_folders
 from tests.support.trained_digits import fixture_path
 from ViT.project import PROJECT as VIT
@@ -22,11 +23,6 @@ SHORT = ['-device=cpu', '-num_workers=0']
 def read(path):
     with open(path, encoding='utf-8', newline='') as file:
         return list(csv.DictReader(file))
-
-
-def find_run(output):
-    run, = Path(output).iterdir()
-    return run
 
 
 @pytest.fixture(scope='module')

@@ -16,6 +16,7 @@ from common.weights.registry import resolve
 from T2T_ViT.project import PROJECT as T2T_VIT
 from tests.support.colours import list_arguments, make_colours
 from tests.support.data_folders import make_folders
+from tests.support.paths import find_run
 from tests.support.trained_digits import fixture_path
 from ViT.project import PROJECT as VIT
 
@@ -89,7 +90,7 @@ def test_what_nobody_set_is_adopted_with_a_line_and_a_contradiction_is_refused(t
     data = make_colours(tmp_path / 'data', each=4)
     assert run_single(VIT, ['-device=cpu', f'-data_path={data}', f'-output={tmp_path}/first',
                             *list_arguments(TRAIN__NUM_EPOCHS=1), 'MODEL.POOL', 'avg']) == 0
-    run, = (tmp_path / 'first').iterdir()
+    run = find_run(tmp_path / 'first')
     evaluate = ['-device=cpu', f'-data_path={data}', f'-output={tmp_path}/runs', '-eval',
                 f'-pretrained={run}', *list_arguments()]
     capsys.readouterr()
@@ -161,12 +162,12 @@ def test_a_run_goes_on_without_its_yaml_file(tmp_path, capsys):
     data = make_colours(tmp_path / 'data', each=4)
     assert run_single(VIT, ['-device=cpu', f'-data_path={data}', f'-output={tmp_path}/runs',
                             *list_arguments(TRAIN__NUM_EPOCHS=1)]) == 0
-    run, = (tmp_path / 'runs').iterdir()
+    run = find_run(tmp_path / 'runs')
     for target in (run, run / 'last', 'auto', 'latest'):
         assert run_single(VIT, [f'-resume={target}', f'-output={tmp_path}/runs', '-opts',
                                 'TRAIN.NUM_EPOCHS', '2']) == 0, target
         if target != 'auto':
-            shutil.rmtree(max((tmp_path / 'runs').iterdir(), key=lambda path: path.name))
+            shutil.rmtree(max((tmp_path / 'runs').glob('train-*'), key=lambda path: path.name))
     assert read_checkpoint(str(run / 'last.pdparams'))['epoch'] == 2
 
 

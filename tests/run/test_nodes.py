@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, find_run
 
 pytestmark = pytest.mark.runs
 
@@ -28,8 +28,7 @@ def find_port():
 
 def read_steps(output):
     """Return [(update, loss, rate)] of the one run below `output`."""
-    run_folder, = os.listdir(output)
-    with open(os.path.join(output, run_folder, 'metrics.jsonl')) as file:
+    with open(find_run(output) / 'metrics.jsonl') as file:
         entries = [json.loads(line) for line in file]
     return [(entry['update'], entry['loss'], entry['lr']) for entry in entries
             if entry['event'] == 'train_step']

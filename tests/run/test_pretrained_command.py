@@ -48,7 +48,7 @@ def test_evaluation_has_the_sources_logits(case, pictures, tmp_path, monkeypatch
         found.append(validator.model(paddle.to_tensor(expected['x'])).numpy())
 
     monkeypatch.setattr(Validator, 'validate', validate)
-    monkeypatch.setattr(Validator, 'report_mistakes', lambda *arguments: None)
+    monkeypatch.setattr(Validator, 'report', lambda *arguments: None)
     for name, value in options.items():
         model_options = [*model_options, OPTIONS[name], value]
     code = run_single(project, [

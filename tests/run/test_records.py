@@ -14,6 +14,7 @@ from common.checkpoints.content import read_checkpoint
 from common.run.launch import run_single
 from T2T_ViT.project import PROJECT as T2T
 from tests.support.colours import COLOURS, FRUIT, MODEL, list_arguments, make_colours
+from tests.support.paths import find_run
 from tests.support.trained_digits import fixture_path
 from ViT.project import PROJECT
 
@@ -22,10 +23,10 @@ SWAPPED = {'zebra': 'red', 'banana': 'yellow', 'cherry': 'blue'}        # apple,
 
 def run(data, folder, *flags, project=PROJECT, **options):
     """Return (exit code, path of the newest run folder or None)."""
-    before = set(Path(folder).glob('*'))
+    before = set(Path(folder).glob('*-*'))
     code = run_single(project, ['-device=cpu', f'-data_path={data}', f'-output={folder}', *flags,
                                 *list_arguments(**options)])
-    made = sorted(set(Path(folder).glob('*')) - before)
+    made = sorted(set(Path(folder).glob('*-*')) - before)
     return code, made[0] if made else None
 
 
@@ -73,7 +74,7 @@ def test_a_subset_is_evaluated_as_that_subset(trained, tmp_path, capsys, names):
     code, acc1, text = evaluate(folder / 'best', data, tmp_path, capsys)
     assert (code, acc1) == (0, 100.0)
     assert f'has {len(names)} of the 3 classes of {folder}/best.pdparams, matched by name' in text
-    rows = (next((tmp_path / 'evals').glob('*')) / 'per_class.csv').read_text().splitlines()
+    rows = (find_run(tmp_path / 'evals') / 'per_class.csv').read_text().splitlines()
     assert [row.split(',')[1] for row in rows[1:]] == ['apple', 'banana', 'cherry']
 
 

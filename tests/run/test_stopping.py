@@ -26,7 +26,7 @@ from common.training.stopping import Watchdog
 from common.weights.trailer import read_summary
 from tests.support.digits_job import read_metrics
 from tests.support.faulty_os import FaultyOs
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, find_run
 from ViT.project import PROJECT
 
 pytestmark = pytest.mark.runs
@@ -72,7 +72,7 @@ def train(output, *opts, flags=(), act=None, images=72, while_training=True):
 
 
 def read_run(output):
-    folder, = (entry.path for entry in os.scandir(output))
+    folder = find_run(output)
     with open(os.path.join(folder, 'log.txt')) as file:
         log = file.read()
     return SimpleNamespace(folder=folder, log=log, names=os.listdir(folder))

@@ -13,7 +13,7 @@ import pytest
 
 from common.run.launch import run_multi, run_single
 from tests.support.images import CLASSES, make_imagenet
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, find_run
 from ViT.project import PROJECT
 
 DIGITS = '-cfg=configs/vit_digits.yaml'
@@ -195,8 +195,7 @@ def test_corrupt_image_is_skipped_and_counted_when_asked(copied, tmp_path):
     done = run(on_images(copied, f'-output={tmp_path / "runs"}',
                          opts=['DATA.SKIP_CORRUPT', 'True']))
     assert done.code == 0, done.stderr
-    folder, = os.listdir(tmp_path / 'runs')
-    log = (tmp_path / 'runs' / folder / 'log.txt').read_text()
+    log = (find_run(tmp_path / 'runs') / 'log.txt').read_text()
     line, = [line for line in log.splitlines() if 'were skipped' in line]
     assert path in line and '1 unreadable images were skipped, 1 times' in line
 
@@ -220,8 +219,7 @@ def test_checkpoint_of_another_model(tmp_path):
             'TRAIN.NUM_STEPS', '1', 'TRAIN.WARMUP_STEPS', '0', 'MODEL.DEPTH', '1',
             'MODEL.EMBED_DIM', '16']
     assert run(opts).code == 0
-    folder, = os.listdir(tmp_path / 'first')
-    path = tmp_path / 'first' / folder / 'last'
+    path = find_run(tmp_path / 'first') / 'last'
     check([DIGITS, f'-resume={path}'], 'another model', output=tmp_path / 'runs')
     check([DIGITS, f'-pretrained={path}'], 'last.pdparams', output=tmp_path / 'runs')
 

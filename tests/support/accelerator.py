@@ -5,12 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import paddle
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, find_run
 
 SOURCES = ROOT / 'tests' / 'support' / 'fake_device'
 TYPE = 'metax_gpu'              # of the plug-ins' types, one that Paddle 3.3 allows bfloat16
@@ -46,6 +45,6 @@ def run_jobs(environment, jobs, timeout=600):
 
 def read_metrics(parent, event):
     """Return the lines of an event in the only run folder below `parent`."""
-    folder, = Path(parent).iterdir()
+    folder = find_run(parent)
     lines = (json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines())
     return [line for line in lines if line['event'] == event]

@@ -8,7 +8,7 @@ import sys
 import paddle
 
 from tests.support.images import VAL_IMAGES
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, find_run
 from ViT.config import get_config
 
 VIT = ROOT / 'ViT'
@@ -24,8 +24,7 @@ def run(output, *command, directory=VIT, **environment):
                           check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '\r' not in done.stdout + done.stderr        # no progress bar but in a terminal
-    name, = os.listdir(output)
-    folder = os.path.join(output, name)
+    folder = str(find_run(output))
     with open(os.path.join(folder, 'metrics.jsonl')) as file:
         metrics = [json.loads(line) for line in file]
     with open(os.path.join(folder, 'log.txt')) as file:

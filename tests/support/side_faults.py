@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from common.checkpoints.content import read_checkpoint
-from common.run import log
+from common.run import log, results
 from common.run.launch import run_single
 from common.training import confusion
 from tests.support.colours import list_arguments
@@ -74,6 +74,7 @@ SINKS = {
     'log.txt': lambda patch, fault: wrap(patch, log, 'append_line', fault, is_file('log.txt')),
     'metrics.jsonl': lambda patch, fault: wrap(
         patch, log, 'append_line', fault, is_file('metrics.jsonl')),
+    'results.csv': lambda patch, fault: wrap(patch, results, 'append_line', fault),
     'picture': lambda patch, fault: wrap(patch, Image.Image, 'save', fault),
     'font': lambda patch, fault: wrap(patch, ImageDraw.ImageDraw, 'text', fault),
     'tables': lambda patch, fault: wrap(patch, confusion, '_write_csv', fault),

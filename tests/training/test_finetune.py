@@ -275,7 +275,7 @@ def run(output, *arguments, project=VIT):
     split = arguments.index('-opts') if '-opts' in arguments else len(arguments)
     code = run_single(project, [f'-cfg=configs/{config}.yaml', f'-output={output}',
                                 *arguments[:split], *FAST, *arguments[split + 1:]])
-    folders = sorted(output.glob('*')) if output.exists() else []
+    folders = sorted(output.glob('*-*')) if output.exists() else []
     if code:
         return code, None, []
     lines = (folders[-1] / 'metrics.jsonl').read_text().splitlines()
