@@ -26,11 +26,28 @@ def require(script_folder: str) -> None:
     problem = find_problem(sys.version_info[:2], read_versions())
     if not problem:
         return
+    problem = point_to(os.path.dirname(os.path.abspath(script_folder)), problem)
     main = getattr(sys.modules.get('__main__'), '__file__', None)
     if main and os.path.dirname(os.path.abspath(main)) == os.path.abspath(script_folder):
         print('error: ' + problem, file=sys.stderr)
         sys.exit(2)
     raise ImportError(problem)
+
+
+def point_to(root: str, problem: str) -> str:
+    """Return the line with the paths as they are from here.
+
+    An environment that the README's first command made, and that is not active, is said.
+    root: of the repository.
+    """
+    near = os.path.relpath(root)
+    problem = problem.replace('requirements', os.path.join('' if near == '.' else near,
+                                                           'requirements'))
+    environment = os.path.join(root, '.venv')
+    if os.path.exists(os.path.join(environment, 'bin', 'activate')) and \
+            os.path.realpath(sys.prefix) != os.path.realpath(environment):
+        problem += f'. Or activate the environment: . {os.path.relpath(environment)}/bin/activate'
+    return problem
 
 
 def find_problem(python: 'tuple[int, ...]', versions: 'dict[str, str | None]') -> str:

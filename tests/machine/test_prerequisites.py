@@ -59,9 +59,27 @@ def run(script, *arguments, python=sys.executable, **environment):
 def test_a_script_without_paddle_says_so_first(tmp_path, script):
     (tmp_path / 'sitecustomize.py').write_text('import sys\nsys.modules["paddle"] = None\n')
     ended = run(script, '-h', PYTHONPATH=str(tmp_path))
-    assert (ended.returncode, ended.stdout, ended.stderr) == (
-        2, '', 'error: Paddle is not installed: pip install -r requirements.txt (for a GPU: '
-        'requirements-gpu.txt)\n')
+    assert (ended.returncode, ended.stdout) == (2, '')
+    assert ended.stderr.startswith('error: Paddle is not installed: pip install -r requirements.txt'
+                                   ' (for a GPU: requirements-gpu.txt)')
+    assert ended.stderr.count('\n') == 1
+
+
+def test_paths_are_as_seen_from_here_and_an_environment_is_pointed_at(tmp_path, monkeypatch):
+    problem = find_problem((3, 11), {**GOOD, 'paddle': None})
+    (tmp_path / 'ViT').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert prerequisites.point_to(str(tmp_path), problem) == problem
+    monkeypatch.chdir(tmp_path / 'ViT')
+    shown = prerequisites.point_to(str(tmp_path), problem)
+    assert shown == ('Paddle is not installed: pip install -r ../requirements.txt (for a GPU: '
+                     '../requirements-gpu.txt)')
+    (tmp_path / '.venv' / 'bin').mkdir(parents=True)
+    (tmp_path / '.venv' / 'bin' / 'activate').touch()
+    assert prerequisites.point_to(str(tmp_path), problem) == \
+        f'{shown}. Or activate the environment: . ../.venv/bin/activate'
+    monkeypatch.setattr(prerequisites.sys, 'prefix', str(tmp_path / '.venv'))
+    assert prerequisites.point_to(str(tmp_path), problem) == shown
 
 
 @pytest.mark.runs
