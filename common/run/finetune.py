@@ -34,6 +34,8 @@ VAL_FRACTION = 0.2
 TABLE, LABELS, LEFT_OUT = 'pictures.csv', 'labels.txt', 'left_out.csv'
 SHOWN = 8                       # classes, and files left out, that are listed
 SHEET_COLUMNS, SHEET_ROWS, PANEL = 6, 4, 160
+# Survey.measure_mirroring from which mirror images teach what there is not.
+ONE_WAY = 1.2
 # Options that the folder and this script decide.
 TAKEN = ('DATA.DATASET', 'DATA.DATA_PATH', 'DATA.TABLE', 'DATA.LABELS', 'DATA.VAL_FRACTION',
          'MODEL.NUM_CLASSES', 'MODEL.RESUME', 'TRAIN.LAST_EPOCH', 'EVAL', 'NPROCS')
@@ -107,6 +109,8 @@ def plan_run(project: Project, survey: Survey, path: str | None, flags: dict[str
     recipe = choose_recipe(counts.tolist(), bool(config.MODEL.PRETRAINED),
                            get_value(config, 'MODEL.EMBED_DIM') or WIDE,
                            int(survey.count(is_train=False).sum()))
+    if survey.measure_mirroring() > ONE_WAY:
+        recipe['TRAIN.HFLIP'] = 0.0
     chosen |= {key: value for key, value in recipe.items()
                if path is None or key in list_unset(project.options, path, [key])}
     # A length or a batch that the user has set goes into what is counted by it.
@@ -174,7 +178,8 @@ def say_plan(config: CfgNode, survey: Survey, is_scratch: bool) -> None:
     weighted = 'weighted by their counts (-opts TRAIN.CLASS_WEIGHTS None)' \
         if train.CLASS_WEIGHTS else 'of equal weight (-opts TRAIN.CLASS_WEIGHTS balanced)'
     mirrored = 'mirrored (-opts TRAIN.HFLIP 0 where left and right matter)' \
-        if train.HFLIP else 'not mirrored (-opts TRAIN.HFLIP 0.5)'
+        if train.HFLIP else 'not mirrored, since all look one way (-opts TRAIN.HFLIP 0.5)' \
+        if survey.measure_mirroring() > ONE_WAY else 'not mirrored (-opts TRAIN.HFLIP 0.5)'
     lines = [
         f'model     {config.MODEL.NAME}, {source} (-pretrained=X)',
         f'size      {data.IMAGE_SIZE} x {data.IMAGE_SIZE} pixels (-image_size=N); the pictures '
@@ -209,12 +214,25 @@ def _describe_factors(train):
 def draw_training_pictures(project: Project, config: CfgNode, folder: str) -> None:
     """Write augmented.png: training pictures as the model gets them, with their classes."""
     dataset = project.get_dataset(config, True)
-    order = np.random.default_rng(config.SEED).permutation(len(dataset))
+    order = choose_shown(dataset.labels, config.SEED)
     path = os.path.join(folder, 'augmented.png')
     with go_on('augmented.png'):
         _draw_sheet([(dataset.class_names[label], Image.fromarray(array)) for array, label, _ in (
-            dataset[0, int(index)] for index in order[:SHEET_COLUMNS * SHEET_ROWS])], path)
+            dataset[0, int(index)] for index in order)], path)
         logger.info('Training pictures as the model gets them: %s', path)
+
+
+def choose_shown(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return the indices of the pictures on the sheet, the classes in turn, each at random.
+
+    labels: int [N]. A class of few pictures is seen too.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turns = np.zeros(len(labels), np.int64)         # which of its class a picture is
+    for label in np.unique(labels):
+        turns[labels[order] == label] = np.arange((labels == label).sum())
+    shown = order[np.argsort(turns, kind='stable')][:SHEET_COLUMNS * SHEET_ROWS]
+    return shown[np.argsort(labels[shown], kind='stable')]
 
 
 def draw_mistakes(samples: np.ndarray, dataset: Any, path: str) -> int:

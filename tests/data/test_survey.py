@@ -5,9 +5,17 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.data.datasets import open_dataset
-from common.data.survey import count_reasons, survey_folder, write_table
+from common.data.digits import load_digits_rgb
+from common.data.survey import (
+    THUMB,
+    compare_mirrored,
+    count_reasons,
+    survey_folder,
+    write_table,
+)
 from common.errors import UserError
 from tests.support.data_folders import make_config, make_folders, make_image
 from tests.support.picture_folders import ODD, add_odd_files, make_digit_folders
@@ -47,6 +55,33 @@ def test_class_folders_that_differ_in_blanks_are_two_classes(tmp_path):
     for index, label in enumerate(dataset.labels.tolist()):
         folder = os.path.basename(os.path.dirname(dataset.reader.path(index)))
         assert os.fsdecode(folder) == survey.class_names[label]
+
+
+def test_writing_looks_one_way_and_what_is_mirrored_as_often_does_not(folder, tmp_path):
+    assert survey_folder(folder, 0.2).measure_mirroring() > 1.4
+    both = make_digit_folders(tmp_path / 'both', COUNTS)
+    for name in ('zero', 'one', 'six'):
+        for file in os.listdir(os.path.join(both, name)):
+            image = Image.open(os.path.join(both, name, file))
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(1).save(
+                os.path.join(both, name, f'mirrored {file}'))
+    assert survey_folder(both, 0.2).measure_mirroring() < 1.1
+
+
+def test_how_unlike_the_mirror_images_are_by_a_sum_over_every_pair():
+    images, labels = load_digits_rgb()
+    thumbs = np.stack([Image.fromarray(image).convert('L').resize((THUMB, THUMB))
+                       for image in images[labels == 7][:20]]).astype(np.float32)
+    medians = []
+    for looked_at in (thumbs, thumbs[:, :, ::-1]):
+        nearest = []
+        for i, one in enumerate(looked_at):
+            others = [(other - other.mean()) / other.std() for j, other in enumerate(thumbs)
+                      if j != i]
+            one = (one - one.mean()) / one.std()
+            nearest.append(min(np.linalg.norm(one - other) for other in others))
+        medians.append(np.median(nearest))
+    assert compare_mirrored(thumbs.reshape(20, -1)) == pytest.approx(medians[1] / medians[0], 1e-3)
 
 
 def test_the_same_pictures_are_held_back_whenever_it_is_asked_again(folder, tmp_path):

@@ -6,6 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.deploy import export, predict
@@ -53,6 +54,21 @@ def test_it_says_what_it_found_what_it_plans_and_how_to_change_it(tuned, folder)
         assert text in log[:log.index('Training vit')], text
     assert first_update
     assert {os.path.basename(row['path']) for row in read(run / 'left_out.csv')} == {*ODD}
+
+
+def test_pictures_that_look_one_way_are_not_mirrored(tuned):
+    run, log = tuned
+    assert 'not mirrored, since all look one way (-opts TRAIN.HFLIP 0.5)' in log
+    assert VIT.get_config(str(run / 'config.yaml')).TRAIN.HFLIP == 0
+
+
+def test_every_class_is_on_the_sheet():
+    labels = np.repeat([0, 1, 2], [58, 20, 5])
+    shown = finetune.choose_shown(labels, seed=0)
+    assert np.bincount(labels[shown]).tolist() == [10, 9, 5] and len(set(shown)) == 24
+    many = np.arange(100)
+    assert len(set(finetune.choose_shown(many, seed=0))) == 24
+    assert not np.array_equal(finetune.choose_shown(many, 0), finetune.choose_shown(many, 1))
 
 
 def test_training_and_validation_share_nothing(tuned, folder):
