@@ -1,6 +1,7 @@
 """Classify pictures with the model in this folder: python infer.py sample.png
 
-Needs its engine, NumPy and Pillow. Prints the five best classes of each picture.
+Needs its engine, NumPy and Pillow. Prints the five best classes of each picture; of sample.png,
+whose answer is in sample.json, where none is named.
 """
 
 import json
@@ -49,6 +50,8 @@ def open_onnxruntime() -> Callable[[np.ndarray], np.ndarray]:
 
 def open_paddle() -> Callable[[np.ndarray], np.ndarray]:
     """Return run(images) -> logits [1, classes]."""
+    import warnings
+    warnings.filterwarnings('ignore', message='No ccache found')        # nothing here needs it
     from paddle import inference
     program = FOLDER / ('model.json' if (FOLDER / 'model.json').exists() else 'model.pdmodel')
     config = inference.Config(str(program), str(FOLDER / 'model.pdiparams'))
@@ -84,4 +87,4 @@ def main(paths: list[str], run: Callable[[np.ndarray], np.ndarray]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:], open_paddle())
+    main(sys.argv[1:] or [str(FOLDER / 'sample.png')], open_paddle())
