@@ -1,23 +1,26 @@
 """finetune.py's defaults on small sets of pictures, against a linear probe and from scratch.
 
-python -m benchmarks.small_data [--fashion_mnist DIR] [--only NAME,...] [-opts KEY VALUE ...]
+python -m benchmarks.small_data [--fashion_mnist DIR] [--output DIR] [--draws N] [--only NAME,...]
 
-The small model of the command without weights is trained on the classes 0 to 4 of Fashion-MNIST;
-each set is of other pictures. The
-accuracy is the mean over the classes, on pictures that no run has seen. "finetune" is the command
-without a flag but the weights; the probe is a logistic regression on the weights' features of the
-same training pictures; "scratch" the command without weights.
-About 12 minutes of one core (estimated from its parts).
+Each draw takes by lot five classes of Fashion-MNIST that the weights are to know: the small model
+of the command without weights is trained on 1,000 pictures of each. The sets are of the other
+five classes, and of digits; which class has how many pictures, and which pictures these are, is by
+lot too. The accuracy is the mean over the classes, on pictures that no run has seen. "finetune" is
+the command without a flag but the weights; the probe is a logistic regression on the weights'
+features of the same training pictures; "scratch" the command without weights. What is measured
+stands in DIR/results.jsonl and is not measured again. About 15 minutes of one core a draw.
 """
 
 import argparse
 import contextlib
 import io
+import json
 import os
 import sys
 import tempfile
-import time
 from argparse import Namespace
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -36,19 +39,36 @@ from common.deploy.trained import Trained, load_trained
 from common.run import finetune
 from common.weights.registry import find_in_run
 
-KNOWN, NEW = range(5), range(5, 10)
+KNOWN = 5                       # classes that the weights are trained on
 PRETRAINING = 1000, 1500        # pictures a class, updates
 TESTED = 300                    # pictures a class, at most
-# {name: (source, {class: training pictures})}; a fifth of them is held back by finetune.py.
+WAYS = ('finetune', 'probe', 'scratch')
+# {name: (source, pictures of each class)}; a fifth of them is held back by finetune.py.
 SETS = {
-    'fashion, 5 new classes, 10 each': ('fashion', dict.fromkeys(NEW, 10)),
-    'fashion, 5 new classes, 50 each': ('fashion', dict.fromkeys(NEW, 50)),
-    'fashion, 5 new classes, 200 each': ('fashion', dict.fromkeys(NEW, 200)),
-    'fashion, 200, 100, 40, 15 and 6': ('fashion', dict(zip(NEW, (200, 100, 40, 15, 6)))),
-    'fashion, two classes, 30 each': ('fashion', {7: 30, 9: 30}),
-    'fashion, 50, 50 and 1 picture': ('fashion', {5: 50, 8: 50, 9: 1}),
-    'digits, 10 classes, 40 each': ('digits', dict.fromkeys(range(10), 40)),
+    'clothing, 5 classes, 10 each': ('fashion', [10] * 5),
+    'clothing, 5 classes, 50 each': ('fashion', [50] * 5),
+    'clothing, 5 classes, 200 each': ('fashion', [200] * 5),
+    'clothing, 200, 100, 40, 15 and 6': ('fashion', [200, 100, 40, 15, 6]),
+    'clothing, 72, 25 and 6': ('fashion', [72, 25, 6]),
+    'clothing, two classes, 30 each': ('fashion', [30, 30]),
+    'clothing, 50, 50 and 1 picture': ('fashion', [50, 50, 1]),
+    'digits, 10 classes, 40 each': ('digits', [40] * 10),
+    'digits, 72, 25 and 6': ('digits', [72, 25, 6]),
 }
+
+
+class Draw(NamedTuple):
+    """What one draw takes by lot. rng: for the pictures. known, new: classes of Fashion-MNIST."""
+
+    rng: np.random.Generator
+    known: list[int]
+    new: list[int]
+
+
+def draw_lots(number: int, name: str = '') -> Draw:
+    """Return draw `number` of a set, which does not depend on what was measured before."""
+    classes = np.random.default_rng([2026, number]).permutation(10).tolist()
+    return Draw(np.random.default_rng([number, *name.encode()]), classes[:KNOWN], classes[KNOWN:])
 
 
 def load_sources(fashion_mnist: str) -> dict[str, tuple]:
@@ -61,12 +81,13 @@ def load_sources(fashion_mnist: str) -> dict[str, tuple]:
                              for is_train in (True, False))}
 
 
-def write_folders(folder: str, images: np.ndarray, labels: np.ndarray, counts: dict[int, int]
-                  ) -> str:
-    """Write the first pictures of each class as folder/CLASS/N.png; return the folder."""
+def write_folders(folder: str, images: np.ndarray, labels: np.ndarray, counts: dict[int, int],
+                  rng: np.random.Generator) -> str:
+    """Write pictures of each class as folder/CLASS/N.png, by lot; return the folder."""
     for label, count in counts.items():
         os.makedirs(os.path.join(folder, f'class {label}'))
-        for number, index in enumerate(np.flatnonzero(labels == label)[:count]):
+        chosen = rng.permutation(np.flatnonzero(labels == label))[:count]
+        for number, index in enumerate(chosen):
             Image.fromarray(images[index]).convert('RGB').save(
                 os.path.join(folder, f'class {label}', f'{number}.png'))
     return folder
@@ -104,11 +125,11 @@ def average_classes(found: np.ndarray, truth: np.ndarray) -> float:
                                 for label in np.unique(truth)]))
 
 
-def measure_set(weights: str, source: tuple, counts: dict[int, int], scratch: str,
-                opts: list[str]) -> dict[str, float]:
+def measure_set(weights: str, source: tuple, counts: dict[int, int], draw: Draw, scratch: str
+                ) -> dict[str, float]:
     """Return {way: accuracy} of one set. weights: checkpoint. scratch: an empty folder."""
     (images, labels), (test_images, test_labels) = source
-    folder = write_folders(os.path.join(scratch, 'pictures'), images, labels, counts)
+    folder = write_folders(os.path.join(scratch, 'pictures'), images, labels, counts, draw.rng)
     chosen = np.concatenate([np.flatnonzero(test_labels == label)[:TESTED] for label in counts])
     pictures = [Image.fromarray(test_images[index]).convert('RGB') for index in chosen]
     names = {f'class {label}': label for label in counts}
@@ -119,8 +140,7 @@ def measure_set(weights: str, source: tuple, counts: dict[int, int], scratch: st
         order = np.array([names[name] for name in trained.preprocessing.class_names])
         return average_classes(order[logits.argmax(axis=1)], truth)
 
-    results = {'finetune': test(tune(folder, f'{scratch}/tuned', f'-pretrained={weights}',
-                                     '-opts', *opts))}
+    results = {'finetune': test(tune(folder, f'{scratch}/tuned', f'-pretrained={weights}'))}
     backbone = open_model(weights)
     extract = build_extractor(PROJECT, backbone.model)
     survey = survey_folder(folder, finetune.VAL_FRACTION)
@@ -131,40 +151,87 @@ def measure_set(weights: str, source: tuple, counts: dict[int, int], scratch: st
                                    compute(backbone, extract, pictures))
     order = np.array([names[name] for name in survey.class_names])
     results['probe'] = average_classes(order[found], truth)
-    results['scratch'] = test(tune(folder, f'{scratch}/scratch', '-opts', *opts))
+    results['scratch'] = test(tune(folder, f'{scratch}/scratch'))
     return results
+
+
+def train_weights(number: int, source: tuple, output: str) -> str:
+    """Return the checkpoint that knows a draw's classes, trained unless it is there."""
+    folder = os.path.join(output, f'weights-{number}')
+    weights = find_in_run(folder) if os.path.isdir(f'{folder}-done') else None
+    if weights is None:
+        count, updates = PRETRAINING
+        draw = draw_lots(number)
+        with tempfile.TemporaryDirectory() as scratch:
+            pictures = write_folders(f'{scratch}/known', *source[0], dict.fromkeys(
+                draw.known, count), draw.rng)
+            tune(pictures, folder, '-opts', 'TRAIN.NUM_STEPS', str(updates))
+        os.makedirs(f'{folder}-done')
+        weights = find_in_run(folder)
+    return weights
+
+
+def measure(number: int, name: str, sources: dict[str, tuple], output: str) -> dict:
+    """Return {'draw', 'set', 'classes', and each way's accuracy} of a set in a draw."""
+    source, pictures = SETS[name]
+    draw = draw_lots(number, name)
+    classes = draw.new if source == 'fashion' else list(range(10))
+    counts = dict(zip(draw.rng.permutation(classes).tolist(), pictures))
+    weights = train_weights(number, sources['fashion'], output)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = measure_set(weights, sources[source], counts, draw, scratch)
+    return {'draw': number, 'set': name, 'classes': list(counts), **found}
+
+
+def read_results(path: str) -> list[dict]:
+    """Return what has been measured, line by line; a line that was cut short is left out."""
+    results = []
+    if os.path.exists(path):
+        with open(path, encoding='utf-8') as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    results.append(json.loads(line))
+    return results
+
+
+def format_table(results: Sequence[dict]) -> str:
+    """Return the table of docs/accuracy.md: means over the draws, and the lowest of each."""
+    lines = ['| set | draws | finetune | linear probe | from scratch | finetune - the better |',
+             '|---|---|---|---|---|---|']
+    for name in SETS:
+        rows = np.array([[result[way] for way in WAYS] for result in results
+                         if result['set'] == name])
+        if len(rows):
+            means = rows.mean(axis=0)
+            cells = [f'{mean:.1f} ({low:.1f} to {high:.1f})' for mean, low, high in
+                     zip(means, rows.min(axis=0), rows.max(axis=0))]
+            lines.append(f'| {name} | {len(rows)} | {" | ".join(cells)} | '
+                         f'{means[0] - means[1:].max():+.1f} |')
+    return '\n'.join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--fashion_mnist', default='', metavar='DIR',
                         help='folder of its IDX files (default: downloaded)')
-    parser.add_argument('--weights', help='checkpoint to begin from, in place of training one')
-    parser.add_argument('--keep', help='folder for the trained weights')
+    parser.add_argument('--output', default='output/small_data', metavar='DIR',
+                        help='folder of weights and results (default: output/small_data)')
+    parser.add_argument('--draws', type=int, default=3, help='default: 3')
     parser.add_argument('--only', default='', help='parts of names of sets, with commas')
-    parser.add_argument('-opts', nargs='*', default=[], help='options for every run')
     options = parser.parse_args()
+    os.makedirs(options.output, exist_ok=True)
+    path = os.path.join(options.output, 'results.jsonl')
     sources = load_sources(options.fashion_mnist)
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        weights = options.weights
-        if weights is None:
-            count, updates = PRETRAINING
-            folder = write_folders(f'{scratch}/known', *sources['fashion'][0],
-                                   dict.fromkeys(KNOWN, count))
-            keep = options.keep or f'{scratch}/weights'
-            tune(folder, keep, '-opts', 'TRAIN.NUM_STEPS', str(updates))
-            weights = find_in_run(keep)
-        print('| set | finetune | linear probe | from scratch | finetune - the better |')
-        print('|---|---|---|---|---|')
-        for number, (name, (source, counts)) in enumerate(SETS.items()):
-            if any(part in name for part in options.only.split(',')):
-                found = measure_set(weights, sources[source], counts, f'{scratch}/{number}',
-                                    options.opts)
-                margin = found['finetune'] - max(found['probe'], found['scratch'])
-                print(f'| {name} | {found["finetune"]:.1f} | {found["probe"]:.1f} | '
-                      f'{found["scratch"]:.1f} | {margin:+.1f} |', flush=True)
-    print(f'\n{time.perf_counter() - started:.0f} s, {time.process_time():.0f} s of the processor')
+    for number in range(options.draws):
+        for name in SETS:
+            is_done = any((result['draw'], result['set']) == (number, name)
+                          for result in read_results(path))
+            if not is_done and any(part in name for part in options.only.split(',')):
+                result = measure(number, name, sources, options.output)
+                with open(path, 'a', encoding='utf-8') as file:
+                    file.write(json.dumps(result) + '\n')
+                print(result, flush=True)
+    print(format_table(read_results(path)))
 
 
 if __name__ == '__main__':
