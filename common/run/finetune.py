@@ -177,6 +177,8 @@ def say_plan(config: CfgNode, survey: Survey, is_scratch: bool) -> None:
         else 'of the yaml file, from scratch'
     weighted = 'weighted by their counts (-opts TRAIN.CLASS_WEIGHTS None)' \
         if train.CLASS_WEIGHTS else 'of equal weight (-opts TRAIN.CLASS_WEIGHTS balanced)'
+    mixed = ' 0 '.join(f'-opts TRAIN.{key}' if not number else f'TRAIN.{key}' for number, key in
+                       enumerate(key for key in ('MIXUP_ALPHA', 'CUTMIX_ALPHA') if train[key]))
     mirrored = 'mirrored (-opts TRAIN.HFLIP 0 where left and right matter)' \
         if train.HFLIP else 'not mirrored, since all look one way (-opts TRAIN.HFLIP 0.5)' \
         if survey.measure_mirroring() > ONE_WAY else 'not mirrored (-opts TRAIN.HFLIP 0.5)'
@@ -191,7 +193,7 @@ def say_plan(config: CfgNode, survey: Survey, is_scratch: bool) -> None:
         'TRAIN.LAYER_DECAY X, TRAIN.HEAD_LR_SCALE X)',
         f'pictures  cut to {train.CROP_SCALE[0]:.0%} of their area or more '
         f'(-opts TRAIN.CROP_SCALE [X,1]), {mirrored}'
-        + (f', mixup {train.MIXUP_ALPHA:g}' if train.MIXUP_ALPHA else ''),
+        + (f', mixed ({mixed} 0)' if mixed else ''),
         f'classes   {weighted}']
     if not updates:
         lines[2] = f'length    {train.NUM_EPOCHS} epochs in batches of {data.BATCH_SIZE} ' \

@@ -132,7 +132,7 @@ def build_state(job: 'Job') -> TrainState:
         report = load_from_config(job.model, config, job.dataset_train.class_names)
         match_fine_tuned(report, [job.dataset_train, job.dataset_val], config.MODEL.NUM_CLASSES,
                          job.project.heads)
-        if mixup.is_active(config):
+        if mixup.is_active(config) and not config.TRAIN.CLASS_WEIGHTS:
             logger.info('Fine-tuning with mixup or CutMix, as in training from scratch; the '
                         'recipes in configs/finetune have none (TRAIN.MIXUP_ALPHA, CUTMIX_ALPHA).')
     if job.resume_path is None:

@@ -18,6 +18,10 @@ MANY_HELD_BACK = 1_000                  # from which the best validation is wort
 UNEQUAL = 2.0                           # largest / smallest class from which classes are weighted
 WIDE = 768                              # tokens' width that FINE_TUNING_LR is for
 FINE_TUNING_LR, SCRATCH_LR = 3e-4, 1e-3
+# Where classes are weighted. A model that knows every picture by heart takes no notice of weights
+# (arXiv 1812.03372), and of mixed pictures it knows none: four sets of 72, 25 and 6 pictures went
+# from 94.5 to 96.4 % from scratch, and their classes of 6 from 85 to 91 %.
+WEIGHTED_MIXUP, WEIGHTED_CUTMIX = 0.2, 1.0
 
 # Both kinds.
 SHARED = {
@@ -25,7 +29,7 @@ SHARED = {
     'TRAIN.LR_SCHEDULER.NAME': 'cosine', 'TRAIN.LR_SCHEDULER.FROM_START': False,
     'TRAIN.WEIGHT_DECAY': 0.05, 'TRAIN.GRAD_CLIP': 1.0, 'TRAIN.SMOOTHING': 0.1,
     'TRAIN.LINEAR_SCALED_LR': None, 'TRAIN.COOLDOWN_EPOCHS': 0, 'TRAIN.MODEL_EMA': False,
-    'TRAIN.CUTMIX_ALPHA': 0.0, 'TRAIN.AUTO_AUGMENT': '', 'TRAIN.RANDOM_ERASE_PROB': 0.0,
+    'TRAIN.AUTO_AUGMENT': '', 'TRAIN.RANDOM_ERASE_PROB': 0.0,
     'DATA.EXIF_ORIENTATION': True, 'TRAIN.HFLIP': 0.5,
     'MODEL.DROPOUT': 0.0, 'MODEL.ATTENTION_DROPOUT': 0.0, 'KEEP': 0,
 }
@@ -54,13 +58,15 @@ def choose_recipe(class_counts: Sequence[int], is_pretrained: bool, embed_dim: i
     if not is_pretrained:
         updates = max(updates, SCRATCH_UPDATES)
     recipe = {**SHARED, **(FINE_TUNING if is_pretrained else FROM_SCRATCH),
-              'TRAIN.MIXUP_ALPHA': 0.0 if number < SMALL else 0.1}
+              'TRAIN.MIXUP_ALPHA': 0.0 if number < SMALL else 0.1, 'TRAIN.CUTMIX_ALPHA': 0.0}
     if held_back < MANY_HELD_BACK:
         recipe['BEST'] = 'latest'
     if max(counts) >= UNEQUAL * min(counts):
         # Smoothing gives every class a share of each picture, which the weight of a rare class
         # multiplies: with 40, 40 and 1 pictures everything was taken for the one.
-        recipe |= {'TRAIN.CLASS_WEIGHTS': ['balanced'], 'TRAIN.SMOOTHING': 0.0}
+        recipe |= {'TRAIN.CLASS_WEIGHTS': ['balanced'], 'TRAIN.SMOOTHING': 0.0,
+                   'TRAIN.MIXUP_ALPHA': WEIGHTED_MIXUP,
+                   'TRAIN.CUTMIX_ALPHA': 0.0 if is_pretrained else WEIGHTED_CUTMIX}
     peak = FINE_TUNING_LR * WIDE / embed_dim if is_pretrained else SCRATCH_LR
     peak = float(f'{peak:.1e}')
     return recipe | {

@@ -34,7 +34,7 @@ def test_a_run_of_it_begins_above_rate_0_and_validates_some_20_times(counts, is_
     assert plan.total_updates > config.TRAIN.EARLY_STOP_STEPS
 
 
-def test_unequal_classes_are_weighted_and_mixup_is_for_many_pictures():
+def test_unequal_classes_are_weighted_and_mixed():
     assert 'TRAIN.CLASS_WEIGHTS' not in choose_recipe([50, 60, 70], True)
     unequal = choose_recipe([58, 20, 5], True)
     assert unequal['TRAIN.CLASS_WEIGHTS'] == ['balanced'] and unequal['TRAIN.SMOOTHING'] == 0
@@ -42,8 +42,11 @@ def test_unequal_classes_are_weighted_and_mixup_is_for_many_pictures():
     weights = compute_class_weights(['balanced'], 3, [40, 40, 1])
     smoothed = (1 - 0.1) * np.eye(3)[0] + 0.1 / 3
     assert (weights * smoothed).argmax() == 2 and (weights * np.eye(3)[0]).argmax() == 0
-    assert choose_recipe([100] * 10, True)['TRAIN.MIXUP_ALPHA'] == 0
-    assert choose_recipe([3000] * 10, True)['TRAIN.MIXUP_ALPHA'] == 0.1
+    for counts, mixup, cutmix in (([100] * 10, 0, 0), ([58, 20, 5], 0.2, 1), ([3000] * 10, 0.1, 0)):
+        for is_pretrained in (True, False):
+            recipe = choose_recipe(counts, is_pretrained)
+            assert recipe['TRAIN.MIXUP_ALPHA'] == mixup
+            assert recipe['TRAIN.CUTMIX_ALPHA'] == (0 if is_pretrained else cutmix)
 
 
 def test_balanced_is_a_word():
