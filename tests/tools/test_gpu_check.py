@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from common.device_check.report import (
     run_check,
     run_checks,
 )
-from common.tools.gpu_check import main
+from common.tools.gpu_check import end_group, main
 from tests.support.accelerator import TYPE, build, make_environment
 from tests.support.paths import ROOT
 from ViT.project import PROJECT
@@ -71,8 +72,32 @@ def test_a_device_that_is_wrong(accelerator, tmp_path):
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_check_that_is_stopped_leaves_nothing_running(tmp_path, number):
+def test_a_group_is_ended_with_what_it_has_started():
+    """Its trainings run in sessions of their own, and some without an end."""
+    code = textwrap.dedent("""
+        import subprocess, time
+        from common.device_check.commands import started
+        from common.tools.gpu_check import end_on_signals
+
+        class Run:
+            def start(self):
+                return subprocess.Popen(['sleep', '300'], start_new_session=True)
+
+        end_on_signals()
+        with started(Run()) as process:
+            print(process.pid, flush=True)
+            time.sleep(300)
+        """)
+    with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE,
+                          start_new_session=True) as process:
+        started = Path('/proc') / process.stdout.readline().decode().strip()
+        assert (started / 'cmdline').read_bytes().startswith(b'sleep')
+        end_group(process)
+    assert wait_for(lambda: not started.exists(), 10)
+
+
+@pytest.mark.runs
+def test_a_check_that_is_stopped_leaves_nothing_running(tmp_path):
     def find_processes():
         found = []
         for process in Path('/proc').glob('[0-9]*'):
@@ -86,8 +111,8 @@ def test_a_check_that_is_stopped_leaves_nothing_running(tmp_path, number):
          '-groups=commands'], cwd=ROOT / 'ViT', env={**os.environ, 'TMPDIR': str(tmp_path)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert wait_for(lambda: len(find_processes()) >= 3)     # itself, the group, and a training
-    process.send_signal(number)
-    assert process.wait(60) == 128 + number
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert wait_for(lambda: not find_processes()), find_processes()
 
 
