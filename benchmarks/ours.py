@@ -1,6 +1,7 @@
 """This project as a contestant: python ours.py WORKLOAD OPTIONS, see contest.py.
 
-train MODEL BATCH fast|plain|dropout [SIDE]   one optimizer update; dropout: fast, with 0.1 of both
+train MODEL BATCH fast|plain|dropout|no_c [SIDE]   one optimizer update; dropout: fast, with 0.1 of
+                                              both; no_c: fast, NumPy and Paddle for row_kernels.c
 eval MODEL BATCH fast|plain|ENGINE PRECISION   one batch to logits
 MODEL: a yaml, as "ViT/vit_base_patch16_224"; else without dropout, as the peers create theirs.
 """
@@ -20,7 +21,7 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 from benchmarks.contest import serve  # noqa: E402
-from common.kernels import install  # noqa: E402
+from common.kernels import install, row_kernels  # noqa: E402
 from common.machine.host_memory import release_freed_memory  # noqa: E402
 from common.training.optimizer import build_optimizer, clip_gradients  # noqa: E402
 
@@ -51,6 +52,8 @@ def make_images(config, batch_size):
 def make_train_step(name, batch_size, how, image_size=None):
     """Return a function that makes one update: forward, backward, clip, AdamW."""
     config, model = build(name, image_size, 0.1 if how == 'dropout' else 0.0)
+    if how == 'no_c':
+        row_kernels.load_kernels = lambda: None
     if how != 'plain':
         install(model, 'cpu')
     optimizer = build_optimizer(config, model)
