@@ -2,15 +2,14 @@
 
 Figure 1 of the paper, from bottom to top: PatchEmbedding, the class token and the position
 embedding, Encoder (EncoderLayer = Attention + Mlp, each behind a LayerNorm and in front of a
-residual sum), classifier. What only some families need is at the end, with the paper's hybrid,
-ResNetStem. Parameter names and shapes are those of PaddleViT, so that its weights load; nothing
-here needs more than Paddle and NumPy.
+residual sum), classifier. Layers that only some families need are at the end, with the paper's
+hybrid, ResNetStem. Names and shapes of parameters are PaddleViT's, so that its weights load.
 
 A layer that names functions in `kernels` calls them as `self.NAME(...)`, and may be given others
 that compute the same (see common/kernels); these are the plain ones.
 
-Shapes in comments: B images, N patches, P prefix tokens (class token, distillation token,
-registers), D embed_dim, H heads, d channels of a head, C classes.
+Shapes in comments: B images, N patches (in attention: tokens), P prefix tokens (class and
+distillation token, registers), D embed_dim, H heads, d channels of a head, C classes.
 """
 
 import inspect
@@ -102,7 +101,7 @@ class PatchEmbedding(nn.Layer):
         super().__init__()
         self.patch_embedding = nn.Conv2D(in_channels, embed_dim, patch_size, stride=patch_size)
 
-    def forward(self, images: Tensor) -> Tensor:                # [B, 3, height, width]
+    def forward(self, images: Tensor) -> Tensor:                # [B, in, height, width]
         patches = self.patch_embedding(images)                  # [B, D, rows, cols]
         return patches.flatten(2).transpose([0, 2, 1])          # [B, N, D], row after row
 
@@ -246,10 +245,11 @@ class VisionTransformer(nn.Layer):
     zero_head: start the classifier at zero (paper, Appendix B.1.1). layer_scale: see EncoderLayer.
     recompute: save memory in training by computing each block twice.
     resnet_layers: units a stage of a hybrid's ResNet, (3, 4, 9) for R50. resnet_width: of its root.
-    register_tokens: tokens behind the class token that no head reads (Darcet et al., 2023).
+    register_tokens: tokens after the class token that no head reads (Darcet et al., 2023). Their
+        rows of the position table are zero where the file that is loaded has none (DINOv2).
     distilled: a second token and head (DeiT, Touvron et al., 2020, Sec. 4). In training the
         output is the logits of both heads, in evaluation their mean.
-    pre_norm: a LayerNorm before the first block (CLIP). last_norm: one behind the last (not RADIO).
+    pre_norm: a LayerNorm before the first block (CLIP). last_norm: one after the last (not RADIO).
     norm_after_pooling: the last norm follows the pooling, as `fc_norm` (BEiT's and MAE's).
     Raises ValueError if the sizes do not fit together.
     """
@@ -326,7 +326,7 @@ class VisionTransformer(nn.Layer):
         return self.encoder.layers
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the tokens after the last norm, prefix tokens first: [B, P + N, D]."""
+        """Return the encoder's tokens (after its norm, if it has one), P first: [B, P + N, D]."""
         if list(images.shape[1:]) != self.input_shape:
             raise ValueError(f'the model takes images [B, {str(self.input_shape)[1:]}, '
                              f'not {list(images.shape)}')
