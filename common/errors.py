@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from common.terminal import paint
+from common.terminal import escape_controls, paint
 
 # In the environment of processes started together: who makes this file prints its error.
 FIRST_ERROR_FILE = 'VIT_FIRST_ERROR_FILE'
@@ -42,19 +42,19 @@ def report_errors(function: Callable, *arguments: Any) -> int:
     try:
         return function(*arguments) or 0
     except UserError as error:
-        _print_first(f'{_mark()} {error}')
+        _print_first(str(error))
         return 2
     except RunError as error:
-        _print_first(f'{_mark()} {error}')
+        _print_first(str(error))
         return 1
     except Interrupted as stop:
-        _print_first(str(stop))
+        _print_first(str(stop), is_error=False)
         return stop.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
         limit = find_limit(error)
-        _print_first(f'{_mark()} {limit}' if limit else traceback.format_exc())
+        _print_first(limit or traceback.format_exc(), is_error=limit is not None)
         return 1
 
 
@@ -75,8 +75,12 @@ def _mark():
     return paint('error:', 'red', sys.stderr)
 
 
-def _print_first(text):
-    """Print an error, unless another of the spawned processes has printed one already."""
+def _print_first(text, is_error=True):
+    """Print an error, unless another of the spawned processes has printed one already.
+
+    is_error: mark it as such.
+    """
+    text = escape_controls(text)
     path = os.environ.get(FIRST_ERROR_FILE)
     if path:
         try:
@@ -86,7 +90,7 @@ def _print_first(text):
         except OSError:
             pass                            # better twice than not at all
     with contextlib.suppress(OSError, ValueError):      # the terminal is gone
-        print(text, file=sys.stderr, flush=True)
+        print(f'{_mark()} {text}' if is_error else text, file=sys.stderr, flush=True)
 
 
 def suggest(name: str, valid_names: Iterable) -> str:

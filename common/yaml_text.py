@@ -1,12 +1,13 @@
 """Reading yaml from outside: every key once, and no text that grows when it is read."""
 
+import io
 import os
-import stat
 from typing import Any
 
 import yaml
 
 from common.errors import UserError
+from common.files import open_regular
 from common.option import shorten, show
 
 MAX_BYTES = 1 << 19             # of a file; 21,841 class weights take half of it
@@ -17,10 +18,9 @@ MAX_DEPTH = 20                  # lists and groups inside each other
 def read_yaml(path: str) -> dict[str, Any]:
     """Return the mapping in a yaml file, {} for an empty one. Raises UserError naming the place."""
     try:
-        # Opening a pipe would wait for whoever writes to it.
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not os.path.isfile(path) and os.path.exists(path):
             raise UserError(f'The config {shorten(path)} is not a file.')
-        with open(path, 'rb') as file:
+        with open_regular(path, io.DEFAULT_BUFFER_SIZE) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f'Cannot read the config file {shorten(path)}: {error.strerror}.') from None

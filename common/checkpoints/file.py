@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from common.files import TEMPORARY
 from common.weights.safe_pickle import NAMED_FUNCTIONS, Checker, PickleError
 from common.weights.trailer import (
     CheckpointError,
@@ -20,7 +21,6 @@ from common.weights.trailer import (
 )
 
 CHUNK = 1 << 20                     # bytes written or read at once
-TEMPORARY = '.writing'              # ending of a file that is not complete
 
 _EMPTY = np.zeros(0)
 
@@ -64,6 +64,7 @@ def write_checkpoint(path: str, payload: object, summary: dict,
     """
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f'.{name}{TEMPORARY}')
+    _remove_if_there(temporary)         # a link would be followed
     try:
         size, crc, trailer = _write_file(temporary, payload, summary)
         content = _read_back(temporary, size, crc, trailer)

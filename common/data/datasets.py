@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 from common.data.classes import ANY_LABEL, IMAGENET, match_classes, read_class_names, rename_classes
 from common.data.digits import load_digits_rgb
-from common.data.images import ImageError
+from common.data.images import ImageError, show_path
 from common.data.lists import LABELS_NAME, LIST_NAMES
 from common.data.parts import Labelled, join_parts
 from common.data.pixels import to_array
@@ -425,8 +425,8 @@ def _match_classes(tree):
     for part, names in (('train', train), ('val', val)):
         if not names:
             _refuse_empty(tree, part)
-    only = [f'only in train: {name}' for name in sorted(set(train) - set(val))]
-    only += [f'only in val: {name}' for name in sorted(set(val) - set(train))]
+    only = [f'only in train: {show_path(name)}' for name in sorted(set(train) - set(val))]
+    only += [f'only in val: {show_path(name)}' for name in sorted(set(val) - set(train))]
     more = f' and {len(only) - 3} more' if len(only) > 3 else ''
     raise UserError(
         f'{tree.describe()}: train and val have different class folders, so their labels would '

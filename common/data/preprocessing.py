@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
+from common.data.images import show_path
 from common.data.normalize import Preprocess
 from common.data.pixels import to_array
 from common.data.transforms import ResizeCentreCrop
@@ -52,6 +53,10 @@ class Preprocessing:
     def name_class(self, index: int) -> str:
         """Return the name of a class, or its number as text where names are not known."""
         return str(index) if self.class_names is None else self.class_names[index]
+
+    def show_class(self, index: int) -> str:
+        """Return the name of a class as one line that can be printed."""
+        return show_path(self.name_class(index))
 
     def replace_names(self, class_names: list[str] | None) -> 'Preprocessing':
         """Return the same with other class names."""

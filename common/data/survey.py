@@ -23,7 +23,7 @@ from common.data.images import ImageError, decode_image, show_path
 from common.data.lists import protect_name
 from common.data.table import SampleTable, choose_part
 from common.errors import UserError
-from common.files import open_regular
+from common.files import KEEP_NAMES, open_regular
 from common.machine.environment import count_cores
 from common.terminal import is_terminal
 
@@ -156,7 +156,7 @@ def write_table(survey: Survey, path: str) -> None:
 
 def write_rows(path: str, header: Iterable[str], rows: Iterable[Iterable]) -> None:
     """Write a new .csv file; names of files keep their own bytes."""
-    with open(path, 'x', newline='', encoding='utf-8', errors='surrogateescape') as file:
+    with open(path, 'x', newline='', encoding='utf-8', errors=KEEP_NAMES) as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

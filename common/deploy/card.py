@@ -33,6 +33,17 @@ SHOWN_CLASSES = 100
 SAMPLE_CLASSES = 5
 # What infer.py runs, the first of the formats that a folder has.
 ENGINES = {'openvino': 'openvino', 'onnx': 'onnxruntime', 'paddle': 'paddle'}
+# The other files of a folder, and what they are.
+ABOUT = {
+    'model.json': "Paddle's program", 'model.pdmodel': "Paddle's program",
+    'model.pdiparams': 'its parameters', 'model.pdiparams.info': 'their names',
+    'model.onnx': 'the model for ONNX, opset 17',
+    'model.xml': 'the model for OpenVINO', 'model.bin': 'its parameters',
+    'formats.json': 'precision, and what int8 cost',
+    'preprocessing.json': 'size, crop, mean, std and class names',
+    'check.npz': 'logits for known images, by which an engine is checked',
+    'files.json': 'SHA-256 of the files', LABELS: 'class names, one a line',
+    SCRIPT: 'classifies pictures', SAMPLE: 'a picture to try', ANSWER: 'its expected answer'}
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -195,10 +206,10 @@ def plain_code(text: str) -> str:
 
 
 def check_target(folder: str) -> None:
-    """Raise UserError for a folder whose README.md or infer.py is not of an earlier export."""
+    """Raise UserError for a folder with files of our names that are not of an earlier export."""
     present = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    if present & {CARD, SCRIPT, LABELS} and not present & {'check.npz', 'files.json'}:
-        found = ', '.join(sorted(present & {CARD, SCRIPT, LABELS}))
+    if present & {CARD, *ABOUT} and not present & {'check.npz', 'files.json'}:
+        found = ', '.join(sorted(present & {CARD, *ABOUT}))
         raise UserError(f'-output={show_path(folder)} holds {found} and is no exported model: '
                         'choose another folder, so that nothing is written over.')
 
@@ -213,17 +224,7 @@ def _describe_use(files):
 
 
 def _describe_files(files):
-    about = {
-        'model.json': "Paddle's program", 'model.pdmodel': "Paddle's program",
-        'model.pdiparams': 'its parameters', 'model.pdiparams.info': 'their names',
-        'model.onnx': 'the model for ONNX, opset 17',
-        'model.xml': 'the model for OpenVINO', 'model.bin': 'its parameters',
-        'formats.json': 'precision, and what int8 cost',
-        'preprocessing.json': 'size, crop, mean, std and class names',
-        'check.npz': 'logits for known images, by which an engine is checked',
-        'files.json': 'SHA-256 of the files', LABELS: 'class names, one a line',
-        SCRIPT: 'classifies pictures', SAMPLE: 'a picture to try', ANSWER: 'its expected answer'}
-    rows = [f'| `{name}` | {about[name]} |' for name in (*files, 'files.json') if name in about]
+    rows = [f'| `{name}` | {ABOUT[name]} |' for name in (*files, 'files.json') if name in ABOUT]
     return '\n'.join(['| file | what |', '|---|---|', *rows])
 
 

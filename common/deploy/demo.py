@@ -325,7 +325,7 @@ def name_shares(preprocessing: Preprocessing, logits: np.ndarray) -> dict[str, f
     """Return {class name: probability} of the likeliest classes of one picture."""
     names: dict[str, float] = {}
     for index, share in rank_classes(logits, TOP_CLASSES)[0]:
-        name = preprocessing.name_class(index)
+        name = preprocessing.show_class(index)
         names[f'{name} ({index})' if name in names else name] = share
     return names
 

@@ -25,6 +25,7 @@ from common.data.survey import survey_folder
 from common.deploy.pictures import find_pictures
 from common.deploy.trained import Trained, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
+from common.files import note_reads, refuse_overwriting, replace_file
 from common.project import Project
 from common.run.log import start_logging
 from common.terminal import is_terminal
@@ -56,7 +57,9 @@ def _run(project, argv):
     if not os.path.isdir(os.path.dirname(os.path.abspath(arguments.output))):
         raise UserError(f'-output={arguments.output}: there is no such folder.')
     pictures, is_train, class_names = _list_pictures(arguments.images)
-    trained = load_trained(project, arguments)
+    with note_reads() as read:
+        trained = load_trained(project, arguments)
+    refuse_overwriting(arguments.output, read)
     compute = build_extractor(project, trained.model, arguments.tokens)
     kept, features = [], []
     for indices, batch in _iterate_features(trained, compute, [path for path, _, _ in pictures],
@@ -224,15 +227,11 @@ def _iterate_features(trained: Trained, compute: Callable, paths: list[str], bat
 
 
 def _save(path, arrays):
-    temporary = f'{path}.writing.npz'
     try:
-        np.savez(temporary, **arrays)
-        os.replace(temporary, path)
+        with replace_file(path) as file:
+            np.savez(file, **arrays)
     except OSError as error:
-        raise UserError(f'Cannot write {path}: {error.strerror or error}.') from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        raise UserError(f'Cannot write {show_path(path)}: {error.strerror or error}.') from None
 
 
 def _parse(project, argv):

@@ -1,5 +1,6 @@
 """Which pictures the arguments name, and where what is made of them is written."""
 
+import contextlib
 import glob
 import os
 from collections import Counter
@@ -8,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from common.data.archives import list_pictures
 from common.data.folders import count_endings, walk
@@ -19,9 +21,17 @@ from common.data.images import (
     show_path,
 )
 from common.data.readers import Reader
-from common.errors import UserError
+from common.errors import RunError, UserError
+from common.files import Identity, identify, open_regular, replace_file
 
 ARCHIVES = ('.zip', '.tar')
+# Endings of weights, models, arrays, archives and configs, which a text with predictions must not
+# be written over by a slip.
+NO_TEXT = (*ARCHIVES, '.tgz', '.gz', '.pdparams', '.pdopt', '.pdmodel', '.pdiparams',
+           '.safetensors', '.npz', '.npy', '.pth', '.pt', '.bin', '.ckpt', '.onnx', '.xml',
+           '.yaml', '.yml')
+MARK = 'written by vit-paddle'  # in pictures of ours
+MARK_WITHIN = 4096              # bytes from the start
 
 
 class Picture(NamedTuple):
@@ -66,40 +76,75 @@ def find_pictures(arguments: Iterable[str], lines: Iterable[str],
 
 
 def list_inputs(arguments: Sequence[str], folder: str | None
-                ) -> tuple[int | None, set[str] | None]:
-    """Return (number of pictures, real paths of those inside `folder`); (None, None): not known.
+                ) -> tuple[int | None, set[Identity] | None]:
+    """Return (number of pictures, their files); (None, None): not known beforehand.
 
-    folder: of the output, None for none.
+    folder: of the output; where it is None or not there yet, no files are returned.
     """
     if '-' in arguments:
         return None, None
-    inside = None if folder is None else os.path.realpath(folder) + os.sep
+    may_meet = folder is not None and os.path.exists(folder)
     count, inputs = 0, set()
     for picture in find_pictures(arguments, ()):
         count += 1
-        if inside and (path := os.path.realpath(picture.path)).startswith(inside):
-            inputs.add(path)
+        if may_meet:
+            with contextlib.suppress(OSError):          # in an archive, or missing
+                inputs.add(identify(os.stat(picture.path)))
     return count, inputs
 
 
 def check_output_file(path: str | None, arguments: Sequence[str]) -> None:
-    """Raise UserError if a file for text is one of the pictures."""
-    if path is None or not os.path.exists(path):
+    """Raise UserError for a file for text that is one of the pictures, or called like weights."""
+    if path is None:
         return
-    real = os.path.realpath(path)
-    if is_image_name(os.path.basename(path)) or '-' not in arguments and any(
-            os.path.realpath(picture.path) == real for picture in find_pictures(arguments, ())):
+    if path.lower().endswith(NO_TEXT):
+        raise UserError(f'-output={show_path(path)}: predictions are text, and a file of this '
+                        'ending holds something else. Take .csv, .jsonl or .txt.')
+    if not os.path.exists(path):
+        return
+    status = identify(os.stat(path))
+    inputs = list_inputs(arguments, os.path.dirname(path) or '.')[1] or set()
+    for argument in arguments:                          # an archive itself
+        with contextlib.suppress(OSError):
+            inputs.add(identify(os.stat(argument)))
+    if is_image_name(os.path.basename(path)) or status in inputs:
         raise UserError(f'-output={show_path(path)} is a picture, which would be written over.')
 
 
-class OutputNames:
-    """Paths in an output folder, no two the same, and none of a picture that is read.
+def save_output(image: Image.Image, path: str) -> None:
+    """Write a picture of ours, by which it is known again. Raises RunError.
 
-    inputs: real paths of the pictures, None where they are not known beforehand: then no file is
-    written over.
+    It takes the place of the file of this name when it is whole; no link is followed.
+    """
+    try:
+        with replace_file(path) as file:
+            if path.endswith('.png'):
+                note = PngInfo()
+                note.add_text('Software', MARK)
+                image.save(file, 'PNG', pnginfo=note)
+            else:
+                image.save(file, 'JPEG', quality=90, comment=MARK.encode())
+    except OSError as error:
+        raise RunError(f'Cannot write {show_path(path)}: {error.strerror or error}.') from None
+
+
+def is_own_output(path: str) -> bool:
+    """Tell whether a file was written by save_output."""
+    try:
+        with open_regular(path) as file:
+            return not os.path.islink(path) and MARK.encode() in file.read(MARK_WITHIN)
+    except OSError:
+        return False
+
+
+class OutputNames:
+    """Paths in an output folder, no two the same, and none of a file that is not our own output.
+
+    inputs: files of the pictures, which are not written over either; None where they are not
+    known beforehand: then no file is written over.
     """
 
-    def __init__(self, folder: str, inputs: AbstractSet[str] | None = frozenset()):
+    def __init__(self, folder: str, inputs: AbstractSet[Identity] | None = frozenset()):
         self.folder = folder
         self.taken = set()
         self.inputs = inputs
@@ -113,15 +158,24 @@ class OutputNames:
             path = os.path.join(self.folder, f'{name}-{number}{extension}')
             number += 1
         self.taken.add(path)
-        if os.path.exists(path) if self.inputs is None else os.path.realpath(path) in self.inputs:
-            raise UserError(f'{show_path(path)} would be written over, which is one of the '
-                            'pictures, or may be. Choose another folder for the output.')
+        if os.path.lexists(path):
+            self._check_own(path)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         except OSError as error:
             raise UserError(f'Cannot write to {show_path(self.folder)}: '
                             f'{error.strerror}.') from None
         return path
+
+
+    def _check_own(self, path):
+        """Raise UserError for a file that must not be written over."""
+        if not is_own_output(path):
+            raise UserError(f'{show_path(path)} would be written over, which this script has not '
+                            'made. Choose another folder for the output, or move it away.')
+        if self.inputs is None or identify(os.stat(path)) in self.inputs:
+            raise UserError(f'{show_path(path)} would be written over, which is one of the '
+                            'pictures, or may be. Choose another folder for the output.')
 
 
 def _search(folder, left_out):

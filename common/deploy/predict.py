@@ -39,14 +39,17 @@ from common.deploy.pictures import (
     check_output_file,
     find_pictures,
     list_inputs,
+    save_output,
 )
 from common.deploy.preprocessing import check_class_names, load_preprocessing
 from common.deploy.ranking import Ranking, format_share, rank_classes
 from common.deploy.trained import FLAGS, add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
+from common.files import KEEP_NAMES, Identity, note_reads, refuse_overwriting
 from common.machine.environment import count_cores
 from common.project import Project
-from common.terminal import is_terminal
+from common.run.log import PlainFormatter
+from common.terminal import escape_controls, is_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +88,10 @@ def _run(project, argv):
     # This also finds a wrong pattern before the model is built.
     total, inputs = list_inputs(arguments.images, arguments.save_dir)
     check_output_file(arguments.output, arguments.images)
-    preprocessing, predict = load_predictor(project, arguments)
+    with note_reads() as read:
+        preprocessing, predict = load_predictor(project, arguments)
+    if arguments.output is not None:
+        refuse_overwriting(arguments.output, read)
     arguments.batch_size = arguments.batch_size or choose_batch_size(
         predict, preprocessing.image_size, total)
     left_out = Counter()
@@ -133,7 +139,9 @@ def log_to_stderr() -> None:
     """Send the project's log to the standard error: the output is for predictions."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-    logger.addHandler(logging.StreamHandler())
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter())
+    logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.INFO)
 
@@ -181,7 +189,7 @@ def make_dynamic_predictor(model: paddle.nn.Layer) -> engines.Run:
 
 def write_predictions(pictures: Iterable[Picture], preprocessing: Preprocessing,
                       predict: engines.Run, file: TextIO, arguments: Any, total: int | None = None,
-                      inputs: AbstractSet[str] | None = frozenset()) -> tuple[int, int]:
+                      inputs: AbstractSet[Identity] | None = frozenset()) -> tuple[int, int]:
     """Predict all pictures and write each one's classes; return (failures, pictures).
 
     total: number of pictures, None for unknown. inputs: see OutputNames.
@@ -201,7 +209,7 @@ def write_predictions(pictures: Iterable[Picture], preprocessing: Preprocessing,
             for reading in batch:
                 if reading.error is not None:
                     failed += 1
-                    tqdm.write(f'error: {reading.error}', file=sys.stderr)
+                    tqdm.write(escape_controls(f'error: {reading.error}'), file=sys.stderr)
                     writer.write_error(reading)
                     continue
                 classes = next(ranked)
@@ -237,17 +245,13 @@ def read_ahead(pictures: Iterable[Picture], preprocessing: Preprocessing,
 def save_labelled(picture: Picture, classes: Ranking, preprocessing: Preprocessing,
                   names: OutputNames) -> None:
     """Write a picture with its classes below it, as JPEG."""
-    lines = [f'{format_share(share)}  {preprocessing.name_class(index)}'
+    lines = [f'{format_share(share)}  {preprocessing.show_class(index)}'
              for index, share in classes]
     name, extension = os.path.splitext(picture.name)
     if extension.lower() not in ('.jpg', '.jpeg'):
         name += extension                   # a.png and a.jpg become a.png.jpg and a.jpg
     path = names.make(name, '.jpg')
-    image = picture.read(preprocessing.exif_orientation)
-    try:
-        draw_labels(image, lines).save(path, quality=90)
-    except OSError as error:
-        raise RunError(f'Cannot write {show_path(path)}: {error.strerror or error}.') from None
+    save_output(draw_labels(picture.read(preprocessing.exif_orientation), lines), path)
 
 
 class TableWriter:
@@ -255,15 +259,15 @@ class TableWriter:
 
     def __init__(self, file: TextIO, preprocessing: Preprocessing) -> None:
         self.file = file
-        self.name_class = preprocessing.name_class
-        names = ['class', *(preprocessing.class_names or ())]
+        self.show_class = preprocessing.show_class
+        names = ['class', *map(show_path, preprocessing.class_names or ())]
         self.width = min(max(len(name) for name in names), 40)
         self.file.write(f'rank  probability  {"class":{self.width}}  picture\n')
 
     def write(self, reading: Reading, classes: Ranking) -> None:
         path = show_path(reading.picture.path)
         for rank, (index, share) in enumerate(classes, 1):
-            name = self.name_class(index)
+            name = self.show_class(index)
             line = f'{rank:4}  {format_share(share):>11}  {name:{self.width}}  {path}'
             self.file.write(line.rstrip() + '\n')
             path = ''
@@ -315,16 +319,30 @@ ENDINGS = {'.jsonl': 'jsonl', '.json': 'jsonl', '.csv': 'csv'}      # of -output
 
 
 def open_output(path: str | None) -> AbstractContextManager[TextIO]:
-    """Open the output, a file or the standard output; file names of any bytes can be written."""
+    """Open the output, a file or the standard output.
+
+    Names of any bytes can be written; on a terminal they are shown as text without commands.
+    """
     if path is None:
-        errors = 'surrogateescape' if sys.stdout.encoding.lower() == 'utf-8' else 'backslashreplace'
+        errors = KEEP_NAMES if sys.stdout.encoding.lower() == 'utf-8' else 'backslashreplace'
         if hasattr(sys.stdout, 'reconfigure'):
             sys.stdout.reconfigure(errors=errors)
-        return _KeptOpen(sys.stdout)
+        return _KeptOpen(_Shown(sys.stdout) if sys.stdout.isatty() else sys.stdout)
     try:
-        return open(path, 'w', encoding='utf-8', errors='surrogateescape')
+        return open(path, 'w', encoding='utf-8', errors=KEEP_NAMES)
     except OSError as error:
         raise UserError(f'Cannot write {path}: {error.strerror}.') from None
+
+
+class _Shown:
+    """A terminal that names cannot command."""
+
+    def __init__(self, file):
+        self.file = file
+        self.isatty, self.flush = file.isatty, file.flush
+
+    def write(self, text):
+        return self.file.write(escape_controls(text))
 
 
 class _KeptOpen:

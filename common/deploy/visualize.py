@@ -24,10 +24,11 @@ from common.deploy.drawing import (
     make_figure,
     overlay,
 )
-from common.deploy.pictures import OutputNames, find_pictures
+from common.deploy.pictures import OutputNames, find_pictures, list_inputs, save_output
 from common.deploy.ranking import format_share, rank_classes
 from common.deploy.trained import add_model_flags, load_trained
 from common.errors import RunError, UserError, report_errors
+from common.files import replace_file
 from common.project import Project
 from common.run.log import start_logging
 
@@ -61,7 +62,7 @@ def _run(project, argv):
     start_logging()
     trained = load_trained(project, arguments)
     token_modules = project.list_token_modules(trained.model)
-    names = OutputNames(arguments.output)
+    names = OutputNames(arguments.output, list_inputs(arguments.images, arguments.output)[1])
     failed, left_out = 0, Counter()
     for picture in find_pictures(arguments.images, sys.stdin, left_out):
         try:
@@ -77,10 +78,11 @@ def _run(project, argv):
         path = names.make(os.path.splitext(picture.name)[0], '.attention.png')
         heading = f'{show_path(picture.name)} - {trained.config.MODEL.NAME}, ' \
                   f'{show_path(trained.source)}'
-        draw(view, crop, trained.preprocessing, heading).save(path)
+        save_output(draw(view, crop, trained.preprocessing, heading), path)
         logger.info('%s: %s', show_path(picture.path), show_path(path))
         if arguments.save_arrays:
-            np.savez_compressed(path.removesuffix('.png') + '.npz', **view.list_arrays())
+            with replace_file(path.removesuffix('.png') + '.npz') as file:
+                np.savez_compressed(file, **view.list_arrays())
     if left_out:
         logger.warning('%s', describe_left_out(left_out))
     if failed:
@@ -179,7 +181,7 @@ def draw(view: View, crop: Image.Image, preprocessing: Preprocessing, heading: s
         return Panel(name_map(title, weights), overlay(picture, weights))
 
     ranked = rank_classes(view.attention.logits, 5)[0]
-    lines = [f'{format_share(share)}  {preprocessing.name_class(index)}' for index, share in ranked]
+    lines = [f'{format_share(share)}  {preprocessing.show_class(index)}' for index, share in ranked]
     heads, rollout = view.map_heads(), view.map_rollout()
     panels = [Panel('input', picture), Panel('predictions', draw_text_panel(lines, PANEL)),
               panel(f'rollout, {view.name_token()}', rollout[-1]),

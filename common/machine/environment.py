@@ -11,8 +11,9 @@ This module needs nothing but the standard library.
 import contextlib
 import os
 import sys
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 from common.machine.noise import drop_remarks
@@ -42,13 +43,37 @@ def tune_cpu() -> None:
 
 def _import_paddle():
     """Import Paddle without its remarks on OMP_NUM_THREADS and ccache, which do not apply."""
-    with drop_remarks('OMP_NUM_THREADS'), warnings.catch_warnings(), \
+    with drop_remarks('OMP_NUM_THREADS'), warnings.catch_warnings(), usable_home(), \
             contextlib.suppress(ImportError):       # whoever needs it will say that it is missing
         warnings.filterwarnings('ignore', message='No ccache found')
         # Paddle 2.6 brings its own zlib, which Python's crashes on if it is loaded later.
         import zlib  # noqa: F401
 
         import paddle  # noqa: F401
+
+
+@contextlib.contextmanager
+def usable_home() -> Iterator[None]:
+    """Let HOME be a folder that can be written to within the block.
+
+    Paddle makes a cache folder in it when it is imported, and fails where that is not possible.
+    """
+    cache = os.path.join(os.path.expanduser('~'), '.cache', 'paddle', 'dataset')
+    with contextlib.ExitStack() as stack:
+        try:
+            os.makedirs(cache, exist_ok=True)
+        except OSError:
+            home = os.environ.pop('HOME', None)
+            os.environ['HOME'] = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.callback(_set_home, home)
+        yield
+
+
+def _set_home(home):
+    if home is None:
+        os.environ.pop('HOME', None)
+    else:
+        os.environ['HOME'] = home
 
 
 def share_cores(processes: int) -> None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import shlex
 import sys
 
 import numpy as np
@@ -11,11 +10,13 @@ import paddle
 from yacs.config import CfgNode
 
 from common.config import dump_config, get_value, list_unused, read_dump
+from common.data.images import show_path
 from common.machine.device import describe_device
 from common.machine.distributed import get_world_size
 from common.machine.environment import describe_cpu
 from common.option import show
 from common.project import Project
+from common.terminal import quote_words
 from common.training.schedule import Plan, Schedule
 from common.weights.registry import RUN_FILES
 
@@ -71,21 +72,21 @@ def describe_use(folder: str) -> str:
     """Return how the model of a run that has ended is used."""
     weights = next((name for name in RUN_FILES if os.path.exists(os.path.join(folder, name))), None)
     weights = os.path.join(folder, (weights or RUN_FILES[-1]).removesuffix('.pdparams'))
-    return (f'To use it: python {name_script("predict.py")} -pretrained={shlex.quote(weights)} '
+    return (f'To use it: python {name_script("predict.py")} -pretrained={quote_words(weights)} '
             'PICTURE; demo.py instead of predict.py is a web page, export_model.py ships it.')
 
 
 def name_script(name: str) -> str:
     """Return the path of another script beside the one that runs, as the user would write it."""
     path = os.path.join(os.path.dirname(sys.argv[0]), name)
-    return shlex.quote(path) if os.path.isfile(path) else name
+    return quote_words(path) if os.path.isfile(path) else name
 
 
 def log_skipped(skipped: dict[str, int]) -> None:
     """Log which unreadable images SKIP_CORRUPT replaced or left out. skipped: {path: times}."""
     if skipped:
         logger.warning('%d unreadable images were skipped, %d times in all: %s%s', len(skipped),
-                       sum(skipped.values()), ', '.join(sorted(skipped)[:5]),
+                       sum(skipped.values()), ', '.join(map(show_path, sorted(skipped)[:5])),
                        ', ...' if len(skipped) > 5 else '')
 
 

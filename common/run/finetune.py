@@ -7,7 +7,6 @@ config.yaml runs again with -cfg.
 import argparse
 import logging
 import os
-import shlex
 import sys
 from typing import Any
 
@@ -27,6 +26,7 @@ from common.project import Project
 from common.run.job import evaluate_checkpoint, run
 from common.run.log import discard_run_folder, make_run_folder, start_logging
 from common.run.side_matter import go_on
+from common.terminal import quote_words
 from common.training.recipe import WIDE, choose_recipe, schedule_updates
 from common.weights.registry import find_in_run
 
@@ -313,7 +313,7 @@ def list_next_commands(weights: str, picture: str, folder: str, pictures: str) -
     scripts = os.path.dirname(sys.argv[0]) if sys.argv[0].endswith('finetune.py') else ''
 
     def write(script, *words):
-        return shlex.join(['python', os.path.join(scripts, script), *words])
+        return quote_words('python', os.path.join(scripts, script), *words)
 
     exported = os.path.join(folder, 'exported')
     return ['Next:',

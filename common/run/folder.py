@@ -1,5 +1,6 @@
 """Which folder a run writes to, and which checkpoint it goes on from."""
 
+import errno
 import os
 
 from yacs.config import CfgNode
@@ -53,4 +54,7 @@ def _lock(folder, model_name):
     try:
         return RunLock(folder, model_name)
     except OSError as error:
-        raise UserError(f'Cannot write to the run folder {folder}: {error.strerror}.') from None
+        where = f', {os.path.basename(error.filename)}' if error.errno in (
+            errno.ELOOP, errno.EINVAL) and error.filename else ''
+        raise UserError(f'Cannot write to the run folder {folder}{where}: {error.strerror}.'
+                        ) from None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from common.checkpoints.file import remove_temporary_files
 from common.errors import UserError
+from common.files import open_own, open_regular
 
 NAME = 'run.lock'
 WAIT_SECONDS = 15           # for a killed run's last process, which may take some to end
@@ -53,7 +54,7 @@ class RunLock:
             self.descriptor = None
 
     def _try_to_take(self):
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = open_own(self.path, os.O_RDWR)
         if is_free(descriptor, self.path) and _is_same_file(descriptor, self.path):
             self.descriptor = descriptor
             return True
@@ -107,7 +108,7 @@ def refuse_running(parent: str, model_name: str, wait_seconds: float | None = No
 def read_record(path: str) -> dict | None:
     """Return what a lock file says of its holder; {} if that is damaged, None without a file."""
     try:
-        with open(path, 'rb') as file:
+        with open_regular(path) as file:
             record = json.loads(file.read(1 << 16))
     except OSError:
         return None

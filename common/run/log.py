@@ -16,9 +16,10 @@ from yacs.config import CfgNode
 
 from common.config import dump_config
 from common.errors import UserError
+from common.files import KEEP_NAMES, open_own, replace_file
 from common.machine.distributed import get_rank
 from common.run.side_matter import append_line, describe, discard_output, end_line, go_on
-from common.terminal import is_terminal, paint
+from common.terminal import escape_controls, is_terminal, paint
 
 LOGGER_NAME = 'common'          # every module's logger is below it
 BAR = 'The progress bar'
@@ -30,6 +31,14 @@ logger = logging.getLogger(LOGGER_NAME)
 
 _BAR_FORMAT = ('{{desc}} {{percentage:3.0f}}%|{{bar}}| {unit} {{n_fmt}}/{{total_fmt}}, '
                '{{remaining}} left{{postfix}}')
+
+
+class PlainFormatter(logging.Formatter):
+    """Writes names from outside, which a message may hold, as text without commands."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record."""
+        return escape_controls(super().format(record))
 
 
 class _TerminalHandler(logging.Handler):
@@ -71,7 +80,8 @@ class _FileHandler(logging.Handler):
         self.said = set()
         self.file = None
         with go_on(path, self.said):
-            self.file = open(path, 'ab+', buffering=0)     # noqa: SIM115 (closed by close)
+            self.file = open(       # noqa: SIM115 (closed by close)
+                open_own(path, os.O_RDWR | os.O_APPEND), 'ab+', buffering=0)
             end_line(self.file)
 
     def emit(self, record):
@@ -121,7 +131,7 @@ def start_logging(folder: str | None = None, quiet: bool = False) -> None:
     else:
         handlers.append(_FileHandler(os.path.join(folder, 'log.txt')))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%m-%d %H:%M:%S'))
+        handler.setFormatter(PlainFormatter('%(asctime)s %(message)s', '%m-%d %H:%M:%S'))
         logger.addHandler(handler)
     for record in early:
         handlers[-1].handle(record)
@@ -179,9 +189,8 @@ class RunLog:
         if visualdl:
             self.scalars = _open_visualdl(os.path.join(folder, 'visualdl'))
         self.metrics_path = os.path.join(folder, 'metrics.jsonl')
-        with go_on('config.yaml'), \
-                open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
-            file.write(settings)
+        with go_on('config.yaml'), replace_file(os.path.join(folder, 'config.yaml')) as file:
+            file.write(settings.encode('utf-8', KEEP_NAMES))
 
     def measure_metrics(self) -> int | None:
         """Return the size of metrics.jsonl in bytes, 0 where there is none; None on other ranks."""
@@ -201,7 +210,7 @@ class RunLog:
             if size is None:
                 self._drop_metrics_after(update)
                 return
-            with open(self.metrics_path, 'r+b') as file:
+            with open(open_own(self.metrics_path, os.O_RDWR), 'r+b') as file:
                 whole_lines = file.read(size).rfind(b'\n') + 1
                 file.truncate(whole_lines)
 
@@ -212,9 +221,10 @@ class RunLog:
         values = {key: value if not isinstance(value, float) or math.isfinite(value) else None
                   for key, value in values.items()}     # JSON knows no NaN
         line = json.dumps({'event': event, **values}) + '\n'
-        with go_on('metrics.jsonl', self.failed), \
-                open(self.metrics_path, 'ab', buffering=0) as file:
-            append_line(file, line.encode())
+        with go_on('metrics.jsonl', self.failed):
+            descriptor = open_own(self.metrics_path, os.O_WRONLY | os.O_APPEND)
+            with open(descriptor, 'ab', buffering=0) as file:
+                append_line(file, line.encode())
         if self.scalars is not None:
             with go_on('VisualDL', self.failed):
                 self._add_scalars(event, values)
@@ -263,7 +273,7 @@ class RunLog:
 
     def _drop_metrics_after(self, update):
         kept = []
-        with open(self.metrics_path, encoding='utf-8') as file:
+        with open(open_own(self.metrics_path, os.O_RDONLY), encoding='utf-8') as file:
             for line in file:
                 try:
                     is_kept = json.loads(line).get('update', 0) <= update
@@ -271,10 +281,8 @@ class RunLog:
                     is_kept = False         # a line that a killed run left unfinished
                 if is_kept:
                     kept.append(line if line.endswith('\n') else line + '\n')
-        temporary = self.metrics_path + '.tmp'
-        with open(temporary, 'w', encoding='utf-8') as file:
-            file.writelines(kept)
-        os.replace(temporary, self.metrics_path)
+        with replace_file(self.metrics_path) as file:
+            file.write(''.join(kept).encode())
 
 
 def _open_visualdl(folder):

@@ -14,7 +14,9 @@ import numpy as np
 
 from common.cli import FlagParser
 from common.errors import UserError, report_errors
+from common.files import note_reads, refuse_overwriting
 from common.project import Project
+from common.terminal import say
 from common.tools.convert_weights import check_output, read_arrays
 from common.weights.containers import open_container
 from common.weights.read import list_first
@@ -36,8 +38,10 @@ def average_checkpoints(project: Project, sources: list[str], output: str,
     sums: dict[str, np.ndarray] = {}
     record = None
     for source in sources:
-        weights, arrays = read_arrays(project, source, use_ema=use_ema)
-        tree = open_container(resolve(source, project)).tree
+        with note_reads() as read:
+            weights, arrays = read_arrays(project, source, use_ema=use_ema)
+            tree = open_container(resolve(source, project)).tree
+        refuse_overwriting(output, read)
         if record is None:
             record = {key: tree[key] for key in RECORD if tree.get(key) is not None}
             record.setdefault('numerics', {
@@ -109,5 +113,5 @@ def _run(project, argv):
         raise UserError('An average needs two checkpoints or more.')
     means = average_checkpoints(project, options.sources, options.output, not options.no_ema,
                                 options.overwrite)
-    print(f'Wrote {options.output}: the mean of {len(options.sources)} checkpoints, '
+    say(f'Wrote {options.output}: the mean of {len(options.sources)} checkpoints, '
           f'{sum(array.size for array in means.values()):,} numbers.')

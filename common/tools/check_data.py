@@ -33,7 +33,7 @@ from common.data.readers import ListedReader
 from common.data.trees import FolderTree, open_tree
 from common.errors import UserError, report_errors
 from common.project import Project
-from common.terminal import is_terminal
+from common.terminal import is_terminal, say
 
 SHOWN = 20                  # problems and classes that are printed in full
 BAR_WIDTH = 40
@@ -75,18 +75,18 @@ def check_data(config: CfgNode, fast: bool = False, num_workers: int = 1) -> lis
         if dataset is None:
             continue
         datasets[is_train] = dataset
-        print(dataset.describe())
+        say(dataset.describe())
         print_histogram(dataset)
         problems += find_unreadable(dataset, fast, num_workers)
     if len(datasets) == 2:
         problems += compare_parts(datasets[True], datasets[False])
     for problem in problems[:SHOWN]:
-        print(f'  {problem}')
+        say(f'  {problem}')
     if len(problems) > SHOWN:
-        print(f'  ... and {len(problems) - SHOWN:,} more')
+        say(f'  ... and {len(problems) - SHOWN:,} more')
     if failures:
         raise failures[0]
-    print(f'{len(problems):,} problems found.' if problems else 'No problem found.')
+    say(f'{len(problems):,} problems found.' if problems else 'No problem found.')
     return problems
 
 
@@ -130,8 +130,8 @@ def print_histogram(dataset: Dataset) -> None:
     width = max(len(name) for name, _ in rows)
     most = max(1, *(count for _, count in rows))
     for name, count in rows:
-        print(f'  {name:>{width}} {"#" * round(BAR_WIDTH * count / most):{BAR_WIDTH}} {count:,}')
-    print(f'  images a class: {counts.min():,} to {counts.max():,}, '
+        say(f'  {name:>{width}} {"#" * round(BAR_WIDTH * count / most):{BAR_WIDTH}} {count:,}')
+    say(f'  images a class: {counts.min():,} to {counts.max():,}, '
           f'median {np.median(counts):,.0f}')
 
 
@@ -184,14 +184,14 @@ def write_lists(config: CfgNode) -> None:
             raise UserError(f'{show_path(path)} exists already. Move it away to write a new one.')
     for is_train, path in paths.items():
         write_list(datasets[is_train].reader.table, path)
-        print(f'{show_path(path)}: {len(datasets[is_train]):,} images')
+        say(f'{show_path(path)}: {len(datasets[is_train]):,} images')
     if class_names is None:
         return
     try:
         write_class_names(labels, class_names)
     except OSError as error:
         raise UserError(f'Cannot write {show_path(labels)}: {error.strerror}.') from None
-    print(f'{show_path(labels)}: {datasets[True].num_classes:,} class names')
+    say(f'{show_path(labels)}: {datasets[True].num_classes:,} class names')
 
 
 def _open_for_lists(config):

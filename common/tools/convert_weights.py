@@ -15,8 +15,11 @@ import sys
 import numpy as np
 
 from common.cli import FlagParser
+from common.data.images import show_path
 from common.errors import UserError, report_errors
+from common.files import note_reads, refuse_overwriting
 from common.project import Project
+from common.terminal import say
 from common.weights import safetensors_file
 from common.weights.load import to_float32
 from common.weights.read import Weights, list_first, read_weights
@@ -41,12 +44,15 @@ def convert(project: Project, source: str | os.PathLike, output: str | os.PathLi
     only after what was written has been read back and compared bit by bit.
     Raises UserError.
     """
-    weights, written = convert_names(project, source, target, use_ema)
+    with note_reads() as read:
+        weights, written = convert_names(project, source, target, use_ema)
     check_output(output, target, overwrite, tuple(written.files))
     record = {**weights.numerics, 'grid_size': weights.grid_size, 'num_heads': weights.num_heads}
     root, ending = os.path.splitext(os.fspath(output))
     temporary = f'{root}.writing{ending}'
     beside = [os.path.join(os.path.dirname(os.fspath(output)), name) for name in written.files]
+    for path in (os.fspath(output), *beside):
+        refuse_overwriting(path, read)
     unfinished = [temporary, *beside]
     try:
         if ending == '.pdparams':
@@ -190,16 +196,16 @@ def _run(project, argv):
         arrays = written.tensors
         if options.list:
             for name, array in arrays.items():
-                print(f'{name}  {list(array.shape)}')
+                say(f'{show_path(name)}  {list(array.shape)}')
         if options.output:
             check_output(options.output, options.to, options.overwrite, tuple(written.files))
-            print(f'Would write {options.output}.')
-        print(_summarize(weights, arrays))
+            say(f'Would write {options.output}.')
+        say(_summarize(weights, arrays))
         return
     arrays = convert(project, options.source, options.output, options.to, not options.no_ema,
                      options.overwrite)
-    print(_summarize(read_weights(options.output, project=project), arrays))
-    print(f'Wrote {options.output} and compared it with the source bit by bit.')
+    say(_summarize(read_weights(options.output, project=project), arrays))
+    say(f'Wrote {options.output} and compared it with the source bit by bit.')
 
 
 def _parse_arguments(project, argv):

@@ -15,6 +15,7 @@ from common.config import get_value
 from common.errors import report_errors
 from common.option import list_options
 from common.project import Model, Project
+from common.terminal import say
 
 
 class ModelInfo(NamedTuple):
@@ -111,11 +112,11 @@ def _run(project, argv):
         del known['BASE']
         infos = [measure_options(lambda opts: project.get_config(flags=known, opts=opts),
                                  project.build_model)]
-        print('\n'.join(format_table(infos)))
+        say('\n'.join(format_table(infos)))
         return
     if options.cfg:
         paths = [find_config(options.cfg, project.folder)]
     else:
         paths = sorted(glob.glob(os.path.join(project.folder, 'configs', '[!_]*.yaml')))
     infos = [measure_config(project.get_config, project.build_model, path) for path in paths]
-    print('\n'.join(format_table(infos)))
+    say('\n'.join(format_table(infos)))

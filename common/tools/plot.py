@@ -1,6 +1,7 @@
 """Curves of one or several runs in one picture: loss, accuracy, learning rate, throughput."""
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from common.cli import FlagParser
 from common.errors import UserError, report_errors
+from common.files import note_reads, open_regular, refuse_overwriting
+from common.terminal import say
 from common.yaml_text import read_yaml
 
 METRICS = 'metrics.jsonl'
@@ -36,16 +39,17 @@ def _run(argv):
                         help='curves to compare with, in grey: another metrics.jsonl, such as '
                              'those of docs/curves')
     arguments = parser.parse_args(argv)
-    runs = [read_metrics(path) for path in arguments.runs]
-    names = name_runs(arguments.runs)
-    reference = None
-    if arguments.against is not None:
-        reference = name_reference(arguments.against), read_metrics(arguments.against)
+    names, reference = name_runs(arguments.runs), None
+    with note_reads() as read:
+        runs = [read_metrics(path) for path in arguments.runs]
+        if arguments.against is not None:
+            reference = name_reference(arguments.against), read_metrics(arguments.against)
+    refuse_overwriting(arguments.output, read)
     draw_curves(runs, names, arguments.output, describe_training(arguments.runs), reference)
-    print(f'Wrote {arguments.output}')
+    say(f'Wrote {arguments.output}')
     if reference is not None:
         for name, events in zip(names, runs):
-            print(compare_accuracy(name, events, *reference))
+            say(compare_accuracy(name, events, *reference))
 
 
 def read_metrics(path: str) -> list[dict]:
@@ -54,7 +58,7 @@ def read_metrics(path: str) -> list[dict]:
         path = os.path.join(path, METRICS)
     events = []
     try:
-        with open(path, encoding='utf-8') as file:
+        with io.TextIOWrapper(open_regular(path, io.DEFAULT_BUFFER_SIZE), 'utf-8') as file:
             for number, line in enumerate(file, 1):
                 try:
                     event = json.loads(line)

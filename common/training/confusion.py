@@ -1,6 +1,7 @@
 """What an evaluation got wrong: accuracy of each class, confusion matrix, worst mistakes."""
 
 import csv
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ import numpy as np
 import paddle
 from PIL import Image, ImageDraw
 
+from common.data.images import show_path
+from common.files import KEEP_NAMES, replace_file
 from common.fonts import choose_font, fit, measure, write
 from common.machine.distributed import gather_over_ranks
 from common.run.side_matter import go_on
@@ -81,6 +84,7 @@ def write_report(folder: str, samples: np.ndarray, dataset: 'Dataset', num_class
     labels, predicted = samples[:, 1].astype(int), samples[:, 2].astype(int)
     names = list(dataset.class_names or [])
     names += [str(number) for number in range(len(names), num_classes)]
+    shown = [show_path(name) for name in names]
     images = np.bincount(labels, minlength=num_classes)
     correct = np.bincount(labels[labels == predicted], minlength=num_classes)
     guesses = np.bincount(predicted, minlength=num_classes)
@@ -99,21 +103,21 @@ def write_report(folder: str, samples: np.ndarray, dataset: 'Dataset', num_class
     if num_classes <= PICTURE_CLASSES:
         with go_on('confusion.png'):
             path = os.path.join(folder, 'confusion.png')
-            draw_confusion(confusion, names).save(f'{path}.tmp', 'PNG')
-            os.replace(f'{path}.tmp', path)
+            with replace_file(path) as file:
+                draw_confusion(confusion, shown).save(file, 'PNG')
     with go_on('mistakes.csv'):
         _write_csv(folder, 'mistakes.csv', MISTAKE_COLUMNS, _list_mistakes(samples, names, dataset))
     seen = np.flatnonzero(images)
     if len(seen) > 1 and np.count_nonzero(guesses) == 1:
         logger.warning('Every prediction is the class %s: nothing has been learnt but which class '
                        'is usual. More updates (TRAIN.NUM_STEPS), another rate (TRAIN.BASE_LR) or '
-                       'TRAIN.CLASS_WEIGHTS balanced may help.', names[int(guesses.argmax())])
+                       'TRAIN.CLASS_WEIGHTS balanced may help.', shown[int(guesses.argmax())])
     logger.info('Mean accuracy over the classes: %.2f (%d classes with images)',
                 accuracy[seen].mean(), len(seen))
     worst = seen[np.argsort(accuracy[seen], kind='stable')][:3]
     logger.info('Lowest accuracy: %s. Each class in per_class.csv, the worst mistakes in '
                 'mistakes.csv.',
-                ', '.join(f'{names[number]} {accuracy[number]:.1f} %' for number in worst))
+                ', '.join(f'{shown[number]} {accuracy[number]:.1f} %' for number in worst))
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
@@ -217,8 +221,9 @@ def _list_mistakes(samples, names, dataset):
 def _write_csv(folder, name, header, rows):
     path = os.path.join(folder, name)
     # Names that are not UTF-8 in the file system keep their own bytes.
-    with open(f'{path}.tmp', 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-    os.replace(f'{path}.tmp', path)     # a run that is killed here writes it again
+    text = io.StringIO(newline='')
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    with replace_file(path) as file:
+        file.write(text.getvalue().encode('utf-8', KEEP_NAMES))

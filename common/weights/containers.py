@@ -126,7 +126,7 @@ def read_json(folder: str, name: str) -> dict:
     if not os.path.isfile(path):
         return {}
     try:
-        with open(path, encoding='utf-8') as file:
+        with open_regular(path, io.DEFAULT_BUFFER_SIZE) as file:
             config = json.loads(file.read(1 << 22))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path} is not a readable {name}: {error}.') from None

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from common.checkpoints.content import read_checkpoint
 from common.errors import UserError
 from common.run import lock as lock_module
 from common.run.launch import run_single
@@ -51,6 +52,31 @@ def test_the_second_is_refused_and_a_killed_one_holds_nothing(tmp_path):
         os.kill(pid, signal.SIGKILL)
         RunLock(tmp_path, 'vit_digits').release()       # waits for its end
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('name', ['run.lock', 'log.txt', 'metrics.jsonl', 'config.yaml',
+                                  'per_class.csv', '.last.pdparams.writing'])
+def test_links_in_a_run_folder_are_not_followed(tmp_path, capsys, name):
+    """A run that goes on by itself writes into nothing that a link in its folder leads to."""
+    precious = tmp_path / 'precious'
+    arguments = ['-device=cpu', f'-output={tmp_path}/runs', '-resume=auto', *OPTIONS]
+    assert run_single(PROJECT, arguments) == 0
+    folder, = (tmp_path / 'runs').iterdir()
+    if (folder / name).exists():
+        (folder / name).rename(precious)
+    else:
+        precious.write_text('precious')
+    before = precious.read_bytes()
+    (folder / name).symlink_to(precious)
+    code = run_single(PROJECT, [*arguments, 'TRAIN.NUM_STEPS', '6'])
+    text = capsys.readouterr()
+    assert precious.read_bytes() == before
+    if name == 'run.lock':
+        assert code == 2 and 'run.lock: it is a link, which is not followed' in text.err
+    else:
+        assert code == 0 and read_checkpoint(str(folder / 'last.pdparams'))['update'] == 6
+    if name in ('log.txt', 'metrics.jsonl'):
+        assert f'{name} cannot be written: it is a link' in text.out + text.err
 
 
 def test_what_a_killed_run_has_not_finished_is_removed(tmp_path):
