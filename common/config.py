@@ -310,8 +310,8 @@ def list_unset(options: type[Options], path: str | None, keys: Iterable[str]) ->
     """Return those of the keys that a yaml file and its BASEs leave at their defaults."""
     known, config, unset = list_options(options), build_default_config(options), object()
     for key in keys:
-        group, name = key.rsplit('.', 1)
-        get_value(config, group)[name] = unset
+        group, _, name = key.rpartition('.')
+        (get_value(config, group) if group else config)[name] = unset
     if path is not None:
         _merge_yaml(config, path, known, including=(), read=[])
     return [key for key in keys if get_value(config, key) is unset]

@@ -3,11 +3,12 @@
 import codecs
 import contextlib
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from common.errors import UserError
 from common.terminal import escape_controls
@@ -121,3 +122,13 @@ def open_own(path: str, flags: int) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, 'it is not a regular file', path)
     return descriptor
+
+
+def write_json(path: str, values: Any, indent: int = 1) -> None:
+    """Write a JSON file, as UTF-8; bytes of names that are not UTF-8 become JSON's escapes.
+
+    Raises OSError.
+    """
+    text = json.dumps(values, ensure_ascii=False, indent=indent) + '\n'
+    with replace_file(path) as file:
+        file.write(text.encode('utf-8', 'backslashreplace'))    # \udc80 to \udcff, read as such

@@ -250,6 +250,13 @@ TRAIN: &train {OPTIMIZER: {BETAS: &b [0.8, 0.9]}, CROP_SCALE: *b}
     assert config.TRAIN.OPTIMIZER.BETAS == config.TRAIN.CROP_SCALE == [0.8, 0.9]
 
 
+def test_options_that_a_yaml_file_leaves_alone(tmp_path):
+    """Those of no group too: finetune.py -cfg asks for BEST."""
+    (tmp_path / 'a.yaml').write_text('SEED: 3\nTRAIN: {BASE_LR: 0.1}\n')
+    keys = ['BEST', 'SEED', 'TRAIN.BASE_LR', 'TRAIN.HFLIP']
+    assert shared.list_unset(ViTOptions, str(tmp_path / 'a.yaml'), keys) == ['BEST', 'TRAIN.HFLIP']
+
+
 @BOTH
 def test_a_dump_loads_again_and_a_record_reads_no_file(options, load, tmp_path):
     config = load(flags={'TRAIN.CROP_SCALE': [0.5, 1.0], 'TRAIN.CROP_RATIO': [0.5, 1.0]})

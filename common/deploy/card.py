@@ -22,10 +22,10 @@ from common.data.classes import write_class_names
 from common.data.digits import load_digits_rgb
 from common.data.images import show_path
 from common.deploy.formats import read_formats
-from common.deploy.preprocessing import write_json
 from common.deploy.ranking import rank_classes
 from common.deploy.trained import Trained
 from common.errors import UserError
+from common.files import write_json
 
 CARD, LABELS, SCRIPT = 'README.md', 'labels.txt', 'infer.py'
 SAMPLE, ANSWER = 'sample.png', 'sample.json'

@@ -24,7 +24,7 @@ from paddle import nn
 from PIL import Image
 
 from common.cli import FlagParser
-from common.data.images import read_image
+from common.data.images import read_image, show_path
 from common.deploy import card
 from common.deploy import engine as engines
 from common.deploy.calibration import (
@@ -136,7 +136,7 @@ def make_plan(project: Project, trained: Trained, arguments: argparse.Namespace)
             project, trained.config, trained.preprocessing, arguments.calibration_images)
     kept = tuple(filter(None, (arguments.keep_float or '').split(',')))
     return Plan(calibration, test, kept, arguments.max_drop,
-                f'{len(calibration.crops)} pictures of {source}')
+                f'{len(calibration.crops)} pictures of {show_path(source)}')
 
 
 def export_model(trained: Trained, folder: str, formats: Sequence[str] = ('paddle',),

@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict, dataclass
 
 from common.errors import UserError
-from common.files import open_regular
+from common.files import open_regular, write_json
 
 MODEL_NAME = 'model'        # .json or .pdmodel with .pdiparams, .onnx, .xml with .bin
 FORMATS = ('paddle', 'onnx', 'openvino')
@@ -35,9 +35,7 @@ class Formats:
 
 def write_formats(formats: Formats, folder: str) -> None:
     """Write formats.json into a folder."""
-    with open(os.path.join(folder, FORMATS_FILE), 'w', encoding='utf-8') as file:
-        json.dump(asdict(formats), file, ensure_ascii=False, indent=1)
-        file.write('\n')
+    write_json(os.path.join(folder, FORMATS_FILE), asdict(formats))
 
 
 def read_formats(folder: str) -> Formats:

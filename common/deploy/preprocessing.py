@@ -7,7 +7,7 @@ from dataclasses import asdict
 from common.data.preprocessing import Preprocessing
 from common.data.transforms import FILTERS
 from common.errors import UserError, suggest
-from common.files import open_regular
+from common.files import open_regular, write_json
 from common.option import show
 
 FILE_NAME = 'preprocessing.json'
@@ -17,13 +17,6 @@ MAX_BYTES = 64 << 20            # of that file, most of them names of classes
 def write_preprocessing(preprocessing: Preprocessing, folder: str) -> None:
     """Write preprocessing.json into a folder."""
     write_json(os.path.join(folder, FILE_NAME), asdict(preprocessing))
-
-
-def write_json(path: str, values: dict) -> None:
-    """Write a JSON file, as UTF-8; bytes of names that are not UTF-8 become JSON's escapes."""
-    text = json.dumps(values, ensure_ascii=False, indent=1) + '\n'
-    with open(path, 'wb') as file:
-        file.write(text.encode('utf-8', 'backslashreplace'))    # \udc80 to \udcff, read as such
 
 
 def load_preprocessing(folder: str) -> Preprocessing:

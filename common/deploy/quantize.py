@@ -218,7 +218,7 @@ def main() -> None:
     except Exception as error:              # of many kinds, and native code's among them
         lines = [line for line in str(error).splitlines() if line.strip()]
         problem = f'{type(error).__name__}: {lines[0][:300] if lines else "no message"}'
-    with open(path, 'w', encoding='utf-8') as file:
+    with open(path, 'w', encoding='utf-8', errors='backslashreplace') as file:
         file.write(problem)
 
 

@@ -4,13 +4,13 @@ import csv
 import errno
 import io
 import os
-import stat
 import time
 from typing import BinaryIO
 
 from yacs.config import CfgNode
 
 from common.data.images import show_path
+from common.files import open_own
 from common.run.side_matter import append_line, end_line, go_on
 from common.training.evaluate import EvalResult
 
@@ -42,10 +42,8 @@ def append_row(path: str, row: list[str]) -> None:
     Processes that append at the same time wait for each other. Raises OSError, also for a file
     that is another table.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, 'O_NONBLOCK', 0)
-    with open(os.open(path, flags | getattr(os, 'O_BINARY', 0), 0o666), 'ab+', 0) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, 'it is not a regular file', path)
+    descriptor = open_own(path, os.O_RDWR | os.O_APPEND)
+    with open(descriptor, 'ab+', buffering=0) as file:
         _lock(file)             # until it is closed
         header = _format(COLUMNS)
         file.seek(0)

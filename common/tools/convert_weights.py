@@ -17,7 +17,7 @@ import numpy as np
 from common.cli import FlagParser
 from common.data.images import show_path
 from common.errors import UserError, report_errors
-from common.files import note_reads, refuse_overwriting
+from common.files import note_reads, refuse_overwriting, write_json
 from common.project import Project
 from common.terminal import say
 from common.weights import safetensors_file
@@ -144,8 +144,7 @@ def _write_beside(paths, contents):
     """Write JSON files, and make their folder."""
     for path, content in zip(paths, contents):
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        with open(path, 'w', encoding='utf-8') as file:
-            json.dump(content, file, indent=2, ensure_ascii=False)
+        write_json(path, content, indent=2)
 
 
 def _write_pdparams(path, arrays, record):

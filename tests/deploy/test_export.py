@@ -18,16 +18,19 @@ from common.deploy import engine as engines
 from common.deploy import export, predict
 from common.deploy.engine import load_engine, make_check_images
 from common.deploy.export import export_model
+from common.deploy.formats import Formats, read_formats, write_formats
 from common.deploy.preprocessing import load_preprocessing
 from common.deploy.program import write_record
 from common.deploy.trained import Trained, load_trained
 from common.errors import RunError, UserError
 from common.machine.environment import read_cpu
+from tests.support.data_folders import make_folders
 from tests.support.paths import ROOT
 from tests.support.recipe import fill_by_recipe, recipe_images
 from tests.support.trained_digits import fixture_path, load_fixture
 from ViT.vit import VisionTransformer
 
+ODD_FOLDER = 'pic\x1b[2J\ntures\udce9'
 IS_PADDLE_2 = paddle.__version__.startswith('2.')
 HAS_ONNX = all(map(engines.is_installed, ('paddle2onnx', 'onnxruntime')))
 needs_onnx = pytest.mark.skipif(
@@ -376,3 +379,16 @@ def test_check_images_are_the_same_everywhere():
     generator = np.random.Generator(np.random.PCG64(0))
     np.testing.assert_array_equal(
         images.reshape(-1)[:5], generator.standard_normal(5, dtype=np.float32))
+
+
+def test_pictures_of_a_folder_of_any_name_give_the_ranges_of_int8(tmp_path):
+    """What the folder's record says of them is read again."""
+    project, trained = load_fixture('vit')
+    make_folders(tmp_path / ODD_FOLDER, parts=('',), per_class=8)
+    arguments = export._parse(project, ['-pretrained=x', f'-calibrate={tmp_path / ODD_FOLDER}',
+                                        '-calibration_images=10'])
+    plan = export.make_plan(project, trained, arguments)
+    assert plan.source.startswith('10 pictures of ') and plan.source.isprintable()
+    formats = Formats('int8', 'int8', calibrated=plan.source)
+    write_formats(formats, str(tmp_path))
+    assert read_formats(str(tmp_path)) == formats

@@ -61,7 +61,7 @@ def test_links_in_a_run_folder_are_not_followed(tmp_path, capsys, name):
     precious = tmp_path / 'precious'
     arguments = ['-device=cpu', f'-output={tmp_path}/runs', '-resume=auto', *OPTIONS]
     assert run_single(PROJECT, arguments) == 0
-    folder, = (tmp_path / 'runs').iterdir()
+    folder, = (tmp_path / 'runs').glob('train-*')
     if (folder / name).exists():
         (folder / name).rename(precious)
     else:

@@ -15,9 +15,10 @@ from common.data.preprocessing import Preprocessing
 from common.deploy import export, predict, visualize
 from common.deploy.pictures import Picture
 from common.deploy.preprocessing import load_preprocessing
+from common.deploy.trained import read_record
 from common.run import finetune
 from common.run.launch import run_single
-from common.tools import check_data
+from common.tools import check_data, convert_weights
 from tests.support.colours import make_colours
 from tests.support.data_folders import make_folders
 from ViT.project import PROJECT
@@ -45,7 +46,7 @@ def test_names_that_are_not_utf8(tmp_path, folder):
     for epochs in ('1', '2'):
         run(f'-data_path={data}', f'-output={root / "runs"}', '-resume=auto', '-opts', *options,
             'TRAIN.NUM_EPOCHS', epochs, 'TRAIN.WARMUP_EPOCHS', '0')
-    run_folder, = (root / 'runs').iterdir()
+    run_folder, = (root / 'runs').glob('train-*')
     checkpoint = read_checkpoint(str(run_folder / 'last.pdparams'))
     assert (checkpoint['epoch'], checkpoint['class_names']) == (2, CLASSES)
     assert b'caf\xe9' in (run_folder / 'per_class.csv').read_bytes()
@@ -84,15 +85,15 @@ class Watch:
 def test_every_name_goes_the_whole_way_and_commands_no_terminal(tmp_path, capsys):
     watch = Watch(capsys, tmp_path)
     data = Path(make_colours(tmp_path / 'da\x1bta', HOSTILE, each=2))
-    small = ['-device=cpu', '-num_workers=0', '-image_size=16', '-opts', 'MODEL.DEPTH', '1',
-             'MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2', 'TRAIN.WARMUP_EPOCHS', '0',
-             'DATA.BATCH_SIZE', '4', 'TRAIN.NUM_STEPS', '3']
+    small = ['-cfg=configs/vit_digits.yaml', '-device=cpu', '-num_workers=0', '-image_size=16',
+             '-opts', 'MODEL.DEPTH', '1', 'MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2',
+             'TRAIN.WARMUP_EPOCHS', '0', 'DATA.BATCH_SIZE', '4', 'TRAIN.NUM_STEPS', '3']
     names = sorted(HOSTILE)
     assert '\\x1b[31m\\x9b2J' in watch(check_data.main, '-dataset=imagefolder', '-num_workers=1',
                                        f'-data_path={data}')
     said = watch(finetune.main, data, f'-output={tmp_path}/r\nuns', *small)
     assert "$'" in said and 'predict.py' in said            # the command still works in bash
-    run_folder, = (tmp_path / 'r\nuns').iterdir()
+    run_folder, = (tmp_path / 'r\nuns').glob('train-*')
     best = run_folder / 'best'
     assert read_checkpoint(f'{best}.pdparams')['class_names'] == names
     with open(run_folder / 'pictures.csv', encoding='utf-8', errors='surrogateescape',
@@ -114,6 +115,9 @@ def test_every_name_goes_the_whole_way_and_commands_no_terminal(tmp_path, capsys
     watch(export.main, f'-pretrained={best}', f'-output={exported}')
     assert load_preprocessing(str(exported)).class_names == names
     assert read_class_names(exported / 'labels.txt') == names
+    theirs = tmp_path / 'theirs/model.safetensors'
+    watch(convert_weights.main, f'{best}.pdparams', '-to', 'huggingface', '-o', theirs)
+    assert read_record(str(theirs), PROJECT)['class_names'] == names
     picture = data / rows[0]['path']
     for source in (f'-pretrained={best}', f'-model={exported}'):
         device = ['-device=cpu'] if 'pre' in source else ['-engine=plain']
