@@ -31,6 +31,7 @@ from common.config import dump_config
 from common.data.idx import load_idx
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = 'results.jsonl'
 SIDES = ('ours', 'peer')
 RECIPES = {             # name of the yaml file: directory
     'vit_fashion_mnist': 'ViT',
@@ -126,9 +127,9 @@ def describe_commit() -> str:
     return commit + '+' * bool(changed)
 
 
-def read_results(output: str) -> list[dict]:
-    """Return the lines of OUTPUT/results.jsonl; none where there is no file."""
-    path = os.path.join(output, 'results.jsonl')
+def read_results(output: str, name: str = RESULTS) -> list[dict]:
+    """Return the lines of OUTPUT/NAME; none where there is no file."""
+    path = os.path.join(output, name)
     if not os.path.exists(path):
         return []
     with open(path, encoding='utf-8') as file:
@@ -203,7 +204,7 @@ def main() -> None:
                        for line in read_results(options.output)):
                     continue
                 line = run(name, side, seed, options)
-                with open(os.path.join(options.output, 'results.jsonl'), 'a',
+                with open(os.path.join(options.output, RESULTS), 'a',
                           encoding='utf-8') as file:
                     file.write(json.dumps(line) + '\n')
                 print(f'{name}, {side}, seed {seed}: {line["model"]:.2f} %, '

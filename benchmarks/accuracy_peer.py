@@ -7,6 +7,7 @@ without the prefetching loader (there erasing follows mixup; here, as in its pla
 this project, it comes before). METRICS gets the events of this project's metrics.jsonl.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -35,7 +36,7 @@ FIXED = {
     'TRAIN': {'ACCUM_ITER': 1, 'AFFINE_DEGREES': 0.0, 'AFFINE_TRANSLATE': 0.0, 'AFFINE_SHEAR': 0.0,
               'CLASS_WEIGHTS': None, 'COOLDOWN_EPOCHS': 0, 'HEAD_LR_SCALE': 1.0,
               'LOSS': 'cross_entropy', 'MODEL_EMA_WARMUP': False, 'REPEATED_AUGMENTS': 1,
-              'NUM_STEPS': None, 'LINEAR_SCALED_LR': None}}
+              'LINEAR_SCALED_LR': None}}
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -119,9 +120,9 @@ def build_optimizer(recipe, model):
 
 
 def build_schedule(recipe, optimizer, updates_per_epoch):
-    """Return (timm's cosine by updates, number of updates)."""
+    """Return (timm's cosine, counted in updates; their number)."""
     train = recipe['TRAIN']
-    total = train['NUM_EPOCHS'] * updates_per_epoch
+    total = train['NUM_STEPS'] or train['NUM_EPOCHS'] * updates_per_epoch
     warmup = train['WARMUP_STEPS']
     if warmup is None:
         warmup = train['WARMUP_EPOCHS'] * updates_per_epoch
@@ -145,32 +146,36 @@ def evaluate(model, loader):
     return loss / count, 100 * correct / count
 
 
-def train(recipe, pictures, seed, write):
-    """Train a recipe and report as this project does. write: (event, **values)."""
+def load_pictures(pictures, part, transform, batch_size, **options):
+    """Return a loader of {PART_images, PART_labels}."""
+    return torch.utils.data.DataLoader(
+        Pictures(pictures[f'{part}_images'], pictures[f'{part}_labels'], transform), batch_size,
+        **options)
+
+
+def build_criterion(recipe):
+    """Return timm's loss for a recipe's targets."""
+    if build_mixup(recipe) is not None:
+        return timm.loss.SoftTargetCrossEntropy()
+    return timm.loss.LabelSmoothingCrossEntropy(recipe['TRAIN']['SMOOTHING'])
+
+
+def train(recipe, pictures, model, write):
+    """Train a model by a recipe and report as this project does. write: (event, **values)."""
     options, batch_size = recipe['TRAIN'], recipe['DATA']['BATCH_SIZE']
-    timm.utils.random_seed(seed, 0)
-    model = build_model(recipe)
     transform, eval_transform = build_transforms(recipe)
-    loader = torch.utils.data.DataLoader(
-        Pictures(pictures['train_images'], pictures['train_labels'], transform), batch_size,
-        shuffle=True, drop_last=True)
-    eval_loader = torch.utils.data.DataLoader(
-        Pictures(pictures['val_images'], pictures['val_labels'], eval_transform), batch_size)
-    mixup = build_mixup(recipe)
-    if mixup is not None:
-        criterion = timm.loss.SoftTargetCrossEntropy()
-    elif options['SMOOTHING']:
-        criterion = timm.loss.LabelSmoothingCrossEntropy(options['SMOOTHING'])
-    else:
-        criterion = torch.nn.CrossEntropyLoss()
+    loader = load_pictures(pictures, 'train', transform, batch_size, shuffle=True, drop_last=True)
+    eval_loader = load_pictures(pictures, 'val', eval_transform, batch_size)
+    mixup, criterion = build_mixup(recipe), build_criterion(recipe)
     optimizer = build_optimizer(recipe, model)
-    schedule, _ = build_schedule(recipe, optimizer, len(loader))
+    schedule, total = build_schedule(recipe, optimizer, len(loader))
     ema = timm.utils.ModelEmaV2(model, options['MODEL_EMA_DECAY']) if options['MODEL_EMA'] else None
-    update = 0
-    for epoch in range(1, options['NUM_EPOCHS'] + 1):
+    update = epoch = 0
+    while update < total:
+        epoch += 1
         model.train()
         losses, started = [], time.perf_counter()
-        for images, labels in loader:
+        for images, labels in itertools.islice(loader, total - update):
             if mixup is not None:
                 images, labels = mixup(images, labels)
             rate = max(group['lr'] for group in optimizer.param_groups)
@@ -191,6 +196,8 @@ def train(recipe, pictures, seed, write):
                       loss=float(np.mean(losses[-recipe['REPORT_FREQ']:])),
                       images_per_second=speed)
         write('train_epoch', update=update, epoch=epoch, loss=float(np.mean(losses)), lr=rate)
+        if epoch % recipe['VALIDATE_FREQ'] and update < total:
+            continue
         for kind, network in (('model', model), ('ema', ema and ema.module)):
             if network is not None:
                 mean_loss, acc1 = evaluate(network, eval_loader)
@@ -207,7 +214,8 @@ def main():
         def write(event, **values):
             file.write(json.dumps({'event': event, **values}) + '\n')
             file.flush()
-        train(recipe, np.load(pictures_path), int(seed), write)
+        timm.utils.random_seed(int(seed), 0)
+        train(recipe, dict(np.load(pictures_path)), build_model(recipe), write)
 
 
 if __name__ == '__main__':
