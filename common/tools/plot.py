@@ -43,7 +43,7 @@ def _run(argv):
     with note_reads() as read:
         runs = [read_metrics(path) for path in arguments.runs]
         if arguments.against is not None:
-            reference = name_reference(arguments.against), read_metrics(arguments.against)
+            reference = name_runs([arguments.against])[0], read_metrics(arguments.against)
     refuse_overwriting(arguments.output, read)
     draw_curves(runs, names, arguments.output, describe_training(arguments.runs), reference)
     say(f'Wrote {arguments.output}')
@@ -79,19 +79,19 @@ def read_metrics(path: str) -> list[dict]:
 
 
 def name_runs(paths: Sequence[str]) -> list[str]:
-    """Return a short name for each run, by which they differ."""
-    folders = [os.path.dirname(os.path.abspath(path)) if os.path.isfile(path)
-               else os.path.abspath(path) for path in paths]
-    names = [os.path.basename(folder) for folder in folders]
+    """Return a short name for each run, by which they differ.
+
+    It is the run's folder, of a file with another name than METRICS its name without the ending.
+    """
+    stems = []
+    for path in map(os.path.abspath, paths):
+        folder, name = os.path.split(path)
+        is_metrics = name == METRICS and os.path.isfile(path)
+        stems.append(folder if is_metrics else path.removesuffix('.jsonl'))
+    names = [os.path.basename(stem) for stem in stems]
     if len(set(names)) < len(names):
-        names = [os.path.join(*folder.split(os.sep)[-2:]) for folder in folders]
+        names = [os.path.join(*stem.split(os.sep)[-2:]) for stem in stems]
     return names if len(set(names)) == len(names) else list(paths)
-
-
-def name_reference(path: str) -> str:
-    """Return what the legend calls the curves of --against: the file's name, or the run's."""
-    stem, ending = os.path.splitext(os.path.basename(os.path.abspath(path)))
-    return name_runs([path])[0] if ending != '.jsonl' or stem + ending == METRICS else stem
 
 
 def compare_accuracy(name: str, events: Iterable[dict], reference_name: str,

@@ -148,12 +148,12 @@ def test_runs_are_told_apart(tmp_path):
 @pytest.mark.parametrize('path, name', [
     ('docs/curves/recipe.jsonl', 'recipe'), ('output/train-1/metrics.jsonl', 'train-1'),
     ('output/train-1', 'train-1'), ('output/train-1/', 'train-1')])
-def test_the_reference_has_the_name_of_its_file_or_run(tmp_path, monkeypatch, path, name):
+def test_a_run_has_the_name_of_its_file_or_folder(tmp_path, monkeypatch, path, name):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / path
     file.parent.mkdir(parents=True)
     file.touch() if file.suffix else file.mkdir()
-    assert plot.name_reference(path) == name
+    assert plot.name_runs([path]) == [name]
 
 
 def test_runs_without_a_common_validation_are_said():
