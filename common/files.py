@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from common.errors import UserError
 from common.terminal import escape_controls
@@ -16,6 +16,7 @@ from common.terminal import escape_controls
 # How text is encoded that holds names: bytes that are not UTF-8 are written as they are, and what
 # no file's name can be, such as half a surrogate pair out of JSON, as an escape.
 KEEP_NAMES = 'keep-names'
+MAX_LINE = 1 << 20              # letters of a line in a table, or in metrics.jsonl
 TEMPORARY = '.writing'          # ending of a file that is not complete
 Identity = tuple[int, int]      # device and inode: the same by whatever name
 _noting: list[set[Identity]] = []
@@ -74,6 +75,20 @@ def open_regular(path: str | bytes | os.PathLike, buffering: int = 0) -> BinaryI
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_lines(file: TextIO, source: str) -> Iterator[str]:
+    """Yield the lines of a text file. Raises UserError for one of more than MAX_LINE letters.
+
+    source: what the message calls the file, which may be of any size.
+    """
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise UserError(f'{escape_controls(source)}, line {number}: more than {MAX_LINE:,} '
+                            'letters without a line end, which is no text of this kind.')
+        yield line
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from common.data.parts import PART_WORDS, Labelled, LabelTexts, relabel
 from common.data.readers import ListedReader
 from common.data.table import SampleTable
 from common.errors import UserError, suggest
+from common.files import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,8 @@ def _iterate_rows(source, names) -> Iterator[tuple[int, str, str, str | None]]:
                 raise UserError(f'{source}: not plain text. Save the table as UTF-8.')
             first = next((line for line in head.splitlines() if line.strip()), '')
             file.seek(0)
-            rows = csv.reader(file, delimiter=_find_delimiter(first), strict=True)
+            rows = csv.reader(read_lines(file, source), strict=True,
+                              delimiter=_find_delimiter(first))
             columns = None
             for row in rows:
                 if not any(cell.strip() for cell in row):

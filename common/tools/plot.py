@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from common.cli import FlagParser
 from common.errors import UserError, report_errors
-from common.files import note_reads, open_regular, refuse_overwriting
+from common.files import note_reads, open_regular, read_lines, refuse_overwriting
 from common.terminal import say
 from common.yaml_text import read_yaml
 
@@ -59,7 +59,7 @@ def read_metrics(path: str) -> list[dict]:
     events = []
     try:
         with io.TextIOWrapper(open_regular(path, io.DEFAULT_BUFFER_SIZE), 'utf-8') as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(read_lines(file, path), 1):
                 try:
                     event = json.loads(line)
                 except ValueError:

@@ -71,6 +71,13 @@ def test_labels_that_differ_in_blanks_are_one_class_and_said(tmp_path, caplog):
     assert "x.csv, line 4: the label 'cat' is the same class as 'cat' at" in message
 
 
+def test_a_table_without_line_ends_is_refused(tmp_path):
+    path = write(tmp_path / 'x.csv', 'path,label\n' + 'a.jpg,1\n' * 10_000)
+    os.truncate(path, 40 << 30)
+    with pytest.raises(UserError, match=r'x\.csv, line 10002: more than 1,048,576 letters'):
+        build(path)
+
+
 def test_columns_by_name(tmp_path):
     make_image(str(tmp_path / 'a.jpg'))
     path = write(tmp_path / 'x.csv', 'where,what,when,label\na.jpg,dog,train,7\na.jpg,cat,val,7\n')

@@ -1,6 +1,7 @@
 """plot.py draws what metrics.jsonl holds; VisualDL reads back what a run has written."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -209,3 +210,10 @@ def test_the_legend_says_what_the_training_loss_is_of(tmp_path, texts, expected)
     assert plot.describe_training([str(folder) for folder in folders]) == expected
     files = [str(folder / 'metrics.jsonl') for folder in folders]
     assert plot.describe_training(files) == expected
+
+
+def test_metrics_without_line_ends_are_refused(tmp_path, capsys):
+    (tmp_path / 'metrics.jsonl').write_text('{"event": "train_step", "update": 1}\n')
+    os.truncate(tmp_path / 'metrics.jsonl', 40 << 30)
+    assert plot.main([str(tmp_path)]) == 2
+    assert 'line 2: more than 1,048,576 letters' in capsys.readouterr().err
