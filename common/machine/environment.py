@@ -61,6 +61,8 @@ def usable_home() -> Iterator[None]:
     cache = os.path.join(os.path.expanduser('~'), '.cache', 'paddle', 'dataset')
     with contextlib.ExitStack() as stack:
         try:
+            if not os.path.isabs(cache):            # a relative HOME: it would be made right here
+                raise NotADirectoryError(cache)
             os.makedirs(cache, exist_ok=True)
         except OSError:
             home = os.environ.pop('HOME', None)

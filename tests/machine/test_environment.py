@@ -54,17 +54,20 @@ def test_read_cpu(tmp_path):
     assert read_cpu(tmp_path / 'missing') == ('', set())
 
 
-@pytest.mark.parametrize('kind', ['file', 'below a file', 'closed'])
+@pytest.mark.parametrize('kind', ['file', 'below a file', 'closed', 'relative'])
 @pytest.mark.runs
 def test_a_home_that_is_no_folder_does_no_harm(tmp_path, kind):
     (tmp_path / 'file').write_text('x')
     (tmp_path / 'closed').mkdir(mode=0o500)
     if kind == 'closed' and os.access(tmp_path / 'closed', os.W_OK):
         pytest.skip('this user may write everywhere')
-    home = str(tmp_path / {'below a file': 'file/x'}.get(kind, kind))
+    name = {'below a file': 'file/x'}.get(kind, kind)
+    home = 'rel' if kind == 'relative' else str(tmp_path / name)
+    before = set(os.listdir())
     code = ('import os\nfrom common.machine.environment import tune_cpu\ntune_cpu()\n'
             'import paddle\nprint(os.environ["HOME"])')
     assert run_python(code, HOME=home).stdout.strip() == home
+    assert set(os.listdir()) == before
 
 
 def run_python(code, **environment):
