@@ -37,6 +37,7 @@ from common.deploy.features import build_extractor, classify_by_regression
 from common.deploy.predict import make_dynamic_predictor
 from common.deploy.trained import Trained, load_trained
 from common.run import finetune
+from common.run.side_matter import append_line, end_line
 from common.weights.registry import find_in_run
 
 KNOWN = 5                       # classes that the weights are trained on
@@ -228,8 +229,9 @@ def main() -> None:
                           for result in read_results(path))
             if not is_done and any(part in name for part in options.only.split(',')):
                 result = measure(number, name, sources, options.output)
-                with open(path, 'a', encoding='utf-8') as file:
-                    file.write(json.dumps(result) + '\n')
+                with open(path, 'ab+', buffering=0) as file:
+                    end_line(file)
+                    append_line(file, json.dumps(result).encode() + b'\n')
                 print(result, flush=True)
     print(format_table(read_results(path)))
 
