@@ -20,7 +20,7 @@ from tests.support.accelerator import (
     run_jobs,
 )
 from tests.support.data_folders import make_image
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, find_run
 from tests.support.trained_digits import fixture_path
 from ViT.vit import build_sincos_table
 
@@ -125,7 +125,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(accelerator, make_job, tmp_
                           for model in MODELS])
     jobs = []
     for model in MODELS:
-        folder, = (tmp_path / model).iterdir()
+        folder = find_run(tmp_path / model)
         name = next(path for path in folder.glob('Epoch-*.pdparams')
                     if path.stat().st_ino != (folder / 'last.pdparams').stat().st_ino)
         jobs.append(make_job(model, tmp_path / f'{model}-resumed', TYPE, f'-resume={name}',
@@ -238,7 +238,7 @@ def test_a_fixed_table_is_saved_exactly(accelerator, make_job, tmp_path, dtype):
     run_all(accelerator, [make_job(
         'ViT', tmp_path, TYPE, '-amp', 'AMP_LEVEL', 'O2', 'AMP_DTYPE', dtype,
         'MODEL.POSITION_EMBEDDING', 'sincos2d', 'TRAIN.NUM_STEPS', '1')])
-    folder, = tmp_path.iterdir()
+    folder = find_run(tmp_path)
     saved = paddle.load(str(folder / 'last.pdparams'))['model']
     weight = saved['encoder.layers.0.attn.qkv.weight'].astype('float32')
     assert (weight == weight.astype(dtype).astype('float32')).all()     # rounded, as O2 does
