@@ -131,7 +131,13 @@ def build_config(project: Project, path: str | None, flags: dict[str, Any],
     unset = [key for key in list_unset(project.options, path, {*told, 'MODEL.NUM_CLASSES'})
              if key not in flags and key not in opts]
     flags = {**{key: told[key] for key in unset if key in told}, **flags}
-    config = project.get_config(path, flags=flags, opts=opts)
+    try:
+        config = project.get_config(path, flags=flags, opts=opts)
+    except UserError as error:
+        if path is None and is_exported(config.MODEL.PRETRAINED):   # which records no model
+            raise UserError(f'{error}\n{config.MODEL.PRETRAINED} is an exported model: name the '
+                            'yaml file it was trained with by -cfg.') from None
+        raise
     if config.EVAL or 'MODEL.NUM_CLASSES' not in unset:
         return config
     num_classes = count_classes(config)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import cli
 from common.data.digits import load_digits_rgb
 from common.deploy import demo, export, predict
 from common.deploy import engine as engines
@@ -125,6 +126,16 @@ def test_what_an_exported_folder_is_not_for(exported, tmp_path, capsys, argument
         f'-pretrained={exported["vit"]}', '-device=cpu', '-dataset=digits',
         f'-output={tmp_path}', *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_exported_model_that_is_not_of_the_default_sizes_needs_its_yaml_file(
+        exported, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, '_read_exported', lambda folder: {'DATA.IMAGE_SIZE': 28})
+    assert run_single(load_fixture('vit')[0], [
+        '-eval', f'-pretrained={exported["vit"]}', '-device=cpu', '-dataset=digits',
+        f'-output={tmp_path}']) == 2
+    shown = capsys.readouterr().err
+    assert 'DATA.IMAGE_SIZE 28 is not a multiple' in shown and 'by -cfg' in shown
 
 
 def test_the_web_page_shows_an_exported_model(exported):
