@@ -205,14 +205,16 @@ def settle_end(state: TrainState, plan: Plan, config: CfgNode) -> bool:
     if state.awaits_validation:
         return False
     if state.update >= plan.total_updates:
+        length = 'TRAIN.NUM_STEPS' if config.TRAIN.NUM_STEPS else 'TRAIN.NUM_EPOCHS'
         logger.info('Nothing to do: update %d of %d is done. To train anew, leave -resume and '
-                    '-last_epoch out; to go on, raise TRAIN.NUM_EPOCHS.', state.update,
-                    plan.total_updates)
+                    '-last_epoch out; to go on, raise %s.', state.update, plan.total_updates,
+                    length)
         return True
     if state.has_ended and is_without_progress(state, plan, read_loop_options(config)):
         logger.info('Nothing to do: the run was stopped early at update %d, no better than epoch '
-                    '%d. To go on, raise TRAIN.EARLY_STOP_EPOCHS.', state.update,
-                    state.best['epoch'])
+                    '%d. To go on, raise %s.', state.update, state.best['epoch'],
+                    'TRAIN.EARLY_STOP_STEPS' if config.TRAIN.EARLY_STOP_STEPS else
+                    'TRAIN.EARLY_STOP_EPOCHS')
         return True
     state.has_ended = False
     return False

@@ -103,7 +103,8 @@ def test_auto_resume_goes_on_in_the_same_folder(tmp_path):
         steps = [json.loads(line).get('update') for line in file if 'train_step' in line]
     assert steps == list(range(1, 9))           # none twice, none left out
     code, _ = train(tmp_path, 'TRAIN.NUM_STEPS', '8', flags=['-resume=auto'])
-    assert code == 0 and 'Nothing to do' in read_run(tmp_path).log
+    assert code == 0 and 'Nothing to do' in (log := read_run(tmp_path).log)
+    assert 'to go on, raise TRAIN.NUM_STEPS.' in log
 
 
 def test_a_second_signal_ends_at_once():
@@ -268,6 +269,7 @@ def test_a_run_that_stopped_early_has_ended(tmp_path):
     code, _ = train(tmp_path, *options, flags=['-resume=auto'])
     run = read_run(tmp_path)
     assert code == 0 and 'Nothing to do: the run was stopped early at update 252' in run.log
+    assert 'To go on, raise TRAIN.EARLY_STOP_EPOCHS.' in run.log
     assert read_metrics(run.folder) == before
     more = (*options[:-1], '3')                     # more patience: it goes on
     assert train(tmp_path, *more, flags=['-resume=auto'])[0] == 0
