@@ -20,6 +20,7 @@ from common.training.confusion import (
     write_report,
 )
 from tests.support.data_folders import make_folders
+from tests.support.paths import find_run
 from ViT.project import PROJECT as VIT
 
 
@@ -208,10 +209,10 @@ def test_a_run_and_its_evaluation_write_the_same_report(tmp_path):
     small = ['MODEL.EMBED_DIM', '16', 'MODEL.NUM_HEADS', '2', 'MODEL.DEPTH', '1']
     assert run_single(VIT, [*common, f'-output={tmp_path / "out"}', '-opts', *small,
                             'TRAIN.NUM_STEPS', '6', 'TRAIN.WARMUP_STEPS', '0']) == 0
-    trained, = (tmp_path / 'out').iterdir()
+    trained = find_run(tmp_path / 'out')
     assert run_single(VIT, [*common, f'-output={tmp_path / "eval"}', '-eval',
                             f'-pretrained={trained / "last"}', '-opts', *small]) == 0
-    evaluated, = (tmp_path / 'eval').iterdir()
+    evaluated = find_run(tmp_path / 'eval')
     for folder in (trained, evaluated):
         events = [json.loads(line)
                   for line in (folder / 'metrics.jsonl').read_text().splitlines()]
