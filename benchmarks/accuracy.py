@@ -181,18 +181,23 @@ def make_rows(results: list[dict]) -> list[tuple]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every comparison of trainings with a peer is asked."""
     parser.add_argument('--fashion_mnist', default='', metavar='DIR',
                         help='folder of its IDX files (default: downloaded)')
     parser.add_argument('--peer_python', default=sys.executable,
                         help='the Python that has benchmarks/requirements.txt')
     parser.add_argument('--output', default='output/accuracy', help='folder for runs and results')
-    parser.add_argument('--recipes', default=DEFAULT, help='with commas, of ' + ', '.join(RECIPES))
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--quick', action='store_true', help='one seed')
     parser.add_argument('--side', choices=SIDES, help='one side alone')
     parser.add_argument('--report', action='store_true', help='print the table and train nothing')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    add_options(parser)
+    parser.add_argument('--recipes', default=DEFAULT, help='with commas, of ' + ', '.join(RECIPES))
     options = parser.parse_args()
     os.makedirs(options.output, exist_ok=True)
     sides = [options.side] if options.side else SIDES

@@ -16,7 +16,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 
@@ -27,6 +26,7 @@ from PIL import Image
 from benchmarks.accuracy import (
     ROOT,
     SIDES,
+    add_options,
     compare,
     describe,
     describe_commit,
@@ -149,15 +149,7 @@ def make_rows(results: list[dict]) -> list[tuple]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--fashion_mnist', default='', metavar='DIR',
-                        help='folder of its IDX files (default: downloaded)')
-    parser.add_argument('--peer_python', default=sys.executable,
-                        help='the Python that has benchmarks/requirements.txt')
-    parser.add_argument('--output', default='output/accuracy', help='folder for the results')
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--quick', action='store_true', help='one seed')
-    parser.add_argument('--side', choices=SIDES, help='one side alone')
-    parser.add_argument('--report', action='store_true', help='print the table and train nothing')
+    add_options(parser)
     options = parser.parse_args()
     os.makedirs(options.output, exist_ok=True)
     seeds = 0 if options.report else 1 if options.quick else options.seeds
