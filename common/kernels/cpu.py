@@ -23,6 +23,7 @@ from paddle.nn import functional as F
 
 from common.kernels import row_kernels
 from common.kernels.row_kernels import (
+    Mask,
     gelu,
     gelu_backward_,
     layer_norm_backward,
@@ -74,10 +75,6 @@ class Chance(NamedTuple):
     rate: float
     key: int
 
-    def drop(self, x: paddle.Tensor, output: paddle.Tensor | None = None) -> paddle.Tensor:
-        """Return x after dropout, in `output` if there is one; the gradient's way is the same."""
-        return row_kernels.dropout(x, self.rate, self.key, output)
-
 
 def draw_chance(dropout: nn.Dropout) -> Chance | None:
     """Return what a dropout layer drops this time, None where it does nothing.
@@ -90,6 +87,12 @@ def draw_chance(dropout: nn.Dropout) -> Chance | None:
     return Chance(dropout.p, high << 31 | low)
 
 
+def draw_mask(dropout: nn.Dropout, size: int) -> Mask | None:
+    """Return which of `size` numbers a dropout layer keeps; None where it does nothing."""
+    chance = draw_chance(dropout)
+    return None if chance is None else Mask(size, *chance)
+
+
 def is_usual(dropout: Any) -> bool:
     """Whether a layer is Paddle's own dropout, of single numbers that are scaled in training."""
     return type(dropout) is nn.Dropout and dropout.axis is None \
@@ -98,20 +101,20 @@ def is_usual(dropout: Any) -> bool:
 
 class Dropout(PyLayer):
     @staticmethod
-    def forward(ctx: PyLayerContext, x: paddle.Tensor, chance: Chance) -> paddle.Tensor:
-        ctx.chance = chance
-        return chance.drop(x)
+    def forward(ctx: PyLayerContext, x: paddle.Tensor, mask: Mask) -> paddle.Tensor:
+        ctx.mask = mask
+        return row_kernels.dropout(x, mask)
 
     @staticmethod
     def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> paddle.Tensor:
-        return ctx.chance.drop(make_contiguous(grad))
+        return row_kernels.dropout(make_contiguous(grad), ctx.mask)
 
 
 def dropout(layer: nn.Dropout, x: paddle.Tensor) -> paddle.Tensor:
     """Take the place of nn.Dropout.forward."""
     if not is_dropping(layer) or not fits(x):
         return nn.Dropout.forward(layer, x)
-    return apply(Dropout, make_contiguous(x), draw_chance(layer))
+    return apply(Dropout, make_contiguous(x), draw_mask(layer, x.size))
 
 
 # Linear layers
@@ -197,27 +200,20 @@ class GeluLinear(PyLayer):
 
     @staticmethod
     def forward(ctx: PyLayerContext, x: paddle.Tensor, approximate: bool, weight: paddle.Tensor,
-                bias: paddle.Tensor, chance: Chance | None) -> paddle.Tensor:
+                bias: paddle.Tensor, mask: Mask | None) -> paddle.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.approximate, ctx.chance = approximate, chance
+        ctx.approximate, ctx.mask = approximate, mask
         ctx.wanted = [wants_gradient(tensor) for tensor in (x, weight, bias)]
-        return multiply_and_add(GeluLinear.activate(ctx, x), weight, bias)
-
-    @staticmethod
-    def activate(ctx: PyLayerContext, x: paddle.Tensor) -> paddle.Tensor:
-        active = gelu(x, ctx.approximate)
-        return active if ctx.chance is None else ctx.chance.drop(active, active)
+        return multiply_and_add(gelu(x, approximate, mask), weight, bias)
 
     @staticmethod
     def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         x, weight = ctx.saved_tensor()
-        active = GeluLinear.activate(ctx, x).reshape([-1, x.shape[-1]])
+        active = gelu(x, ctx.approximate, ctx.mask).reshape([-1, x.shape[-1]])
         grad_x, grad_weight, grad_bias = linear_gradients(
             ctx, active, weight, grad.reshape([-1, grad.shape[-1]]))
         if grad_x is not None:
-            if ctx.chance is not None:
-                ctx.chance.drop(grad_x, grad_x)
-            gelu_backward_(grad_x, x, ctx.approximate)
+            gelu_backward_(grad_x, x, ctx.approximate, ctx.mask)
             grad_x = grad_x.reshape(x.shape)
         return grad_x, grad_weight, grad_bias
 
@@ -231,7 +227,7 @@ def gelu_linear(plain: Callable, hidden: paddle.Tensor, form: str, linear: Any,
             or linear.bias is None or has_hooks(linear):
         return linear(dropout(apply(Gelu, hidden, approximate)))
     return apply(GeluLinear, hidden, approximate, linear.weight, linear.bias,
-                 draw_chance(dropout))
+                 draw_mask(dropout, hidden.size))
 
 
 # LayerNorm
@@ -329,10 +325,6 @@ def split_gradient(grad: paddle.Tensor, shape: Sequence[int]) -> paddle.Tensor:
                       (0, 2, 1, 3))
 
 
-def compute_probabilities(q: paddle.Tensor, k: paddle.Tensor) -> paddle.Tensor:
-    return softmax_(paddle.matmul(q, k, transpose_y=True))
-
-
 class Attend(PyLayer):
     """Merged dropout(softmax(scale q k^T)) v; backward computes the probabilities again.
 
@@ -341,26 +333,24 @@ class Attend(PyLayer):
 
     @staticmethod
     def forward(ctx: PyLayerContext, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor,
-                scale: float, chance: Chance | None) -> paddle.Tensor:
+                scale: float, mask: Mask | None) -> paddle.Tensor:
         q = q * scale
         ctx.save_for_backward(q, k, v)
-        ctx.scale, ctx.chance = scale, chance
-        probabilities = compute_probabilities(q, k)
-        if chance is not None:
-            chance.drop(probabilities, probabilities)
+        ctx.scale, ctx.mask = scale, mask
+        scores = paddle.matmul(q, k, transpose_y=True)
+        probabilities = softmax_(scores, mask, scores)
         return merge_heads(paddle.matmul(probabilities, v))
 
     @staticmethod
     def backward(ctx: PyLayerContext, grad: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         q, k, v = ctx.saved_tensor()
         grad = split_gradient(grad, q.shape)
-        probabilities = compute_probabilities(q, k)
-        kept = probabilities if ctx.chance is None else ctx.chance.drop(probabilities)
+        scores = paddle.matmul(q, k, transpose_y=True)
+        kept = scores if ctx.mask is None else paddle.empty_like(scores)
+        probabilities = softmax_(scores, ctx.mask, kept)
         grad_v = paddle.matmul(kept, grad, transpose_x=True)
         grad_scores = paddle.matmul(grad, v, transpose_y=True)
-        if ctx.chance is not None:
-            ctx.chance.drop(grad_scores, grad_scores)
-        softmax_backward_(grad_scores, probabilities)
+        softmax_backward_(grad_scores, probabilities, ctx.mask)
         grad_q = paddle.matmul(grad_scores, k).scale_(ctx.scale)
         return grad_q, paddle.matmul(grad_scores, q, transpose_x=True), grad_v
 
@@ -381,7 +371,7 @@ def attention(plain: Callable, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Ten
         probabilities = dropout(F.softmax(scores, axis=-1))
         return apply(MergeHeads, paddle.matmul(probabilities, v))
     return apply(Attend, make_contiguous(q), make_contiguous(k), make_contiguous(v), scale,
-                 draw_chance(dropout))
+                 draw_mask(dropout, math.prod(q.shape[:-1]) * k.shape[-2]))
 
 
 KERNELS = {'linear': linear, 'layer_norm': layer_norm, 'gelu_linear': gelu_linear,

@@ -204,14 +204,17 @@ void layer_norm_gradients(const float *grad, const float *x, const float *weight
 
 /* ---- Dropout, with Philox4x64-10 (Salmon et al., SC 2011, doi:10.1145/2063384.2063405) ---- */
 
+typedef uint16_t parts __attribute__((vector_size(32)));
+typedef int8_t bytes __attribute__((vector_size(16)));
+
 INLINE uint64_t multiply(uint64_t a, uint64_t b, uint64_t *high) {
     unsigned __int128 product = (unsigned __int128)a * b;
     *high = product >> 64;
     return product;
 }
 
-/* The 256 bits that belong to a counter, as NumPy's Philox gives them. */
-INLINE void philox(uint64_t counter, uint64_t key, uint64_t bits[4]) {
+/* The 256 bits that belong to a counter, as NumPy's Philox gives them, in 16 parts. */
+INLINE parts philox(uint64_t counter, uint64_t key) {
     uint64_t word0 = counter, word1 = 0, word2 = 0, word3 = 0, key0 = key, key1 = 0;
     for (int round = 0; round < 10; round++) {
         uint64_t high0, high2;
@@ -224,20 +227,33 @@ INLINE void philox(uint64_t counter, uint64_t key, uint64_t bits[4]) {
         key0 += 0x9E3779B97F4A7C15u;
         key1 += 0xBB67AE8584CAA73Bu;
     }
-    bits[0] = word0, bits[1] = word1, bits[2] = word2, bits[3] = word3;
+    uint64_t bits[4] = {word0, word1, word2, word3};
+    parts values;
+    memcpy(&values, bits, sizeof(values));
+    return values;
 }
 
-/* to = from * scale where the number's 16 bits are at least `threshold`, else 0. Number i of the
- * tensor has part i % 16 of the bits of counter i / 16 + 1; `first`: of the counter to begin with. */
-void dropout(const float *from, float *to, int64_t count, uint64_t key, uint64_t first,
-             uint32_t threshold, float scale) {
-    for (int64_t i = 0; i < count; i += LANES, first++) {
-        uint64_t bits[4];
-        uint16_t parts[LANES];
-        ints mask;
-        philox(first, key, bits);
-        memcpy(parts, bits, sizeof(parts));
-        for (int j = 0; j < LANES; j++) mask[j] = -(parts[j] >= threshold);
-        store(to + i, choose(mask, load(from + i, count - i) * scale, fill(0.0f)), count - i);
+/* Bit j of mask[i]: whether number 16 i + j is kept, that is whether part j of the bits of counter
+ * first + i is at least `threshold`, which is below 2^16. */
+void draw_mask(uint16_t *mask, int64_t count, uint64_t key, uint64_t first, uint32_t threshold) {
+    for (int64_t i = 0; i < count; i++) {
+        bytes kept = __builtin_convertvector(philox(first + i, key) >= (uint16_t)threshold, bytes);
+        uint64_t halves[2];
+        memcpy(halves, &kept, sizeof(halves));
+        for (int half = 0; half < 2; half++)    /* the product moves bit 0 of byte n to bit 56 + n */
+            halves[half] = (halves[half] & 0x0101010101010101u) * 0x0102040810204080u >> 56;
+        mask[i] = halves[0] | halves[1] << 8;
+    }
+}
+
+/* to = from * scale where the mask's bit is set, else 0. `start`: the bit of the first number. */
+void apply_mask(const float *from, float *to, int64_t count, const uint16_t *mask, int64_t start,
+                float scale) {
+    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int64_t i = 0; i < count; i += LANES) {
+        uint32_t word;
+        memcpy(&word, mask + (start + i) / LANES, sizeof(word));
+        ints kept = -(((int32_t)(word >> (start + i) % LANES) >> lane) & 1);
+        store(to + i, choose(kept, load(from + i, count - i) * scale, fill(0.0f)), count - i);
     }
 }

@@ -28,68 +28,137 @@ SIGNATURES = {
     'softmax_slope': (None, (POINTER, POINTER, NUMBER, NUMBER)),
     'layer_norm_gradients': (None, (POINTER, POINTER, POINTER, ctypes.c_float, POINTER, POINTER,
                                     POINTER, NUMBER, NUMBER)),
-    'dropout': (None, (POINTER, POINTER, NUMBER, ctypes.c_uint64, ctypes.c_uint64,
-                       ctypes.c_uint32, ctypes.c_float)),
+    'draw_mask': (None, (POINTER, NUMBER, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32)),
+    'apply_mask': (None, (POINTER, POINTER, NUMBER, POINTER, NUMBER, ctypes.c_float)),
 }
-BITS = 16               # that decide on a number: a rate is kept to 1 / 2^16
-NUMBERS_A_BLOCK = 16    # that one counter of Philox gives the bits of
+BITS = 16               # of Philox decide on a number
+BLOCK = 16              # numbers that one counter of Philox decides on, and so a word of a mask
 
 
-def gelu(x: paddle.Tensor, approximate: bool) -> paddle.Tensor:
-    """Return gelu(x); approximate: by tanh."""
+class Mask:
+    """Which numbers of a tensor dropout keeps, a bit each, and what these are multiplied by.
+
+    The choice is drawn once and serves forward and backward. It depends on the number's place and
+    on the key, and is the same for any number of threads, with the kernels and without: that of
+    NumPy's counter-based generator Philox.
+    """
+
+    def __init__(self, size: int, rate: float, key: int) -> None:
+        """size: of the tensor. Each number is dropped with probability `rate`, to 1 / 2^16."""
+        self.scale = 0.0 if rate == 1 else 1 / (1 - rate)
+        blocks = BlocksOf(size)
+        self.words = np.zeros(len(blocks) + 1, np.uint16)   # one more: readers take two at once
+        threshold = round(rate * (1 << BITS))
+        kernels = load_kernels()
+
+        def draw(rows):
+            words = self.words[rows]
+            if kernels is None:
+                _draw_mask_in_numpy(words, key, rows.start, threshold)
+            else:
+                kernels.draw_mask(get_address(words), words.size, key, rows.start + 1, threshold)
+
+        if threshold < 1 << BITS:               # else nothing is kept
+            run_by_rows(draw, blocks)
+
+    def drop(self, values: np.ndarray, output: np.ndarray, start: int) -> None:
+        """Write values after dropout to output; both in one piece, which is where number `start`
+        of the tensor and those after it belong."""
+        kernels = load_kernels()
+        if kernels is None:
+            _drop_in_numpy(values.reshape(-1), output.reshape(-1), self.words, start, self.scale)
+        else:
+            kernels.apply_mask(get_address(values), get_address(output), values.size,
+                               get_address(self.words), start, self.scale)
+
+
+def dropout(x: paddle.Tensor, mask: Mask, output: paddle.Tensor | None = None) -> paddle.Tensor:
+    """Return x after dropout, or the gradient before it; in `output`, which may be x."""
+    output = paddle.empty_like(x) if output is None else output
+    array, values = share(output).reshape(-1), share(x).reshape(-1)
+
+    def compute(part):
+        mask.drop(values[part], array[part], part.start)
+
+    run_by_rows(compute, array)
+    return output
+
+
+def gelu(x: paddle.Tensor, approximate: bool, mask: Mask | None = None) -> paddle.Tensor:
+    """Return gelu(x), after dropout where there is a mask; approximate: by tanh."""
     kernels = load_kernels()
     if kernels is None:
-        return F.gelu(x, approximate)
+        output = F.gelu(x, approximate)
+        return output if mask is None else dropout(output, mask, output)
     output = paddle.empty_like(x)
     array, values = share_rows(output), share_rows(x)
 
     def compute(rows):
         kernels.gelu(
             get_address(values[rows]), get_address(array[rows]), values[rows].size, approximate)
+        _drop(mask, array, rows, array)
 
     run_by_rows(compute, array)
     return output
 
 
-def gelu_backward_(grad: paddle.Tensor, x: paddle.Tensor, approximate: bool) -> None:
-    """Multiply grad, of x's size, by gelu's derivative at x, in place."""
+def gelu_backward_(grad: paddle.Tensor, x: paddle.Tensor, approximate: bool,
+                   mask: Mask | None = None) -> None:
+    """Turn the gradient of gelu's output, after dropout where there is a mask, into that of x,
+    in place. grad: of x's size."""
     array, values = share(grad).reshape(-1, x.shape[-1]), share_rows(x)
     kernels = load_kernels()
     if kernels is None:
+        if mask is not None:
+            dropout(grad, mask, grad)
         cdf = share_rows(_compute_cdf(x, approximate))
         _gelu_backward_in_numpy(array, values, cdf, approximate)
         return
 
     def multiply(rows):
+        _drop(mask, array, rows, array)
         kernels.gelu_slope(
             get_address(array[rows]), get_address(values[rows]), values[rows].size, approximate)
 
     run_by_rows(multiply, array)
 
 
-def softmax_(scores: paddle.Tensor) -> paddle.Tensor:
-    """Turn scores into their softmax over the last axis, in place; return them."""
+def softmax_(scores: paddle.Tensor, mask: Mask | None = None,
+             dropped: paddle.Tensor | None = None) -> paddle.Tensor:
+    """Turn scores into their softmax over the last axis, in place; return them.
+
+    mask: of dropout, whose result goes to `dropped`, which may be the scores.
+    """
     kernels = load_kernels()
     if kernels is None:
-        return F.softmax_(scores, axis=-1)
-    array = share_rows(scores)
+        F.softmax_(scores, axis=-1)
+        if mask is not None:
+            dropout(scores, mask, dropped)
+        return scores
+    array, kept = share_rows(scores), None if dropped is None else share_rows(dropped)
 
     def compute(rows):
         kernels.softmax(get_address(array[rows]), *array[rows].shape)
+        _drop(mask, array, rows, kept)
 
     run_by_rows(compute, array)
     return scores
 
 
-def softmax_backward_(grad: paddle.Tensor, probabilities: paddle.Tensor) -> None:
-    """Turn the gradient of softmax's outputs into that of its inputs, in place."""
+def softmax_backward_(grad: paddle.Tensor, probabilities: paddle.Tensor,
+                      mask: Mask | None = None) -> None:
+    """Turn the gradient of softmax's outputs, after dropout where there is a mask, into that of
+    its inputs, in place."""
     array, values = share_rows(grad), share_rows(probabilities)
     kernels = load_kernels()
     if kernels is None:
+        if mask is not None:
+            dropout(grad, mask, grad)
         _softmax_backward_in_numpy(array, values)
         return
 
     def multiply(rows):
+        _drop(mask, array, rows, array)
         kernels.softmax_slope(
             get_address(array[rows]), get_address(values[rows]), *array[rows].shape)
 
@@ -124,41 +193,20 @@ def layer_norm_backward(grad: paddle.Tensor, x: paddle.Tensor, weight: paddle.Te
     return grad_x, *(paddle.to_tensor(total) for total in totals.astype(np.float32))
 
 
-def dropout(x: paddle.Tensor, rate: float, key: int,
-            output: paddle.Tensor | None = None) -> paddle.Tensor:
-    """Return x with each number made 0 with probability `rate`, else divided by 1 - rate.
-
-    key: what the choice depends on beside the number's place: the same for any number of
-    threads, with the kernels and without. It is that of NumPy's counter-based generator Philox.
-    output: a tensor to write to, which may be x.
-    """
-    output = paddle.empty_like(x) if output is None else output
-    array, values = share(output).reshape(-1), share(x).reshape(-1)
-    threshold = round(rate * (1 << BITS))
-    scale = 0.0 if rate == 1 else 1 / (1 - rate)
-    kernels = load_kernels()
-
-    def compute(blocks):
-        start, end = blocks.start * NUMBERS_A_BLOCK, blocks.stop * NUMBERS_A_BLOCK
-        part, source = array[start:end], values[start:end]
-        if kernels is None:
-            _dropout_in_numpy(source, part, key, blocks.start, threshold, scale)
-        else:
-            kernels.dropout(get_address(source), get_address(part), part.size, key,
-                            blocks.start + 1, threshold, scale)
-
-    run_by_rows(compute, BlocksOf(array))
-    return output
+def _drop(mask, array, rows, output):
+    """Apply dropout, where there is any, to some rows of a matrix, while they are in the cache."""
+    if mask is not None:
+        mask.drop(array[rows], output[rows], rows.start * array.shape[1])
 
 
 class BlocksOf:
-    """An array as run_by_rows takes it, in rows of a generator's block, the last cut short."""
+    """A tensor's numbers as run_by_rows takes them, in rows of a generator's block."""
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.size = array.size
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def __len__(self) -> int:
-        return (self.size + NUMBERS_A_BLOCK - 1) // NUMBERS_A_BLOCK
+        return (self.size + BLOCK - 1) // BLOCK
 
 
 def sum_rows(matrix: paddle.Tensor) -> paddle.Tensor:
@@ -176,11 +224,17 @@ def load_kernels() -> ctypes.CDLL | None:
 # The same without the kernels.
 
 
-def _dropout_in_numpy(values, output, key, block, threshold, scale):
-    generator = np.random.Philox(key=key, counter=block)
-    words = generator.random_raw(-(-values.size // 4))
-    np.multiply(values, scale, out=output)
-    np.copyto(output, 0, where=words.view(np.uint16)[:values.size] < threshold)
+def _draw_mask_in_numpy(mask, key, block, threshold):
+    parts = np.random.Philox(key=key, counter=block).random_raw(4 * mask.size).view(np.uint16)
+    mask[:] = np.packbits(parts >= threshold, bitorder='little').view(np.uint16)
+
+
+def _drop_in_numpy(values, output, words, start, scale):
+    first, end = start // BLOCK, (start + values.size) // BLOCK + 1
+    bits = np.unpackbits(words[first:end].view(np.uint8), bitorder='little').view(bool)
+    kept = bits[start % BLOCK:][:values.size]
+    np.multiply(values, scale, out=output, where=kept)
+    np.copyto(output, 0, where=~kept)
 
 
 def _compute_cdf(x, approximate):

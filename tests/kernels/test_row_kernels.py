@@ -1,4 +1,4 @@
-"""GELU, softmax and LayerNorm's gradients against float64, with the kernels and without them."""
+"""GELU, softmax, LayerNorm's gradients, dropout against float64, with the kernels and without."""
 
 import logging
 import math
@@ -103,15 +103,52 @@ def test_dropout(way, shape, rate, threads, monkeypatch):
     kept = words.view(np.uint16)[:x.size].reshape(shape) >= round(65536 * rate)
     expected = np.where(kept, x.astype('float64') / (1 - rate), 0)
     tensor = paddle.to_tensor(x)
-    found = row_kernels.dropout(tensor, rate, key)
+    mask = row_kernels.Mask(x.size, rate, key)
+    found = row_kernels.dropout(tensor, mask)
     np.testing.assert_allclose(to_double(found), expected, rtol=3e-7)
     np.testing.assert_array_equal(tensor.numpy(), x)
-    assert row_kernels.dropout(tensor, rate, key, tensor) is tensor
+    assert row_kernels.dropout(tensor, mask, tensor) is tensor
     np.testing.assert_array_equal(tensor.numpy(), found.numpy())
     if x.size > 100_000:
         assert abs((found.numpy() == 0).mean() - rate) < 5 * math.sqrt(rate / x.size)
-        assert not np.array_equal(row_kernels.dropout(found, rate, key + 1).numpy() == 0,
-                                  found.numpy() == 0)
+        other = row_kernels.dropout(found, row_kernels.Mask(x.size, rate, key + 1))
+        assert not np.array_equal(other.numpy() == 0, found.numpy() == 0)
+
+
+@pytest.mark.parametrize('shape', [*SHAPES, (40_000, 17)])
+@pytest.mark.parametrize('threads', [1, 3])
+def test_dropout_within_gelu_and_softmax(way, shape, threads, monkeypatch):
+    """A mask in the kernels does what dropout after them, and before their gradients, does."""
+    monkeypatch.setattr(host_memory, 'count_threads', lambda: threads)
+    mask = row_kernels.Mask(math.prod(shape), 0.3, 5)
+    x, above = (paddle.to_tensor(draw(shape, seed)) for seed in (0, 1))
+    active, probabilities = row_kernels.gelu(x, False), row_kernels.softmax_(x.clone())
+    before = row_kernels.dropout(above, mask)
+
+    np.testing.assert_array_equal(row_kernels.gelu(x, False, mask).numpy(),
+                                  row_kernels.dropout(active, mask).numpy())
+    expected, found = before.clone(), above.clone()
+    row_kernels.gelu_backward_(expected, x, False)
+    row_kernels.gelu_backward_(found, x, False, mask)
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+    kept = paddle.empty_like(x)
+    np.testing.assert_array_equal(row_kernels.softmax_(x.clone(), mask, kept).numpy(),
+                                  probabilities.numpy())
+    np.testing.assert_array_equal(kept.numpy(), row_kernels.dropout(probabilities, mask).numpy())
+    scores = x.clone()
+    row_kernels.softmax_(scores, mask, scores)
+    np.testing.assert_array_equal(scores.numpy(), kept.numpy())
+    expected, found = before.clone(), above.clone()
+    row_kernels.softmax_backward_(expected, probabilities)
+    row_kernels.softmax_backward_(found, probabilities, mask)
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
+def test_dropout_of_everything(way):
+    x = paddle.to_tensor(np.array([[1.0, np.inf, -1.0]], 'float32'))
+    found = row_kernels.dropout(x, row_kernels.Mask(3, 1.0, 5))
+    np.testing.assert_array_equal(found.numpy(), np.zeros((1, 3)))
 
 
 @pytest.mark.parametrize('shape', SHAPES)
