@@ -22,6 +22,7 @@ from common.project import Project
 from common.weights import find_preprocessing, open_weights
 from common.weights.load import INIT_ONLY, count_outputs
 from common.weights.registry import resolve
+from common.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,9 @@ def _find_run_config(project, flags, opts):
 
         path = find_run_config(config.MODEL.RESUME, config.SAVE)
         if path is not None:
+            if 'BASE' in read_yaml(path):       # a run writes none: nobody has asked for that file
+                raise UserError(f'{path} names other files (BASE), which no run writes there. If '
+                                f'it is your own, take it by -cfg={path}.')
             logger.info('The options of the run that is continued: %s', path)
             return path
     elif config.MODEL.PRETRAINED:

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from common.checkpoints.content import describe
+from common.checkpoints.record import check_summary
 from common.errors import UserError
 from common.weights.registry import RUN_WORDS, find_in_run
 from common.weights.trailer import CheckpointError, read_summary, verify_checkpoint
@@ -36,8 +37,8 @@ def list_checkpoints(folder: str) -> list[CheckpointFile]:
         path = os.path.join(folder, name)
         try:
             summary = read_summary(path)
-            entries.append(CheckpointFile(path, float(summary['time']), summary, None))
-        except (OSError, CheckpointError, KeyError, TypeError, ValueError) as error:
+            entries.append(CheckpointFile(path, check_summary(summary), summary, None))
+        except (OSError, CheckpointError, ValueError) as error:
             changed = os.path.getmtime(path) if os.path.exists(path) else 0.0
             entries.append(CheckpointFile(path, changed, None, describe(error)))
     return sorted(entries, key=lambda entry: (-entry.time, entry.is_link, entry.path))

@@ -63,8 +63,9 @@ def is_names(value: Any) -> bool:
 
 def is_data(value: Any) -> bool:
     """Whether a value is what records.describe_data gives."""
-    return is_mapping(value) and all(is_mapping(part) and all(
-        type(number) is int for number in part.values()) for part in value.values())
+    return is_mapping(value) and all(
+        is_mapping(part) and {'images', 'checksum'} <= set(part)
+        and all(type(number) is int for number in part.values()) for part in value.values())
 
 
 def is_numerics(value: Any) -> bool:
@@ -102,6 +103,11 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'model_ema': (is_mapping, 'tensors by name'),
     'amp_grad_scaler': (is_mapping, 'settings by name'),
 }
+SUMMARY: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'time': (is_number, 'a number of seconds'),
+    'is_best': (is_flag, 'true or false'),
+    **{name: FIELDS[name] for name in ('epoch', 'update', 'loss', 'model_name', 'world_size')},
+}
 REQUIRED = ('epoch', 'micro_batch', 'awaits_validation', 'has_ended', 'ema_updates', 'model',
             'amp_grad_scaler')
 
@@ -113,9 +119,20 @@ def check_record(checkpoint: dict[str, Any], path: str) -> None:
         if value is None and name not in REQUIRED:
             continue
         if not is_right(value):
-            raise UserError(f'{path} cannot be resumed from: its {name} is no {wanted} but '
+            raise UserError(f'{path} cannot be resumed from: its {name} is not {wanted} but '
                             f'{_show(value)}.' if value is not None else
                             f'{path} cannot be resumed from: it has no {name}.')
+    if checkpoint['awaits_validation'] and checkpoint['loss'] is None:
+        raise UserError(f'{path} cannot be resumed from: it awaits a validation and has no loss.')
+
+
+def check_summary(summary: dict[str, Any]) -> float:
+    """Return when a checkpoint was saved, by its trailer. Raises ValueError for a wrong field."""
+    for name, (is_right, wanted) in SUMMARY.items():
+        value = summary.get(name)
+        if not is_right(value) and (value is not None or name == 'time'):
+            raise ValueError(f'its summary is damaged: its {name} is not {wanted}')
+    return float(summary['time'])
 
 
 def check_tensors(tensors: dict[str, Any], what: str, path: str, finite: bool = False) -> None:

@@ -143,7 +143,7 @@ class CheckpointStore:
                    if entry.summary and not entry.is_link]
         while entries and not _is_same(entries[0].path, self.last_good):
             entries.pop(0)
-        best = next((entry for entry in entries if entry.summary['is_best']), None)
+        best = next((entry for entry in entries if entry.summary.get('is_best')), None)
         others = [entry for entry in entries[1:] if entry is not best]
         for entry in others[self.keep:]:
             os.remove(entry.path)
@@ -156,7 +156,7 @@ class CheckpointStore:
             for entry in entries:
                 if entry.is_link or not entry.summary or entry.time <= times.get(name, 0.0):
                     continue
-                if name == BEST and not entry.summary['is_best']:
+                if name == BEST and not entry.summary.get('is_best'):
                     continue
                 if find_problem(entry) is None:
                     self._link(entry.path, name)

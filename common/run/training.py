@@ -44,6 +44,7 @@ from common.training.optimizer import build_optimizer
 from common.training.schedule import Plan, build_plan, build_schedule
 from common.training.stopping import StopRequest
 from common.weights import load_from_config
+from common.weights.read import check_numerics
 
 if TYPE_CHECKING:               # the job stands on this module
     from common.run.job import Job
@@ -167,9 +168,11 @@ def resume(state: TrainState, checkpoint: dict, plan: Plan, config: CfgNode) -> 
     for line in restore(state, checkpoint, get_world_size()):
         logger.info('%s', line)
     saved_numerics = checkpoint['numerics'] or {}
+    numerics = {name: saved_numerics[name] for name in state.model.get_numerics()
+                if saved_numerics.get(name) is not None}
+    check_numerics(numerics, checkpoint['path'])
     try:
-        state.model.set_numerics(**{name: saved_numerics[name] for name in
-                                    state.model.get_numerics() if name in saved_numerics})
+        state.model.set_numerics(**numerics)
     except (ValueError, TypeError) as error:
         raise UserError(f'{checkpoint["path"]} cannot be resumed from: {error}.') from None
     if checkpoint['learning_rate'] is not None:         # which is saved again, if only validated

@@ -1,7 +1,6 @@
 """From any checkpoint file to tensors under our names: which format, which weights in it."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ import numpy as np
 
 from common.config import read_dump
 from common.errors import UserError
+from common.option import show
 from common.project import Project, list_projects
 from common.weights.containers import Container, open_container
 from common.weights.preprocessing import check_preprocessing, name_options, read_stated
@@ -99,7 +99,7 @@ def read_weights(path: str | os.PathLike, use_ema: bool = True, project: Project
                 **{name: stated[name] for name in (*FORMS, 'layer_norm_eps') if name in stated}}
     if not any(name.startswith(owner.before_head) for name in converted.tensors):
         numerics.pop('pre_logits_activation', None)
-    _check_numerics(numerics, container.path)
+    check_numerics(numerics, container.path)
     scalars = [name for name in converted.leftover if tensors[name].ndim == 0]
     preprocessing, said_by = _read_preprocessing(
         container, form.name, stated.get('preprocessing', form.preprocessing))
@@ -268,11 +268,15 @@ def _read_record(container):
     return record
 
 
-def _check_numerics(numerics, path):
+def check_numerics(numerics: dict[str, Any], path: str) -> None:
+    """Raise UserError for what no model computes with: an unknown form, an epsilon that is none.
+
+    Paddle refuses an epsilon above 1e-3 when it comes to the first LayerNorm.
+    """
     epsilon = numerics.get('layer_norm_eps', 0)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not (
-            math.isfinite(epsilon) and 0 <= epsilon < 1):
-        raise UserError(f'{path}: a LayerNorm epsilon of {str(epsilon)[:40]} makes no sense.')
+    if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1e-3:
+        raise UserError(f'{path}: a LayerNorm epsilon of {show(epsilon)} makes no sense: it is '
+                        'from 0 to 1e-3.')
     for name, forms in FORMS.items():
         value = numerics.get(name, forms[0])
         if not isinstance(value, str) or value not in forms:

@@ -217,3 +217,17 @@ def test_visible_gpus_may_be_listed_with_spaces(visible, monkeypatch):
     ranks = make_environments(2, 'nccl')
     assert [rank['FLAGS_selected_gpus'] for rank in ranks] == ['0', '1']
     assert os.environ['CUDA_VISIBLE_DEVICES'] == '2,3'
+
+
+def test_the_config_of_a_run_names_no_other_files(tmp_path):
+    """-resume alone takes it: nobody has said that the file which it names may be read."""
+    run = tmp_path / 'train-1'
+    run.mkdir()
+    (tmp_path / 'secret').write_text('hunter2: [')
+    (run / 'config.yaml').write_text(f'BASE: {tmp_path / "secret"}\nSEED: 3\n')
+    arguments = [f'-resume={run}']
+    with pytest.raises(UserError, match='names other files') as raised:
+        parse_command_line(PROJECT, arguments, 'main_single_gpu.py', needs_model=True)
+    assert 'hunter2' not in str(raised.value)
+    (run / 'config.yaml').write_text('SEED: 3\n')
+    assert parse_command_line(PROJECT, arguments, 'main_single_gpu.py', needs_model=True).SEED == 3

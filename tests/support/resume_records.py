@@ -10,6 +10,7 @@ from common.checkpoints.content import read_checkpoint
 from common.checkpoints.file import NamedArray, write_checkpoint
 from common.config import dump_config
 from common.errors import UserError
+from common.run.records import match_continued
 from common.run.training import resume, settle_end
 from common.training.ema import ModelEma
 from common.training.loop import TrainState
@@ -18,6 +19,7 @@ from common.weights import describe_numerics, safe_pickle
 from tests.support.recipe import fill_by_recipe
 from tests.support.saving import save
 from ViT.config import get_config
+from ViT.project import PROJECT
 from ViT.vit import VisionTransformer
 
 PLAN = Plan(batches_per_epoch=4, accum_steps=2, total_updates=10, warmup_updates=0,
@@ -25,8 +27,8 @@ PLAN = Plan(batches_per_epoch=4, accum_steps=2, total_updates=10, warmup_updates
 
 VALUES = (None, True, -1, 0, 1, 10 ** 30, 1 << 62, -(1 << 40), 1.5, 1e308, float('nan'),
           float('inf'), -0.0, '', 'x', 'nan', '1', 'a: [b', 'BASE: /etc/passwd', '\x00', [], [[]],
-          [1, 2], {}, {'value': 1}, {'a': {'b': []}}, (), (1,), np.zeros(0), np.zeros((2, 2)),
-          3.0, np.array([7]), np.full(3, np.nan, np.float32))
+          [1, 2], {}, {'value': 1}, {'a': {'b': []}}, {'images': 1}, (), (1,), np.zeros(0),
+          np.zeros((2, 2)), 3.0, 1e-4, np.array([7]), np.full(3, np.nan, np.float32))
 
 
 def name_arrays(tree):
@@ -107,14 +109,43 @@ def save_good(folder):
                 numerics=describe_numerics(state.model), preprocessing={'image_size': 16})
 
 
+class Data:
+    """Three pictures of three classes, which a run that goes on compares with its record."""
+
+    class_names, name = ['a', 'b', 'c'], 'imagefolder'
+
+    def __init__(self, is_train):
+        self.is_train = is_train
+
+    def __len__(self):
+        return 3
+
+    def describe(self):
+        return 'three pictures'
+
+    def checksum(self):
+        return 1
+
+    def find_file(self, index):
+        return None
+
+    def relabel(self, mapping, names):
+        assert sorted(mapping) == [0, 1, 2]
+
+
 def try_resume(path, state, config):
     """Resume a run in this process as training does; return the UserError's text, '' if it goes.
 
-    Anything else that is raised is a defect.
+    Anything else that is raised is a defect. What has been resumed can compute, and be saved.
     """
     try:
-        resume(state, read_checkpoint(path), PLAN, config)
+        checkpoint = read_checkpoint(path)
+        resume(state, checkpoint, PLAN, config)
+        match_continued(checkpoint, [Data(True), Data(False)], config, PROJECT)
         settle_end(state, PLAN, config)
     except UserError as error:
         return str(error)
+    state.model(paddle.ones([1, 3, 16, 16]))
+    if state.awaits_validation:
+        assert f'{state.epoch_loss:.6g}'            # in the name of the next checkpoint
     return ''
