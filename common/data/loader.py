@@ -8,6 +8,8 @@ import atexit
 import json
 import logging
 import mmap
+import multiprocessing
+import multiprocessing.queues
 import multiprocessing.util
 import os
 import signal
@@ -36,9 +38,12 @@ WORKERS_ON_CPU = 2
 MOST_WORKERS = 16           # that "auto" starts for one device
 LONG_WAIT = 0.05            # share of the time, from which on something should be changed
 
-USUAL_CAUSES = {
-    9: ', often out of memory',
-    7: f', often because {shared_files.FOLDER} is full: -opts DATA.USE_SHARED_MEMORY False'}
+UNSENT = 3                  # exit code of a worker whose batch does not reach the training process
+USUAL_CAUSES = {            # by exit code
+    -9: ', often out of memory',
+    -7: f', often because {shared_files.FOLDER} is full: -opts DATA.USE_SHARED_MEMORY False',
+    UNSENT: ', its batch could not be handed over, often because of too many open files: '
+            'ulimit -n 1024, or -num_workers=0'}
 
 Batches = TrainBatches | EvalBatches
 # (number of the batch, shape of its images, indices of its samples) -> arrays.
@@ -164,10 +169,16 @@ class Loader:
         self._reader.keep_workers()
         in_main_thread = threading.current_thread() is threading.main_thread()
         previous = signal.getsignal(signal.SIGCHLD)
+        others = set(multiprocessing.active_children())
         try:
             self._iterator = iter(self._loader)
         except BaseException:               # a limit of the system, when some have started
-            self._reader.let_workers_end()
+            # Paddle would wait for them, without having told them to end.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+                worker.join()
+            if self._reader.use_shared_memory:
+                shared_files.remove_left_files()
             raise
         atexit.register(self.close)         # which keeps the loader alive while workers run
         if in_main_thread:
@@ -196,9 +207,8 @@ class Loader:
         for number, worker in enumerate(workers):
             if not worker.is_alive():
                 code = worker.exitcode
-                how = f'exit code {code}'
-                if code is not None and code < 0:
-                    how = f'signal {-code}' + USUAL_CAUSES.get(-code, '')
+                how = f'signal {-code}' if code is not None and code < 0 else f'exit code {code}'
+                how += USUAL_CAUSES.get(code, '')
                 lines.append(
                     f'Loader worker {number} died ({how}) while reading '
                     f'{self._reader.describe_progress(number)}.')
@@ -288,6 +298,8 @@ class _SampleReader(paddle.io.Dataset):
         """Prepare a worker process: signals meant for the training process do not end it."""
         self.worker = worker
         self.mark = shared_files.mark_worker() if self.use_shared_memory else None
+        # Python would print the error, forget the batch, and let it be waited for for ever.
+        multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_unsent)
         # Runs when Paddle lets the worker end by itself.
         multiprocessing.util.Finalize(None, self._leave_nothing, exitpriority=0)
         keep_freed_memory()
@@ -327,6 +339,13 @@ class _SampleReader(paddle.io.Dataset):
     def _leave_nothing(self):
         if self.use_shared_memory:
             shared_files.remove_own_files(self.mark)
+
+
+def _end_unsent(error, batch):
+    """End this worker, whose batch cannot be put into the queue; its files are left to others."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    logger.warning('A loader worker cannot hand over a batch: %s', reason)
+    os._exit(UNSENT)
 
 
 def _blank(report):

@@ -11,6 +11,7 @@ import glob
 import os
 import re
 import secrets
+import stat
 
 FOLDER = '/dev/shm'
 MARK = 'vit-loader-'                # then the worker's process id, and something unique
@@ -47,8 +48,9 @@ def remove_left_files() -> int:
     for mark in glob.glob(os.path.join(FOLDER, f'{MARK}*')):
         found = re.match(rf'{MARK}(\d+)-', os.path.basename(mark))
         with contextlib.suppress(OSError):
-            status = os.stat(mark)
-            if found is None or status.st_uid != os.getuid() or not _is_unlocked(mark):
+            status = os.lstat(mark)         # a link of another user may lead to any device
+            if found is None or not stat.S_ISREG(status.st_mode) \
+                    or status.st_uid != os.getuid() or not _is_unlocked(mark):
                 continue
             process = int(found[1])
             if not _is_running(process):
@@ -61,7 +63,7 @@ def _remove_files(process, since):
     removed = 0
     for path in glob.glob(os.path.join(FOLDER, f'paddle_{process}_*')):
         with contextlib.suppress(OSError):
-            status = os.stat(path)
+            status = os.lstat(path)
             if status.st_uid == os.getuid() and status.st_mtime >= since:
                 os.unlink(path)
                 removed += status.st_size
@@ -78,7 +80,7 @@ def _is_running(process):
 
 def _is_unlocked(path):
     import fcntl
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

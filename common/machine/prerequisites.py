@@ -14,6 +14,8 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 # Paddle's major version: the first NumPy that breaks it.
 TOO_NEW_NUMPY = {2: (2, 3), 3: (2, 4)}
 PACKAGES = {'yacs': 'yacs', 'yaml': 'PyYAML', 'PIL': 'Pillow', 'tqdm': 'tqdm'}
+# Without so many open files, or bytes of addresses, Paddle cannot even be imported.
+LEAST_FILES, LEAST_MEMORY = 12, 800_000_000
 INSTALL = 'pip install -r requirements.txt'
 GPU = '(for a GPU: requirements-gpu.txt)'
 
@@ -23,7 +25,7 @@ def require(script_folder: str) -> None:
 
     script_folder: of the scripts; in a program from elsewhere ImportError is raised instead.
     """
-    problem = find_problem(sys.version_info[:2], read_versions())
+    problem = find_low_limit(*read_limits()) or find_problem(sys.version_info[:2], read_versions())
     if not problem:
         return
     problem = point_to(os.path.dirname(os.path.abspath(script_folder)), problem)
@@ -96,6 +98,30 @@ def read_versions() -> 'dict[str, str | None]':
 
     return {'paddle': find('paddle', 'paddlepaddle', 'paddlepaddle-gpu', 'paddlepaddle-xpu'),
             'numpy': find('numpy', 'numpy'), **{module: find(module) for module in PACKAGES}}
+
+
+def find_low_limit(files: 'float', memory: 'float') -> str:
+    """Return which limit of the system is too low for Paddle, in a line; '' if none is.
+
+    files: that may be open. memory: bytes of addresses. Both may be infinite.
+    """
+    if files < LEAST_FILES:
+        return f'only {files} files may be open, too few for Paddle: ulimit -n 1024'
+    if memory < LEAST_MEMORY:
+        return f'only {memory / 1e6:,.0f} MB of addresses may be used, too few for Paddle: ' \
+               'ulimit -v unlimited'
+    return ''
+
+
+def read_limits() -> 'tuple[float, float]':
+    """Return how many files may be open, and bytes of addresses used; inf where all may."""
+    try:
+        import resource
+    except ImportError:                 # Windows
+        return float('inf'), float('inf')
+    found = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS)]
+    files, memory = [float('inf') if value == resource.RLIM_INFINITY else value for value in found]
+    return files, memory
 
 
 def _read_version(text):

@@ -4,6 +4,7 @@ import gc
 import glob
 import itertools
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import weakref
 import numpy as np
 import paddle
 import pytest
+from paddle.io.dataloader.dataloader_iter import _DataLoaderIterMultiProcess
 
 from common.data import loader as loader_module
 from common.data import shared_files
@@ -202,6 +204,49 @@ def test_dead_worker_is_reported_with_its_sample(tmp_path, monkeypatch, num_work
     assert os.listdir(tmp_path / 'shared') == []            # nor its mark
 
 
+@pytest.mark.skipif(not hasattr(signal, 'alarm'), reason='needs alarms')
+def test_a_start_that_fails_halfway_ends_the_workers_that_have_started(digits, monkeypatch,
+                                                                       tmp_path):
+    """As where no further thread can be started; Paddle would wait for the workers for ever."""
+    def fail(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(shared_files, 'FOLDER', str(tmp_path))
+    monkeypatch.setattr(_DataLoaderIterMultiProcess, '_init_thread', fail)
+    previous = signal.signal(signal.SIGALRM, fail)
+    others, started = multiprocessing.active_children(), time.monotonic()
+    signal.alarm(30)
+    try:
+        with pytest.raises(RuntimeError, match='new thread'):
+            list(build_loader(digits[0], EvalBatches(20, 8), digits[1], num_workers=2))
+        gc.collect()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    assert time.monotonic() - started < 25
+    assert multiprocessing.active_children() == others and os.listdir(tmp_path) == []
+
+
+def allow_no_more_files():
+    resource = pytest.importorskip('resource')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+@pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='no /dev/shm')
+def test_a_batch_that_cannot_be_handed_over_is_not_waited_for(tmp_path):
+    """It is a file in shared memory, and comes from a thread, whose errors are only printed."""
+    dataset, config = build_train(make_folders(tmp_path))
+    make_image(str(tmp_path / 'train' / 'dog' / '3.jpg'), size=(41, 30))
+    dataset.transform = Deadly(allow_no_more_files)
+    loader = build_loader(dataset, TrainBatches(12, 4, seed=0), config, 1)
+    assert loader._reader.use_shared_memory
+    start = time.monotonic()
+    with pytest.raises(LoaderError, match='exit code 3, its batch could not be handed over.*uli'):
+        for _ in loader:
+            pass
+    assert time.monotonic() - start < 40
+
+
 @pytest.mark.parametrize('num_workers', [0, 1])
 def test_own_mistake_in_a_worker_keeps_its_traceback(tmp_path, num_workers):
     dataset, config = build_train(make_folders(tmp_path))
@@ -340,6 +385,29 @@ def test_what_killed_processes_leave_in_shared_memory_is_removed(digits, killed)
             build_loader(dataset, EvalBatches(9, 8), config, num_workers=1)
         return not list_shared(pids)
     wait_until(is_clean)
+
+
+@pytest.mark.parametrize('kept', [
+    'nothing', 'a living process', 'another user', 'an older file', 'a link'])
+def test_what_may_be_removed_from_shared_memory(tmp_path, monkeypatch, kept):
+    """Files by the process id of a dead worker of this user, that are not older than its mark."""
+    pytest.importorskip('fcntl')
+    monkeypatch.setattr(shared_files, 'FOLDER', str(tmp_path))
+    dead = os.getpid() if kept == 'a living process' else 2 ** 22 + 1
+    file, mark = tmp_path / f'paddle_{dead}_1_2', tmp_path / f'vit-loader-{dead}-ab'
+    for path in (mark, file, tmp_path / 'paddle_77777777_1', tmp_path / 'vit-loader-x'):
+        path.write_bytes(bytes(100))
+    if kept == 'another user':
+        monkeypatch.setattr(shared_files.os, 'getuid', lambda: 4321)
+    if kept == 'an older file':
+        os.utime(file, (1, 1))
+    if kept == 'a link':
+        mark.rename(tmp_path / 'elsewhere')
+        mark.symlink_to('elsewhere')
+    assert shared_files.remove_left_files() == (100 if kept == 'nothing' else 0)
+    assert file.exists() == (kept != 'nothing')
+    assert mark.exists() == (kept in ('a living process', 'another user', 'a link'))
+    assert (tmp_path / 'paddle_77777777_1').exists() and (tmp_path / 'vit-loader-x').exists()
 
 
 @pytest.mark.parametrize('cores, processes, expected', [

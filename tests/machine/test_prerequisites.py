@@ -43,15 +43,28 @@ def test_here_nothing_is_missing():
     assert versions['paddle'] == paddle.__version__
 
 
+@pytest.mark.runs
+@pytest.mark.parametrize('kind, limit, words', [
+    ('RLIMIT_NOFILE', 5, 'only 5 files may be open, too few for Paddle: ulimit -n 1024'),
+    ('RLIMIT_AS', 700_000_000, 'only 700 MB of addresses may be used, too few for Paddle: ')])
+def test_a_limit_that_is_too_low_for_paddle_is_said_first(kind, limit, words):
+    resource = pytest.importorskip('resource')
+    ended = run('ViT/main_single_gpu.py', '-h', limit=lambda: resource.setrlimit(
+        getattr(resource, kind), (limit, limit)))
+    assert (ended.returncode, ended.stdout) == (2, '')
+    assert ended.stderr.startswith(f'error: {words}') and ended.stderr.count('\n') == 1
+
+
 def test_a_program_from_elsewhere_gets_an_exception(monkeypatch):
     monkeypatch.setattr(prerequisites, 'read_versions', lambda: {**GOOD, 'paddle': None})
     with pytest.raises(ImportError, match='^Paddle is not installed'):
         prerequisites.require(os.path.join(ROOT, 'ViT'))
 
 
-def run(script, *arguments, python=sys.executable, **environment):
+def run(script, *arguments, python=sys.executable, limit=None, **environment):
     return subprocess.run([python, os.path.join(ROOT, script), *arguments], capture_output=True,
-                          text=True, timeout=120, env={**os.environ, **environment})
+                          text=True, timeout=120, env={**os.environ, **environment},
+                          preexec_fn=limit)
 
 
 @pytest.mark.runs
