@@ -18,6 +18,7 @@ from common.data import images
 from common.data.images import ImageError, is_image_name, read_image, show_path
 from common.data.lists import scan_folder
 from common.data.pixels import to_array
+from common.deploy import infer
 from common.deploy.pictures import find_pictures
 from common.errors import UserError
 from tests.support.data_folders import make_image
@@ -168,6 +169,13 @@ def test_postscript_is_no_picture_under_any_name(tmp_path, monkeypatch, extensio
             images.decode_image(content, 'member')
         with pytest.raises(Image.UnidentifiedImageError):
             images.open_image(path)
+
+
+def test_the_formats_that_are_read():
+    """None of them is a language, or names other files; infer.py, which is copied, has the same."""
+    assert images.FORMATS == ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')
+    assert set(images.list_formats()) <= {*images.FORMATS, 'AVIF', 'HEIF'}
+    assert infer.FORMATS == images.FORMATS
 
 
 def test_a_format_that_is_not_listed_is_no_picture(tmp_path, monkeypatch):

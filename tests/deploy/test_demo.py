@@ -181,6 +181,8 @@ def test_what_a_visitor_sends_is_bounded(tmp_path, monkeypatch):
                     and path.stat().st_size > 10 ** 5]
     finally:
         page.close()
+    assert page.delete_cache == (demo.KEPT_SECONDS, demo.KEPT_SECONDS)
+    assert (page._queue.max_size, page._queue.default_concurrency_limit) == (demo.MAX_WAITING, 1)
     upload = next(block for block in page.blocks.values()
                   if getattr(block, 'label', None) == 'Picture')
     payload = types.SimpleNamespace(path='/some/where.jpg', url='data:image/eps;base64,JSFQUw==')

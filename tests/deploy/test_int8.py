@@ -323,6 +323,8 @@ def test_models_of_strangers(exported, tmp_path, edit, words):
         file.write(changed)
     with pytest.raises(UserError, match=re.escape(words)):
         engines.load_engine(str(copy), 'openvino')
+    with pytest.raises(UserError, match=re.escape(words)):
+        engines.OPENERS['openvino'](str(copy), 'int8')      # exchanged after the folder's check
 
 
 @pytest.mark.parametrize('name', ['model.xml', 'model.bin', 'formats.json', 'model.onnx'])

@@ -70,10 +70,17 @@ def list_operators(tree):
     return tree['program']['regions'][0]['blocks'][0]['ops']
 
 
+def last_parameter(tree):
+    """Return the operator of the parameter that is the last in the file, which is by name."""
+    return max((operator for operator in list_operators(tree) if operator['#'] == 'p'),
+               key=lambda operator: operator['A'][-1])
+
+
 @needs_json
 @pytest.mark.parametrize('name', [
-    '1.save', '1.save_combine', '1.load_combine', '1.print', '1.py_func', '1.assert', '2.if',
-    '2.while', '3.anything', '1.pylayer', '1.run_program', '0.group', '1.c_allreduce_sum', 1, None])
+    '1.save', '1.assign_value', '1.save_combine', '1.load_combine', '1.print', '1.py_func',
+    '1.assert', '2.if', '2.while', '3.anything', '1.pylayer', '1.run_program', '0.group',
+    '1.c_allreduce_sum', 1, None])
 def test_operators_that_do_more_than_compute(folder, tmp_path, capsys, name):
     target = str(tmp_path / 'written')
     text = {'AT': {'#': '0.a_str', 'D': target}, 'N': 'file_path'}
@@ -102,7 +109,8 @@ def test_what_else_a_program_may_not_have(folder, tmp_path, capsys):
             (lambda tree: list_operators(tree)[0]['O'].update(TT=huge), 'shape'),
             (lambda tree: tree.update(more=1), 'parts that no'),
             (lambda tree: tree['base_code'].update(magic='x'), 'parts that no'),
-            (lambda tree: list_operators(tree).pop(0), 'pdiparams cannot be used')):
+            (lambda tree: list_operators(tree).pop(0), 'pdiparams cannot be used'),
+            (lambda tree: list_operators(tree).remove(last_parameter(tree)), 'holds more than')):
         restore(intact)
         edit_json(folder, edit)
         check_refused(folder, tmp_path, capsys, words)
@@ -135,6 +143,35 @@ def test_operators_of_paddle_2_that_do_more_than_compute(folder, tmp_path, capsy
             file.write(harmful)
         check_refused(folder, tmp_path, capsys, words)
     assert not os.path.exists(target)
+
+
+@pytest.mark.parametrize('variable, attribute, words', [
+    (7, [(2, 0)], 'no proper type'), (7, [(2, 8)], 'an attribute is a block'),
+    (7, [(2, 10)], 'block'), (7, [(2, 13)], 'block'), (7, [(2, 14)], 'block'),
+    (7, [(2, 0), (12, 1)], 'field 12'), (15, [(2, 0)], 'a variable is no tensor'),
+    (11, [(2, 0)], 'no tensor'), (17, [(2, 0)], 'no tensor')])
+def test_blocks_and_variables_of_paddle_2(tmp_path, variable, attribute, words):
+    """Sub-blocks, readers (15), scopes (11) and raw memory (17), where the operator is allowed."""
+    operator = encode([(3, 'scale'), (4, encode([(1, 'x'), *attribute]))])
+    kind = encode([(1, variable)])
+    block = encode([(1, 0), (2, 0), (3, encode([(1, 'v'), (2, kind), (3, 1)])), (4, operator)])
+    (tmp_path / 'model.pdmodel').write_bytes(encode([(1, block)]))
+    with pytest.raises(UserError, match=words):
+        programs.check_paddle(str(tmp_path / 'model.pdmodel'), str(tmp_path / 'model.pdiparams'))
+
+
+@needs_json
+@pytest.mark.parametrize('engine', ['plain', 'onednn', 'onnxruntime'])
+def test_an_engine_checks_what_it_opens_by_itself(folder, engine):
+    """The files may have been exchanged since the folder was checked."""
+    if engine == 'onnxruntime':
+        pytest.importorskip('onnxruntime')
+        with open(engines.find_onnx(folder), 'wb') as file:
+            file.write(make_onnx(nodes=[{**ADD, 'op_type': 'Scan'}]))
+    edit_json(folder, lambda tree: list_operators(tree).append(
+        {'#': '1.save', 'A': [], 'I': [], 'O': [], 'OA': []}))
+    with pytest.raises(UserError, match='is not one of those that compute'):
+        engines.OPENERS[engine](folder, 'float32')
 
 
 ADD = {'op_type': 'Add', 'inputs': ['images', 'weight'], 'outputs': ['logits']}

@@ -79,6 +79,20 @@ def test_the_reason_is_told(source, monkeypatch, tmp_path, what, reason):
         assert compiled.load_library(source).seven() == 7       # nothing of it was kept
 
 
+@needs_compiler
+def test_a_library_is_whole_on_the_disk_before_it_has_its_name(source, monkeypatch, tmp_path):
+    events = []
+    monkeypatch.setattr(compiled.os, 'fsync', lambda descriptor: events.append(
+        ('sync', os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}')))))
+    replace = os.replace
+    monkeypatch.setattr(compiled.os, 'replace', lambda made, name: events.append(
+        ('name', os.path.basename(name))) or replace(made, name))
+    compiled.load_library(source)
+    name = list_cache(tmp_path)[0].name
+    assert events == [('sync', name), ('sync', f'{name}.sha256'),
+                      ('name', name), ('name', f'{name}.sha256')]
+
+
 def damage(library, how):
     content = library.read_bytes()
     library.unlink()

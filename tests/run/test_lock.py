@@ -14,6 +14,7 @@ import pytest
 
 from common.checkpoints.content import read_checkpoint
 from common.errors import UserError
+from common.run import folder as folder_module
 from common.run import lock as lock_module
 from common.run.launch import run_single
 from common.run.lock import NAME, RunLock, describe_process, refuse_running
@@ -109,6 +110,28 @@ def test_a_run_that_goes_on_elsewhere_is_not_continued(tmp_path, monkeypatch):
     assert NAME in os.listdir(other)
     assert run_single(PROJECT, arguments) == 0
     assert not list(tmp_path.rglob(NAME))               # none is left, the stale one neither
+
+
+def test_one_process_at_a_time_chooses_its_folder(tmp_path, monkeypatch):
+    """Two that begin together would both find no run to continue."""
+    fcntl = pytest.importorskip('fcntl')
+
+    def is_locked():
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+
+    seen = []
+    monkeypatch.setattr(folder_module, 'refuse_running', lambda *_: seen.append(is_locked()))
+    config = PROJECT.get_config(flags={'SAVE': str(tmp_path), 'MODEL.RESUME': 'auto'})
+    _, resume_path, lock = folder_module.choose_folder(config)
+    lock.release()
+    assert resume_path is None and seen == [True] and not is_locked()
 
 
 @needs_fork
