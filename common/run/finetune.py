@@ -179,6 +179,8 @@ def say_plan(config: CfgNode, survey: Survey, is_scratch: bool) -> None:
         if train.CLASS_WEIGHTS else 'of equal weight (-opts TRAIN.CLASS_WEIGHTS balanced)'
     mixed = ' 0 '.join(f'-opts TRAIN.{key}' if not number else f'TRAIN.{key}' for number, key in
                        enumerate(key for key in ('MIXUP_ALPHA', 'CUTMIX_ALPHA') if train[key]))
+    turned = ', turned and moved a little (-opts TRAIN.AFFINE_DEGREES 0 TRAIN.AFFINE_TRANSLATE 0)' \
+        if train.AFFINE_DEGREES or train.AFFINE_TRANSLATE else ''
     mirrored = 'mirrored (-opts TRAIN.HFLIP 0 where left and right matter)' \
         if train.HFLIP else 'not mirrored, since all look one way (-opts TRAIN.HFLIP 0.5)' \
         if survey.measure_mirroring() > ONE_WAY else 'not mirrored (-opts TRAIN.HFLIP 0.5)'
@@ -192,7 +194,7 @@ def say_plan(config: CfgNode, survey: Survey, is_scratch: bool) -> None:
         f'rate      {train.BASE_LR:.1e}{_describe_factors(train)} (-opts TRAIN.BASE_LR X, '
         'TRAIN.LAYER_DECAY X, TRAIN.HEAD_LR_SCALE X)',
         f'pictures  cut to {train.CROP_SCALE[0]:.0%} of their area or more '
-        f'(-opts TRAIN.CROP_SCALE [X,1]), {mirrored}'
+        f'(-opts TRAIN.CROP_SCALE [X,1]){turned}, {mirrored}'
         + (f', mixed ({mixed} 0)' if mixed else ''),
         f'classes   {weighted}']
     if not updates:

@@ -23,24 +23,20 @@ FINE_TUNING_LR, SCRATCH_LR = 3e-4, 1e-3
 # from 94.5 to 96.4 % from scratch, and their classes of 6 from 85 to 91 %.
 WEIGHTED_MIXUP, WEIGHTED_CUTMIX = 0.2, 1.0
 
-# Both kinds.
-SHARED = {
+# Both kinds: weights that do not suit the pictures are a start no better than none, and what is
+# learnt from few pictures then depends on their variety as it does from scratch.
+SHARED: dict[str, Any] = {
     'TRAIN.OPTIMIZER.NAME': 'AdamW', 'TRAIN.OPTIMIZER.BETAS': [0.9, 0.999],
     'TRAIN.LR_SCHEDULER.NAME': 'cosine', 'TRAIN.LR_SCHEDULER.FROM_START': False,
     'TRAIN.WEIGHT_DECAY': 0.05, 'TRAIN.GRAD_CLIP': 1.0, 'TRAIN.SMOOTHING': 0.1,
     'TRAIN.LINEAR_SCALED_LR': None, 'TRAIN.COOLDOWN_EPOCHS': 0, 'TRAIN.MODEL_EMA': False,
     'TRAIN.AUTO_AUGMENT': '', 'TRAIN.RANDOM_ERASE_PROB': 0.0,
-    'DATA.EXIF_ORIENTATION': True, 'TRAIN.HFLIP': 0.5,
-    'MODEL.DROPOUT': 0.0, 'MODEL.ATTENTION_DROPOUT': 0.0, 'KEEP': 0,
+    'DATA.EXIF_ORIENTATION': True, 'TRAIN.HFLIP': 0.5, 'TRAIN.CROP_SCALE': [0.5, 1.0],
+    'TRAIN.AFFINE_DEGREES': 10.0, 'TRAIN.AFFINE_TRANSLATE': 0.1,
+    'MODEL.DROPOUT': 0.0, 'MODEL.ATTENTION_DROPOUT': 0.0, 'MODEL.DROPPATH': 0.0, 'KEEP': 0,
 }
-FINE_TUNING = {
-    'TRAIN.LAYER_DECAY': 0.75, 'TRAIN.HEAD_LR_SCALE': 10.0, 'TRAIN.CROP_SCALE': [0.5, 1.0],
-    'MODEL.DROPPATH': 0.0,
-}
-FROM_SCRATCH = {
-    'TRAIN.LAYER_DECAY': 1.0, 'TRAIN.HEAD_LR_SCALE': 1.0, 'TRAIN.CROP_SCALE': [0.5, 1.0],
-    'TRAIN.AFFINE_DEGREES': 10.0, 'TRAIN.AFFINE_TRANSLATE': 0.1, 'MODEL.DROPPATH': 0.0,
-}
+FINE_TUNING = {'TRAIN.LAYER_DECAY': 0.75, 'TRAIN.HEAD_LR_SCALE': 10.0}
+FROM_SCRATCH = {'TRAIN.LAYER_DECAY': 1.0, 'TRAIN.HEAD_LR_SCALE': 1.0}
 
 
 def choose_recipe(class_counts: Sequence[int], is_pretrained: bool, embed_dim: int = WIDE,
@@ -57,16 +53,15 @@ def choose_recipe(class_counts: Sequence[int], is_pretrained: bool, embed_dim: i
     updates = choose_updates(number)
     if not is_pretrained:
         updates = max(updates, SCRATCH_UPDATES)
-    recipe = {**SHARED, **(FINE_TUNING if is_pretrained else FROM_SCRATCH),
-              'TRAIN.MIXUP_ALPHA': 0.0 if number < SMALL else 0.1, 'TRAIN.CUTMIX_ALPHA': 0.0}
+    recipe = SHARED | (FINE_TUNING if is_pretrained else FROM_SCRATCH) | {
+        'TRAIN.MIXUP_ALPHA': 0.0 if number < SMALL else 0.1, 'TRAIN.CUTMIX_ALPHA': 0.0}
     if held_back < MANY_HELD_BACK:
         recipe['BEST'] = 'latest'
     if max(counts) >= UNEQUAL * min(counts):
         # Smoothing gives every class a share of each picture, which the weight of a rare class
         # multiplies: with 40, 40 and 1 pictures everything was taken for the one.
         recipe |= {'TRAIN.CLASS_WEIGHTS': ['balanced'], 'TRAIN.SMOOTHING': 0.0,
-                   'TRAIN.MIXUP_ALPHA': WEIGHTED_MIXUP,
-                   'TRAIN.CUTMIX_ALPHA': 0.0 if is_pretrained else WEIGHTED_CUTMIX}
+                   'TRAIN.MIXUP_ALPHA': WEIGHTED_MIXUP, 'TRAIN.CUTMIX_ALPHA': WEIGHTED_CUTMIX}
     peak = FINE_TUNING_LR * WIDE / embed_dim if is_pretrained else SCRATCH_LR
     peak = float(f'{peak:.1e}')
     return recipe | {

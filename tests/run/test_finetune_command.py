@@ -50,7 +50,8 @@ def test_it_says_what_it_found_what_it_plans_and_how_to_change_it(tuned, folder)
     for text in ('3 classes, 103 pictures: zero 72, one 25, six 6', 'Left out: 5 files',
                  'To learn from: 83 pictures. Held back to measure on: 20', '-val_fraction',
                  'Plan', '-pretrained=X', '-image_size=N', 'TRAIN.NUM_STEPS N', '-batch_size=N',
-                 'TRAIN.BASE_LR', 'TRAIN.CROP_SCALE', 'TRAIN.CLASS_WEIGHTS None'):
+                 'TRAIN.BASE_LR', 'TRAIN.CROP_SCALE', 'TRAIN.AFFINE_DEGREES 0',
+                 'TRAIN.CLASS_WEIGHTS None'):
         assert text in log[:log.index('Training vit')], text
     assert first_update
     assert {os.path.basename(row['path']) for row in read(run / 'left_out.csv')} == {*ODD}

@@ -46,7 +46,19 @@ def test_unequal_classes_are_weighted_and_mixed():
         for is_pretrained in (True, False):
             recipe = choose_recipe(counts, is_pretrained)
             assert recipe['TRAIN.MIXUP_ALPHA'] == mixup
-            assert recipe['TRAIN.CUTMIX_ALPHA'] == (0 if is_pretrained else cutmix)
+            assert recipe['TRAIN.CUTMIX_ALPHA'] == cutmix
+
+
+@pytest.mark.parametrize('counts', [[58, 20, 5], [40] * 10])
+def test_fine_tuning_shows_the_pictures_as_training_from_scratch_does(counts):
+    """Weights that do not suit the pictures would else be worse than none."""
+    tuned, scratch = (choose_recipe(counts, is_pretrained) for is_pretrained in (True, False))
+    differing = {key for key in tuned | scratch if tuned.get(key) != scratch.get(key)}
+    assert not {key for key in differing if 'LR' not in key} - {
+        'TRAIN.LAYER_DECAY', 'TRAIN.NUM_STEPS', 'TRAIN.WARMUP_STEPS', 'TRAIN.EARLY_STOP_STEPS',
+        'VALIDATE_FREQ', 'SAVE_FREQ'}
+    assert tuned['TRAIN.AFFINE_DEGREES'] > 0 and tuned['TRAIN.AFFINE_TRANSLATE'] > 0
+    assert tuned['TRAIN.CROP_SCALE'] == [0.5, 1.0]
 
 
 def test_balanced_is_a_word():
