@@ -6,6 +6,8 @@ import os
 from common.errors import RunError, UserError
 from common.machine.download import download
 
+FLAG = '-data_path=FILE (where there is no such flag: -opts DATA.DATA_PATH FILE)'
+
 
 def fetch_official(url: str, md5: str, folder: str) -> str:
     """Return the path of a file in Paddle's cache, downloading it if it is not there.
@@ -27,8 +29,8 @@ def fetch_official(url: str, md5: str, folder: str) -> str:
         except UserError:
             os.remove(path)
     try:
-        return download([(url, path)], check=check, remedy='give -data_path=FILE',
-                        place='Give -data_path=FILE.')
+        return download([(url, path)], check=check, remedy=f'give {FLAG}',
+                        place=f'Give {FLAG}.')
     except RunError as error:
         reason = str(error).removeprefix('The download failed. ')
         raise UserError(f'Cannot download {reason}') from None
