@@ -25,11 +25,13 @@ class SaveOptions:
     keep: int = 2                   # beside the newest and the best
     steps: int | None = None        # updates between two of them
     minutes: float | None = None
+    says_best: bool = True          # whether the log says which is the best so far
 
 
 def read_save_options(config: CfgNode) -> SaveOptions:
     """Return the SaveOptions of a config tree."""
-    return SaveOptions(config.KEEP, config.SAVE_STEPS, config.SAVE_MINUTES)
+    return SaveOptions(config.KEEP, config.SAVE_STEPS, config.SAVE_MINUTES,
+                       says_best=config.BEST != 'latest')
 
 
 @dataclass
@@ -76,7 +78,8 @@ class Saver:
             'meter': state.meter.state_dict(),
             'numerics': describe_numerics(state.model),
         }, is_best)
-        logger.info('Saving %s%s', path, ' (best so far)' if is_best else '')
+        says_best = is_best and self.options.says_best
+        logger.info('Saving %s%s', path, ' (best so far)' if says_best else '')
 
     def last_good(self) -> str:
         """Return the path of the newest checkpoint known to be good, or "none yet"."""

@@ -26,6 +26,7 @@ from common.deploy.ranking import rank_classes
 from common.deploy.trained import Trained
 from common.errors import UserError
 from common.files import write_json
+from common.training.confusion import describe_certainty
 
 CARD, LABELS, SCRIPT = 'README.md', 'labels.txt', 'infer.py'
 SAMPLE, ANSWER = 'sample.png', 'sample.json'
@@ -173,8 +174,17 @@ def list_origins(trained: Trained) -> list[str]:
         where = f'epoch {best["epoch"]}' if best['epoch'] == record.get('epoch') else \
             f'the best of its run, epoch {best["epoch"]}; these weights are of epoch ' \
             f'{record.get("epoch", "?")}'
-        lines.append(f'top-1 accuracy on the validation images: {best["value"]:.2f} % ({where})')
+        images = record.get('data', {}).get('val', {}).get('images')
+        lines.append(f'top-1 accuracy on the validation images: {best["value"]:.2f} % ({where})'
+                     + _describe_certainty(best['value'], images))
     return lines or ['not recorded: the weights are not a checkpoint of a run']
+
+
+def _describe_certainty(accuracy, images):
+    if type(images) is not int:
+        return ''
+    text = describe_certainty(round(accuracy * images / 100), images)
+    return f': {text}' if text else ''
 
 
 def _find_data_folder(text):

@@ -5,6 +5,7 @@ config.yaml runs again with -cfg.
 """
 
 import argparse
+import glob
 import logging
 import os
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from common.cli import FlagParser, add_option_flag, build_config, find_config, list_flags
-from common.config import get_value, list_unset
+from common.config import get_value, list_unset, read_dump
 from common.data.classes import write_class_names
 from common.data.images import ImageError, show_path
 from common.data.survey import Survey, count_reasons, survey_folder, write_rows, write_table
@@ -27,18 +28,20 @@ from common.run.job import evaluate_checkpoint, run
 from common.run.log import discard_run_folder, make_run_folder, start_logging
 from common.run.side_matter import go_on
 from common.terminal import quote_words
+from common.training.confusion import describe_certainty
 from common.training.recipe import WIDE, choose_recipe, schedule_updates
 from common.weights.registry import find_in_run
 
 VAL_FRACTION = 0.2
 TABLE, LABELS, LEFT_OUT = 'pictures.csv', 'labels.txt', 'left_out.csv'
 SHOWN = 8                       # classes, and files left out, that are listed
+FEW_PICTURES = 10               # of a class, below which what it looks like is hardly learnt
 SHEET_COLUMNS, SHEET_ROWS, PANEL = 6, 4, 160
 # Survey.measure_mirroring from which mirror images teach what there is not.
 ONE_WAY = 1.2
 # Options that the folder and this script decide.
 TAKEN = ('DATA.DATASET', 'DATA.DATA_PATH', 'DATA.TABLE', 'DATA.LABELS', 'DATA.VAL_FRACTION',
-         'MODEL.NUM_CLASSES', 'MODEL.RESUME', 'TRAIN.LAST_EPOCH', 'EVAL', 'NPROCS')
+         'MODEL.NUM_CLASSES', 'TRAIN.LAST_EPOCH', 'EVAL', 'NPROCS')
 
 EXAMPLES = """examples:
   python finetune.py /my/pictures
@@ -48,7 +51,7 @@ EXAMPLES = """examples:
 
 The folder holds one folder a class, or train/ and val/ with these. Any option of config.py can be
 set with -opts KEY VALUE; what is set wins over what would be chosen. To go on with a run that was
-stopped: python main_single_gpu.py -resume=RUN
+stopped: the same command with -resume=auto, or -resume=RUN, its folder.
 """
 
 logger = logging.getLogger(__name__)
@@ -71,8 +74,18 @@ def _run(project, argv):
     if wrong:
         raise UserError(f'finetune.py decides {wrong[0]} by the folder. The main scripts take it.')
     path = find_config(arguments.cfg, project.folder) if arguments.cfg else None
-    project.get_config(path, flags=flags, opts=arguments.opts)      # before looking at pictures
+    given = project.get_config(path, flags=flags, opts=arguments.opts)  # before the pictures
     survey = survey_folder(arguments.folder, arguments.val_fraction)
+    folder = find_stopped(given.MODEL.RESUME, given.SAVE, survey.root) if given.MODEL.RESUME \
+        else None
+    if folder is not None:
+        if path is not None:
+            logger.info('Not used: -cfg (the run goes on with its own config.yaml)')
+        config = build_config(project, os.path.join(folder, 'config.yaml'),
+                              {**flags, 'MODEL.RESUME': 'auto'}, arguments.opts)
+        run(project, config, folder)
+        return finish(project, config, survey, folder)
+    flags.pop('MODEL.RESUME', None)
     config, chosen = plan_run(project, survey, path, flags, arguments.opts)
     folder = make_run_folder(config)
     config = _set_files(config, survey, folder)
@@ -87,6 +100,35 @@ def _run(project, argv):
             discard_run_folder(folder)
         raise
     return finish(project, config, survey, folder)
+
+
+def find_stopped(target: str, run_parent: str, root: str) -> str | None:
+    """Return the run folder that -resume=target means for the pictures in `root`.
+
+    target: a run folder, or "auto": the newest in `run_parent` that has a checkpoint; None where
+    there is none, which the log says. Raises UserError for a folder that is no such run.
+    """
+    folders = [os.path.dirname(path) for path in glob.glob(
+        os.path.join(glob.escape(run_parent), '*', TABLE))] if target == 'auto' else [target]
+    found = [folder for folder in folders if is_run_of(folder, root)]
+    if not found and target != 'auto':
+        raise UserError(f'-resume: {show_path(target)} is no folder of a run of finetune.py on '
+                        f'{show_path(root)} that has saved a checkpoint.')
+    if not found:
+        logger.info('-resume=auto: no run on %s has saved a checkpoint in %s; starting from the '
+                    'beginning.', show_path(root), show_path(run_parent))
+    return max(found, key=os.path.getmtime, default=None)
+
+
+def is_run_of(folder: str, root: str) -> bool:
+    """Tell whether a folder is that of a run of this script, with a checkpoint, on `root`."""
+    path = os.path.join(folder, 'config.yaml')
+    if not os.path.isfile(os.path.join(folder, TABLE)) or not os.path.isfile(path) \
+            or find_in_run(folder) is None:
+        return False
+    with open(path, encoding='utf-8') as file:
+        recorded = read_dump(file.read(), path)
+    return recorded.get('DATA.DATA_PATH') == root
 
 
 def plan_run(project: Project, survey: Survey, path: str | None, flags: dict[str, Any],
@@ -165,6 +207,12 @@ def say_found(survey: Survey, folder: str, val_fraction: float) -> None:
                        'these are known is not measured.', len(lacking),
                        ', '.join(map(show_path, lacking[:SHOWN])), ', ...' if lacking[SHOWN:]
                        else '')
+    few = np.flatnonzero((train < FEW_PICTURES) & (val > 0)).tolist()
+    if few:
+        logger.warning('Few pictures to learn from: %s%s. Expect mistakes there, whatever the '
+                       'accuracy below says; more pictures help most.', ', '.join(
+                           f'{show_path(survey.class_names[label])} {train[label]}'
+                           for label in few[:SHOWN]), ', ...' if few[SHOWN:] else '')
 
 
 def say_plan(config: CfgNode, survey: Survey, is_scratch: bool) -> None:
@@ -286,12 +334,16 @@ def finish(project: Project, config: CfgNode, survey: Survey, folder: str) -> in
         raise RunError(f'{folder} holds no checkpoint.')
     has_val = survey.count(is_train=False).any()
     if has_val:
-        logger.info('The best checkpoint, on the pictures that were held back:')
+        logger.info('The %s checkpoint, on the pictures that were held back:',
+                    'last' if config.BEST == 'latest' else 'best')
         samples, dataset = evaluate_checkpoint(project, config, best, folder)
         labels, right = samples[:, 1].astype(int), samples[:, 1] == samples[:, 2]
         means = [100 * right[labels == label].mean() for label in np.unique(labels)]
         logger.info('Accuracy %.1f %% of %d pictures; mean over %d classes %.1f %%',
                     100 * right.mean(), len(right), len(means), np.mean(means))
+        certainty = describe_certainty(int(right.sum()), len(right))
+        if certainty:
+            logger.info('Of the accuracy: %s.', certainty)
         path = os.path.join(folder, 'mistakes.png')
         with go_on('mistakes.png'):
             wrong = draw_mistakes(samples, dataset, path)
@@ -318,7 +370,7 @@ def list_next_commands(weights: str, picture: str, folder: str, pictures: str) -
         return quote_words('python', os.path.join(scripts, script), *words)
 
     exported = os.path.join(folder, 'exported')
-    return ['Next:',
+    return ['Next (demo.py, a web page, needs: pip install gradio):',
             f'  {write("predict.py", f"-pretrained={weights}", picture)}',
             f'  {write("demo.py", f"-pretrained={weights}", f"-examples={pictures}")}',
             f'  {write("export_model.py", f"-pretrained={weights}", f"-output={exported}")}']

@@ -17,14 +17,13 @@ def choose_folder(config: CfgNode, given: str | None = None
     """Return (run folder, checkpoint to resume from or None, lock), as rank 0 finds them.
 
     -resume=auto continues in the folder of the run that was interrupted; -resume=PATH
-    begins a new one. given: a folder that is made already. Rank 0 holds the lock of a training
-    run's folder. Raises UserError on every rank.
+    begins a new one. given: a folder that is made already, or with -resume=auto that of the run to
+    go on with. Rank 0 holds the lock of a training run's folder. Raises UserError on every rank.
     """
     found, lock = ['', '', ''], None
     if get_rank() == 0:
         try:
-            folder, resume_path, lock = _choose(config) if given is None else \
-                (given, None, _lock(given, config.MODEL.NAME))
+            folder, resume_path, lock = _choose(config) if given is None else _take(config, given)
             found = [folder, resume_path or '', '']
         except UserError as error:
             found[2] = str(error)
@@ -48,6 +47,11 @@ def _choose(config):
         folder = make_run_folder(config) if resume_path is None else \
             os.path.dirname(os.path.abspath(resume_path))
         return folder, resume_path, _lock(folder, model_name)
+
+
+def _take(config, folder):
+    lock = _lock(folder, config.MODEL.NAME)
+    return folder, find_resume(folder, config.SAVE) if config.MODEL.RESUME else None, lock
 
 
 def _lock(folder, model_name):

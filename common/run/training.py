@@ -119,7 +119,8 @@ def run_training(job: 'Job', stop: StopRequest) -> None:
         saver.join()                    # of another error it must not take the place
     saver.finish()
     report_last(job, validator)
-    best = f', best acc1 {state.best["value"]:.2f} (epoch {state.best["epoch"]})' \
+    which = 'last' if config.BEST == 'latest' else 'best'
+    best = f', {which} acc1 {state.best["value"]:.2f} (epoch {state.best["epoch"]})' \
         if state.best else ''
     logger.info('Done: %d updates in %s%s. Run folder: %s', state.update,
                 format_duration(time.perf_counter() - started), best, job.folder,

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 MATRIX_CLASSES = 1000       # more classes make a confusion matrix of no use to anybody
 PICTURE_CLASSES = 100
+SPREAD = 1.96               # standard deviations that 95 % of a normal law are within
+FEW_IMAGES = 1000           # below which an accuracy is given with its interval
 MISTAKES = 100              # rows of mistakes.csv
 MISTAKE_COLUMNS = ('index', 'label', 'predicted', 'probability_of_label',
                    'probability_of_predicted', 'image')
@@ -117,7 +120,27 @@ def write_report(folder: str, samples: np.ndarray, dataset: 'Dataset', num_class
     worst = seen[np.argsort(accuracy[seen], kind='stable')][:3]
     logger.info('Lowest accuracy: %s. Each class in per_class.csv, the worst mistakes in '
                 'mistakes.csv.',
-                ', '.join(f'{shown[number]} {accuracy[number]:.1f} %' for number in worst))
+                ', '.join(f'{shown[number]} {accuracy[number]:.1f} % of {images[number]:,}'
+                          for number in worst))
+
+
+def find_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy, in percent, after `correct` of `total` images.
+
+    Wilson's score interval (J. Am. Stat. Assoc. 22, 1927).
+    """
+    square = SPREAD ** 2
+    centre = correct + square / 2
+    half = SPREAD * math.sqrt(correct * (total - correct) / total + square / 4)
+    return 100 * (centre - half) / (total + square), 100 * (centre + half) / (total + square)
+
+
+def describe_certainty(correct: int, total: int) -> str:
+    """Return how far to trust an accuracy of few images, '' where they are many."""
+    if not 0 < total < FEW_IMAGES:
+        return ''
+    low, high = find_interval(correct, total)
+    return f'so few images say that {low:.0f} to {high:.0f} % of others like them would be right'
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:

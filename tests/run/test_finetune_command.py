@@ -83,6 +83,8 @@ def test_training_and_validation_share_nothing(tuned, folder):
 def test_it_ends_with_figures_sheets_and_the_best_checkpoint(tuned):
     run, log = tuned
     assert 'Accuracy ' in log and 'mean over 3 classes' in log
+    assert 'Few pictures to learn from: six 5.' in log and '% of others like them' in log
+    assert 'best so far' not in log and 'The last checkpoint, on the pictures' in log
     accuracies = [float(row['acc1']) for row in read(run / 'per_class.csv')]
     mean = sum(accuracies) / 3
     assert f'mean over 3 classes {mean:.1f} %' in log and mean > 90
@@ -127,6 +129,35 @@ def test_without_weights_a_small_model_is_trained(folder, tmp_path):
                                        'TRAIN.NUM_STEPS', '4']) == 0
         log = (find_run(output) / 'log.txt').read_text()
         assert f'{name}, a small one from scratch' in log and '4 updates of 16 pictures' in log
+
+
+def test_the_same_command_goes_on(folder, tmp_path, capsys):
+    """In the same folder, and to the same ending."""
+    def tune(updates, target):
+        assert finetune.main(VIT, [folder, f'-output={tmp_path}/runs', *SHORT, f'-resume={target}',
+                                   '-opts', 'TRAIN.NUM_STEPS', updates, 'MODEL.DEPTH', '1']) == 0
+        return capsys.readouterr().out
+
+    out = tune('2', 'auto')
+    assert 'starting from the beginning' in out and 'Done: 2 updates' in out
+    run = find_run(tmp_path / 'runs')
+    out = tune('4', 'auto')
+    assert find_run(tmp_path / 'runs') == run                   # the only one
+    for text in ('Resuming from', 'Done: 4 updates', 'Accuracy ', 'Next ('):
+        assert text in out, text
+    out = tune('4', run)
+    assert 'Nothing to do: update 4 of 4' in out and 'Next (' in out
+
+
+@pytest.mark.parametrize('target', ['empty', 'other pictures'])
+def test_a_run_on_other_pictures_is_not_gone_on_with(target, folder, tuned, tmp_path, capsys):
+    root = folder
+    run = tmp_path / 'empty'
+    run.mkdir()
+    if target == 'other pictures':
+        run, root = tuned[0], make_digit_folders(tmp_path / 'data', {0: 8, 1: 8})
+    assert finetune.main(VIT, [root, f'-resume={run}', f'-output={tmp_path}/runs', *SHORT]) == 2
+    assert 'is no folder of a run of finetune.py on' in capsys.readouterr().err
 
 
 def test_what_the_user_sets_wins(folder, tmp_path):

@@ -54,6 +54,13 @@ def make_dataset(class_names=None):
                            describe_sample=lambda index: f'picture {index}.jpg')
 
 
+@pytest.mark.parametrize('correct, total, interval', [
+    (21, 21, (84.5, 100.0)), (0, 5, (0.0, 43.4)), (81, 263, (25.5, 36.6))])
+def test_interval_of_an_accuracy(correct, total, interval):
+    """The last is of Newcombe, Statistics in Medicine 17 (1998), table I: 0.2553 to 0.3662."""
+    assert confusion.find_interval(correct, total) == pytest.approx(interval, abs=0.05)
+
+
 def test_predictions_come_back_in_order_with_their_probabilities():
     logits, labels = make_samples(40, 6)
     samples = collect(logits, labels).gather()
