@@ -99,7 +99,7 @@ def test_a_save_does_not_see_later_updates(tmp_path, monkeypatch):
     go_on = threading.Event()
     write = checkpoint_store.write_checkpoint
     monkeypatch.setattr(checkpoint_store, 'write_checkpoint',
-                        lambda *arguments: (go_on.wait(20), write(*arguments)))
+                        lambda *arguments: (go_on.wait(300), write(*arguments)))
     store = CheckpointStore(tmp_path)
     path = store.save(run, make_progress(2))
     train(run, 2, 5)                            # while nothing is written yet

@@ -52,7 +52,7 @@ def test_one_save_at_a_time_and_training_goes_on_meanwhile(tmp_path, monkeypatch
     def slow_write(path, *arguments):
         running.append(path)
         most.append(len(running))
-        may_write.wait(20)
+        may_write.wait(300)
         write(path, *arguments)
         running.remove(path)
         finished.append(path)

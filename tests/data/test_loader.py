@@ -304,7 +304,7 @@ def test_too_many_open_files_are_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, 'main_single_gpu.py', '-cfg=configs/vit_digits.yaml', '-num_workers=2',
          f'-output={tmp_path}'], cwd=os.path.join(ROOT, 'ViT'), capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=300, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12)))
     assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
     assert 'error: Too many open files. Raise the limit (ulimit -n 1024)' in done.stderr
@@ -458,7 +458,7 @@ def test_a_process_that_ends_leaves_no_worker(ending):
         f'{ending}\n')
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2, done.stderr
     assert done.returncode in (3, 4, 1, 130, -2)

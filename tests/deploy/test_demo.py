@@ -197,7 +197,7 @@ def refuse():
 
 def post_file(url, content):
     """Upload a file as the page does; return the HTTP status, 413 also where it hangs up."""
-    with urllib.request.urlopen(f'{url}config', timeout=30) as answer:
+    with urllib.request.urlopen(f'{url}config', timeout=300) as answer:
         prefix = json.load(answer).get('api_prefix', '')
     body = (b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n'
             b'Content-Type: image/jpeg\r\n\r\n' + content + b'\r\n--x--\r\n')
@@ -205,7 +205,7 @@ def post_file(url, content):
         f'{url.rstrip("/")}{prefix}/upload', body,
         {'Content-Type': 'multipart/form-data; boundary=x'})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -221,7 +221,7 @@ def test_page_is_served(tmp_path):
     page = demo.build_page(load_fixture('vit')[1])
     _, url, _ = page.launch(server_name='127.0.0.1', prevent_thread_lock=True, quiet=True)
     try:
-        with urllib.request.urlopen(f'{url}config', timeout=30) as answer:
+        with urllib.request.urlopen(f'{url}config', timeout=300) as answer:
             config = json.load(answer)
         labels = {part['props'].get('label') for part in config['components']}
         assert {'Picture', 'Classes', 'What the model attends to', 'Layer'} <= labels

@@ -40,7 +40,7 @@ def test_every_row_is_taken_once(three_threads, shape):
 
 
 def test_several_threads_work(three_threads):
-    barrier = threading.Barrier(3, timeout=20)          # passed only by three at a time
+    barrier = threading.Barrier(3, timeout=300)          # passed only by three at a time
     run_by_rows(lambda rows: barrier.wait(), np.empty((3, 30)))
 
 

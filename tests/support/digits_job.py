@@ -26,6 +26,7 @@ OPTIONS = {
     'VALIDATE_FREQ': 1, 'SAVE_FREQ': 1, 'SAVE_STEPS': 3, 'REPORT_FREQ': 2,
 }
 MARK = 'DIGITS_JOB'          # variable by which a job's processes are found
+PATIENCE = 300              # seconds for what takes a few on a quiet machine
 TIMES = ('seconds', 'images_per_second')
 
 
@@ -89,7 +90,7 @@ class Job:
         """Start, wait, and return the exit code."""
         return self.start(**options).wait()
 
-    def wait_for(self, condition, seconds=60):
+    def wait_for(self, condition, seconds=PATIENCE):
         """Wait until condition() is true or the job has ended; return what it is then."""
         deadline = time.monotonic() + seconds
         while not condition() and self.process.poll() is None:
@@ -97,11 +98,11 @@ class Job:
             time.sleep(0.005)
         return condition()
 
-    def wait_for_text(self, text, seconds=60):
+    def wait_for_text(self, text, seconds=PATIENCE):
         """Wait until the output has this text."""
         assert self.wait_for(lambda: text in self.text, seconds), self.text
 
-    def wait_for_all(self, seconds=20):
+    def wait_for_all(self, seconds=PATIENCE):
         """Wait until no process of the job is left. Fails after so many seconds."""
         deadline = time.monotonic() + seconds
         while left := self.find_processes():

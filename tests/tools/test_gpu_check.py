@@ -112,11 +112,11 @@ def test_a_check_that_is_stopped_leaves_nothing_running(tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert wait_for(lambda: len(find_processes()) >= 3)     # itself, the group, and a training
     process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(300) == 128 + signal.SIGTERM
     assert wait_for(lambda: not find_processes()), find_processes()
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.1)
