@@ -388,10 +388,10 @@ def test_what_killed_processes_leave_in_shared_memory_is_removed(digits, killed)
 
 
 @pytest.mark.parametrize('kept', [
-    'nothing', 'a living process', 'another user', 'an older file', 'a link'])
+    'nothing', 'a living process', 'a lock', 'another user', 'an older file', 'a link'])
 def test_what_may_be_removed_from_shared_memory(tmp_path, monkeypatch, kept):
     """Files by the process id of a dead worker of this user, that are not older than its mark."""
-    pytest.importorskip('fcntl')
+    fcntl = pytest.importorskip('fcntl')
     monkeypatch.setattr(shared_files, 'FOLDER', str(tmp_path))
     dead = os.getpid() if kept == 'a living process' else 2 ** 22 + 1
     file, mark = tmp_path / f'paddle_{dead}_1_2', tmp_path / f'vit-loader-{dead}-ab'
@@ -404,9 +404,12 @@ def test_what_may_be_removed_from_shared_memory(tmp_path, monkeypatch, kept):
     if kept == 'a link':
         mark.rename(tmp_path / 'elsewhere')
         mark.symlink_to('elsewhere')
-    assert shared_files.remove_left_files() == (100 if kept == 'nothing' else 0)
+    with open(mark, 'rb') as held:
+        if kept == 'a lock':                # of a worker in another container, whose ids differ
+            fcntl.flock(held, fcntl.LOCK_EX)
+        assert shared_files.remove_left_files() == (100 if kept == 'nothing' else 0)
     assert file.exists() == (kept != 'nothing')
-    assert mark.exists() == (kept in ('a living process', 'another user', 'a link'))
+    assert mark.exists() == (kept not in ('nothing', 'an older file'))
     assert (tmp_path / 'paddle_77777777_1').exists() and (tmp_path / 'vit-loader-x').exists()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
+from common.errors import Interrupted
 from common.training.evaluate import evaluate, find_hits, sum_exactly
 from common.training.precision import Precision
 
@@ -46,6 +47,15 @@ def test_figures_for_any_number_of_classes_and_batch_size(classes):
         assert result.acc1 == pytest.approx(100 * (ranks < 1).mean(), abs=1e-9)
         assert result.acc5 == pytest.approx(100 * (ranks < min(5, classes)).mean(), abs=1e-9)
     assert (result.acc5 == 100) == (classes <= 5)
+
+
+def test_a_signal_ends_it_after_the_batch():
+    model, done = Given(), []
+    batches = [(paddle.zeros([2, 3]), paddle.zeros([2], 'int64'), None)] * 5
+    with pytest.raises(Interrupted) as stopped:
+        evaluate(model, batches, lambda images: images, Precision(), lambda: done.append(1),
+                 get_signal=lambda: 15 if len(done) == 2 else 0)
+    assert stopped.value.exit_code == 128 + 15 and len(done) == 2 and model.training
 
 
 def test_large_logits_do_not_overflow():

@@ -160,6 +160,22 @@ def test_bare_hugging_face_model_with_pooler(tmp_path):
         load_pretrained(model, tmp_path)
 
 
+@pytest.mark.parametrize('part', ['query', 'key', 'value'])
+@pytest.mark.parametrize('change', [
+    lambda array: array[:-3], lambda array: array[..., None], lambda array: array.sum()])
+def test_queries_keys_and_values_that_cannot_be_joined(tmp_path, part, change):
+    from common.weights import safetensors_file
+    from common.weights.containers import open_container
+    tree = dict(open_container(fixture('vit/hf_vit', '')).tree)
+    for kind in ('weight', 'bias'):
+        name = f'vit.encoder.layer.0.attention.attention.{part}.{kind}'
+        tree[name] = np.ascontiguousarray(change(tree[name]))
+        safetensors_file.write(tmp_path / 'model.safetensors', tree, {'format': 'pt'})
+        shutil.copy(os.path.join(fixture('vit/hf_vit', ''), 'config.json'), tmp_path)
+        with pytest.raises(UserError, match='does not fit|is damaged|qkv'):
+            load_pretrained(vit(), tmp_path)
+
+
 def write_npz(path, change):
     arrays = {change(name): array for name, array in np.load(GOOGLE).items()}
     np.savez(path, **arrays)
