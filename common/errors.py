@@ -14,6 +14,8 @@ from common.terminal import escape_controls, paint
 
 # In the environment of processes started together: who makes this file prints its error.
 FIRST_ERROR_FILE = 'VIT_FIRST_ERROR_FILE'
+# Python's words, and those of Paddle's C++ library, where the system makes no further thread.
+NO_THREAD = ("can't start new thread", os.strerror(errno.EAGAIN))
 
 
 class UserError(Exception):
@@ -63,7 +65,7 @@ def find_limit(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return ('Too many open files. Raise the limit (ulimit -n 1024), or take fewer loader '
                 'workers (-num_workers=0 needs fewest).')
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in NO_THREAD):
         return ('No further thread can be started: memory or the number of processes is limited '
                 '(ulimit -v, ulimit -u). Raise the limit, or take fewer loader workers '
                 '(-num_workers=0).')

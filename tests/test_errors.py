@@ -11,7 +11,8 @@ from common.errors import report_errors
 @pytest.mark.parametrize('error, words', [
     (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), 'Too many open files. Raise the limit'),
     (OSError(errno.ENFILE, os.strerror(errno.ENFILE)), 'Too many open files. Raise the limit'),
-    (RuntimeError("can't start new thread"), 'No further thread can be started: memory or')])
+    (RuntimeError("can't start new thread"), 'No further thread can be started: memory or'),
+    (RuntimeError(os.strerror(errno.EAGAIN)), 'No further thread can be started: memory or')])
 def test_a_limit_of_the_system_is_one_line(capsys, error, words):
     def fail():
         raise error
