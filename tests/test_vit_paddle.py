@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import paddle
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common.data.images import ImageError
 from common.errors import UserError
+from tests.support.data_folders import write_turned
 from tests.support.foreign_weights import WEIGHTS
 from tests.support.paths import ROOT
 from tests.support.picture_folders import make_digit_folders
@@ -73,6 +75,22 @@ def test_a_classifier(name, tmp_path):
     assert all(len(predictions) == 1 for predictions in many)
     with pytest.raises(ImageError, match='nothing.png'):
         classify(f'{folder}/nothing.png')
+
+
+@pytest.mark.parametrize('upright', [False, True])
+def test_a_photograph_is_turned_alike_as_a_file_and_as_an_image(tmp_path, upright):
+    folder = make_digit_folders(tmp_path, {7: 1})
+    path = f'{tmp_path}/phone.jpg'
+    with Image.open(f'{folder}/seven/0.png') as image:
+        write_turned(image, path, 6)
+    classify = Classifier(fixture_path('vit'), device='cpu')
+    classify.preprocessing = replace(classify.preprocessing, exif_orientation=upright)
+    with Image.open(path) as image:
+        stored = np.asarray(image)
+        meant = np.asarray(ImageOps.exif_transpose(image))
+        assert classify(path) == classify(image) == classify(meant if upright else stored)
+        assert classify(image.convert('L')) == classify(path)
+    assert classify(meant) != classify(stored)
 
 
 def test_a_classifier_of_weights_of_others():

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
-from common.data.images import read_image
+from common.data.images import read_image, to_rgb
 from common.deploy import engine as engines
 from common.deploy.predict import make_dynamic_predictor
 from common.deploy.preprocessing import FILE_NAME, load_preprocessing
@@ -119,11 +119,11 @@ class Classifier:
 
 
 def _read(picture, upright):
-    """Return a picture as a PIL image in mode RGB; of a file upright, if asked for."""
+    """Return a picture as a PIL image in mode RGB; upright, if asked for and EXIF tells how."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
     if isinstance(picture, Image.Image):
-        return picture if picture.mode == 'RGB' else picture.convert('RGB')
+        return to_rgb(picture, upright)
     return read_image(os.fspath(picture), upright)
 
 

@@ -76,7 +76,7 @@ def read_image(path: str | bytes, upright: bool = False) -> Image.Image:
     """
     try:
         with _open(path) as image:
-            return _to_rgb(image, upright)
+            return to_rgb(image, upright)
     except FileNotFoundError:
         raise ImageError(f'{show_path(path)}: no such image file.') from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds, EOFError to struct.error
@@ -90,7 +90,7 @@ def decode_image(data: bytes, name: str, upright: bool = False) -> Image.Image:
     """
     try:
         with _open_bytes(data) as image:
-            return _to_rgb(image, upright)
+            return to_rgb(image, upright)
     except Exception as error:      # as in read_image
         raise ImageError(f'{name}: {_describe(error, data[:BRAND_BYTES])}') from None
 
@@ -104,6 +104,21 @@ def open_image(source: str | bytes | IO[bytes]) -> Image.Image:
     if isinstance(source, (str, bytes)):
         open_regular(source).close()
     return Image.open(source, formats=list_formats())
+
+
+def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
+    """Return a PIL image in mode RGB; upright: turned as its EXIF orientation says.
+
+    It may be the image itself. Raises what Pillow raises for one that it cannot decode.
+    """
+    # convert('RGB') copies even an RGB image; loading it is enough.
+    if image.mode == 'RGB':
+        image.load()
+        rgb = image
+    else:
+        rgb = image.convert('RGB')
+    turn = UPRIGHT.get(_read_orientation(image)) if upright else None
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 @functools.cache
@@ -154,17 +169,6 @@ def check_upload(path: str | bytes, max_bytes: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(f'{show_path(path)}: {width} x {height} pixels are too many (at most '
                          f'{max_pixels:,}).')
-
-
-def _to_rgb(image, upright):
-    # convert('RGB') copies even an RGB image; loading it is enough.
-    if image.mode == 'RGB':
-        image.load()
-        rgb = image
-    else:
-        rgb = image.convert('RGB')
-    turn = UPRIGHT.get(_read_orientation(image)) if upright else None
-    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _read_orientation(image):
