@@ -26,6 +26,8 @@ from common.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 
+QUOTE = ' Quote names that have spaces, as in "My Pictures".'
+
 EXAMPLES = """examples:
   python {script} -cfg=configs/{digits_config}.yaml
   python {script} -cfg=configs/{model}.yaml -dataset=imagenet2012 \\
@@ -62,7 +64,9 @@ class FlagParser(argparse.ArgumentParser):
                 raise UserError(f'Unknown flag -{name}.{suggest(name, set(names))}')
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message[0].upper()}{shorten(message[1:])}. -h lists every flag.')
+        words = message.partition('unrecognized arguments: ')[2].split()
+        quote = QUOTE if any(not word.startswith('-') for word in words) else ''
+        raise UserError(f'{message[0].upper()}{shorten(message[1:])}.{quote} -h lists every flag.')
 
 
 def parse_command_line(project: Project, argv: list[str], script: str,
@@ -78,7 +82,7 @@ def parse_command_line(project: Project, argv: list[str], script: str,
     known, unexpected = parser.parse_known_args(argv)
     if unexpected:
         raise UserError(f'Unexpected argument {show(unexpected[0])}: values follow a flag, as in '
-                        '-cfg FILE.')
+                        f'-cfg FILE.{QUOTE}')
     flags = {key: getattr(known, option.flags[0])
              for key, option in list_flags(project.options).items()
              if getattr(known, option.flags[0]) not in (None, False)}

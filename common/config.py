@@ -456,6 +456,9 @@ def _pair(opts):
     opts = list(opts)
     while opts:
         key = opts.pop(0)
+        name, equals, value = key.partition('=')
+        if equals:
+            raise UserError(f'-opts takes pairs KEY VALUE; write {shorten(f"{name} {value}")}')
         if not opts:
             raise UserError(f'-opts takes pairs KEY VALUE; {show(key)} has no value.')
         text = opts.pop(0)

@@ -6,7 +6,9 @@ out and listed, so that training and validation share nothing.
 
 import csv
 import hashlib
+import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -18,8 +20,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.data.folders import PART_NAMES, is_class, list_folder, walk
-from common.data.images import ImageError, decode_image, show_path
+from common.data.folders import PART_NAMES, count_endings, is_class, list_folder, walk
+from common.data.images import ImageError, decode_image, list_remedies, show_path
 from common.data.lists import protect_name
 from common.data.table import SampleTable, choose_part
 from common.errors import UserError
@@ -27,8 +29,13 @@ from common.files import KEEP_NAMES, open_regular
 from common.machine.environment import count_cores
 from common.terminal import is_terminal
 
+logger = logging.getLogger(__name__)
+
 VAL_NAMES = ('val', 'validation', 'valid')
+SHOWN = 5                       # names in a message
 LARGEST_FILE = 256 << 20        # bytes; a picture has less
+ARCHIVES = ('.zip', '.tar', '.tgz', '.gz', '.bz2', '.xz', '.7z', '.rar')
+OTHER_KIND = 'no ending of a picture that is read here'
 THUMB = 16                      # pixels a side, gray: enough to see which way something looks
 MOST_THUMBS = 2_000             # of all pictures, evenly
 
@@ -97,14 +104,13 @@ def survey_folder(path: str, val_fraction: float) -> Survey:
     """
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(root):
-        unpack = ' Unpack it first.' if os.path.isfile(root) else ''
-        raise UserError(f'No such folder: {show_path(path)}.{unpack} It must hold the pictures, '
-                        'one folder a class.')
+        _refuse_path(path, root)
     parts = _find_parts(root)
     names = sorted({name for part in parts for name in list_folder(os.path.join(root, part))
                     .folders})
     if not names:
         _refuse(root, parts)
+    _check_depth(root, parts, names)
     left_out: list[tuple[str, str]] = []
     found = []
     for part, is_train in sorted(parts.items(), key=lambda item: item[1]):  # validation first
@@ -186,16 +192,18 @@ def _list_files(root, folder, left_out):
     for parent, listing in walk(os.path.join(root, folder)):
         relative = os.path.relpath(parent, root)
         paths += [os.path.join(relative, name) for name in listing.pictures]
-        left_out += [(os.path.join(relative, name), f'no ending of a picture that is read here '
-                      f'({os.path.splitext(name)[1].lower() or "none"})')
+        left_out += [(os.path.join(relative, name),
+                      f'{OTHER_KIND} ({os.path.splitext(name)[1].lower() or "none"})')
                      for name in listing.others]
     return sorted(paths)
 
 
 def _keep_readable(root, found, left_out):
     """Return [(path, class, is_train, sides, thumb)] of the pictures that can be read, each once.
+
+    Of the same picture in a class the name that a reader takes for the original is kept.
     """
-    kept, seen = [], {}
+    kept = {}                                       # digest: what is returned
     step = -(-len(found) // MOST_THUMBS)
     with ThreadPool(count_cores()) as pool:         # Pillow decodes outside Python's lock
         looks = pool.imap(lambda item: _look(os.path.join(root, item[1][0]), item[0] % step == 0),
@@ -205,12 +213,22 @@ def _keep_readable(root, found, left_out):
         for (path, name, is_train), (sides, thumb, digest, problem) in zip(found, bar):
             if problem:
                 left_out.append((path, problem))
-            elif digest in seen:
-                left_out.append((path, f'the same picture as {show_path(seen[digest])}'))
-            else:
-                seen[digest] = path
-                kept.append((path, name, is_train, sides, thumb))
-    return kept
+                continue
+            other = kept.get(digest)
+            if other and other[1:3] == (name, is_train) and _order(path) < _order(other[0]):
+                del kept[digest]                    # the better name takes its own place
+                left_out.append((other[0], f'the same picture as {show_path(path)}'))
+            elif other:
+                left_out.append((path, f'the same picture as {show_path(other[0])}'))
+                continue
+            kept[digest] = path, name, is_train, sides, thumb
+    return list(kept.values())
+
+
+def _order(path):
+    """Return what sorts names as people do: a.jpg, a (2).jpg, a (10).jpg."""
+    return [int(text) if text.isdecimal() else text
+            for text in re.split(r'(\d+)', os.path.splitext(path)[0])], path
 
 
 def _look(path, with_thumb):
@@ -244,6 +262,58 @@ def _hold_back(pictures, fraction):
             for index, picture in enumerate(pictures)]
 
 
+def _refuse_path(path, root):
+    """Raise UserError for what is no folder."""
+    shown, wanted = show_path(path), 'The pictures must lie in a folder, one folder a class in it.'
+    if not os.path.exists(root):
+        raise UserError(f'No such folder: {shown}. {wanted}')
+    if root.lower().endswith(ARCHIVES):
+        raise UserError(f'{shown} is an archive: unpack it first and name the folder. {wanted}')
+    raise UserError(f'{shown} is a file, not a folder of pictures. {wanted}')
+
+
+def _check_depth(root, parts, names):
+    """Raise UserError, or warn, where the classes seem to lie a folder deeper than is read.
+
+    A class may have folders of its own, whose pictures count as its. So one folder alone that
+    holds two or more with pictures is refused, since it would be the only class; several such
+    folders are a warning.
+    """
+    inner = {}                      # class folder with pictures: the folders in it that have them
+    for part in parts:
+        for name in names:
+            folder = os.path.join(root, part, name)
+            if os.path.isdir(folder):
+                listing = list_folder(folder)
+                if listing.pictures:
+                    return
+                found = [sub for sub in listing.folders if any(
+                    below.pictures for _, below in walk(os.path.join(folder, sub)))]
+                if len(found) == 1:
+                    return
+                if found:
+                    inner[folder] = found
+    if not inner:
+        return
+    folder, found = next(iter(inner.items()))
+    names = sorted(set(map(os.path.basename, inner)))
+    holds = f'{show_path(folder)} holds {len(found)} folders with pictures ' \
+            f'({_join_names(found)})'
+    if len(names) > 1:
+        logger.warning('%s, and no class folder has a picture of its own. The classes are the '
+                       'outer folders (%s); if the inner ones are meant, name one outer folder, or '
+                       'move the inner ones up.', holds, _join_names(names))
+    elif parts == {'': True}:
+        raise UserError(f'{holds}: did you mean {show_path(folder)}?')
+    else:
+        raise UserError(f'{holds}, and would be the only class. Move these up into '
+                        f'{show_path(os.path.dirname(folder))}.')
+
+
+def _join_names(names):
+    return ', '.join(map(show_path, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')
+
+
 def _refuse(root, parts):
     """Raise UserError for a folder without class folders."""
     for part in parts:
@@ -267,6 +337,15 @@ def _show_reasons(left_out):
 
 
 def count_reasons(left_out: list[tuple[str, str]]) -> Counter:
-    """Return how many files are left out for which reason, the name of another file apart."""
-    return Counter(reason.partition(' as ')[0].partition(': ')[0].rstrip('.')
-                   for _, reason in left_out)
+    """Return how many files are left out for which reason, the name of another file apart.
+
+    Files of other kinds are one reason, with their endings and how some of them could be read.
+    """
+    counts = Counter(reason.partition(' as ')[0].partition(': ')[0].rstrip('.')
+                     for _, reason in left_out if not reason.startswith(OTHER_KIND))
+    endings = count_endings(path for path, reason in left_out if reason.startswith(OTHER_KIND))
+    if endings:
+        kinds = [ending for ending, _ in endings.most_common()]
+        counts['; '.join([f'of other kinds ({_join_names(kinds)})', *list_remedies(kinds)])] = \
+            sum(endings.values())
+    return counts

@@ -60,7 +60,7 @@ def write_script(folder: str, formats: Iterable[str]) -> None:
         if isinstance(node, ast.FunctionDef) and node.name.startswith('open_') \
                 and node.name != f'open_{engine}':
             del lines[node.lineno - 1:node.end_lineno + 2]      # with the empty lines below
-    text = ''.join(lines).replace('open_paddle())', f'open_{engine}())')
+    text = ''.join(lines).replace('open_paddle))', f'open_{engine}))')
     with open(os.path.join(folder, SCRIPT), 'w', encoding='utf-8') as file:
         file.write(text)
 

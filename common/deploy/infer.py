@@ -1,12 +1,12 @@
-"""Classify pictures with the model in this folder: python infer.py sample.png
+"""Classify pictures with the model in this folder: python infer.py PICTURE_OR_FOLDER ...
 
 Needs its engine, NumPy and Pillow. Prints the five best classes of each picture; of sample.png,
-whose answer is in sample.json, where none is named.
+whose answer is in sample.json, where none is named. Exit code 1: one could not be read.
 """
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,15 @@ from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).resolve().parent
 FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')      # others may run programs
+
+
+def find_pictures(names: list[str]) -> Iterator[str]:
+    """Yield the files that are named, and the pictures in folders by their endings."""
+    endings = {ending for ending, form in Image.registered_extensions().items() if form in FORMATS}
+    for name in names:
+        found = sorted(str(file) for file in Path(name).rglob('[!.]*')
+                       if file.suffix.lower() in endings)
+        yield from found or [name]
 
 
 def prepare(path: str, settings: dict) -> np.ndarray:
@@ -74,17 +83,30 @@ def show(text: str) -> str:
     return letters.encode(encoding, 'backslashreplace').decode(encoding)
 
 
-def main(paths: list[str], run: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Print the five best classes of each picture."""
+def main(arguments: list[str], open_engine: Callable[[], Callable]) -> int:
+    """Print the five best classes of each picture; return the exit code."""
+    flags = [argument for argument in arguments if argument.startswith('-')]
+    if flags:
+        is_asked = flags[0] in ('-h', '--help')
+        print(__doc__, file=sys.stdout if is_asked else sys.stderr)
+        return 0 if is_asked else 2
     settings = json.loads((FOLDER / 'preprocessing.json').read_text(encoding='utf-8'))
-    names = settings['class_names']
-    for path in paths:
-        logits = run(prepare(path, settings))[0].astype(np.float64)
+    names, run, exit_code = settings['class_names'], open_engine(), 0
+    for path in find_pictures(arguments or [str(FOLDER / 'sample.png')]):
+        try:
+            images = prepare(path, settings)
+        except Exception as error:          # Pillow's decoders raise a dozen kinds
+            reason = getattr(error, 'strerror', None) or str(error)
+            print(f'error: {show(path)}: {show(reason)}', file=sys.stderr)
+            exit_code = 1
+            continue
+        logits = run(images)[0].astype(np.float64)
         shares = np.exp(logits - logits.max())
         print(show(path))
         for index in np.argsort(-logits, kind='stable')[:5]:
             print(f'{shares[index] / shares.sum():8.1%}  {show(names[index]) if names else index}')
+    return exit_code
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:] or [str(FOLDER / 'sample.png')], open_paddle())
+    sys.exit(main(sys.argv[1:], open_paddle))

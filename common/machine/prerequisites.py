@@ -48,7 +48,8 @@ def point_to(root: str, problem: str) -> str:
     environment = os.path.join(root, '.venv')
     if os.path.exists(os.path.join(environment, 'bin', 'activate')) and \
             os.path.realpath(sys.prefix) != os.path.realpath(environment):
-        problem += f'. Or activate the environment: . {os.path.relpath(environment)}/bin/activate'
+        problem = f'{problem.rstrip(".")}. Or activate the environment: . ' \
+                  f'{os.path.relpath(environment)}/bin/activate'
     return problem
 
 

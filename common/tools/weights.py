@@ -25,7 +25,8 @@ def _run(project, argv):
         prog='weights.py', description='Released weights: names that -pretrained takes.',
         epilog=f'Files go to {cache_folder()} (VIT_CACHE chooses another folder). {MIRROR_HINT}')
     commands = parser.add_subparsers(dest='command', required=True)
-    commands.add_parser('list', help='print every name, and where its file comes from')
+    commands.add_parser('list', help='print every name, where its file comes from, and the '
+                        'licence where it restricts use')
     for command, text in (('fetch', 'download into the cache and print the path'),
                           ('path', 'print the path in the cache')):
         commands.add_parser(command, help=text).add_argument('name')

@@ -141,8 +141,53 @@ def test_folders_without_classes_are_refused_with_reasons(tmp_path):
     refuse(tmp_path, 'no class folders')
     make_image(tmp_path / 'a.jpg')
     refuse(tmp_path, 'no class folders, so their classes are unknown')
-    refuse(tmp_path / 'a.jpg', 'Unpack it first')
+    refuse(tmp_path / 'a.jpg', 'a.jpg is a file, not a folder of pictures')
+    (tmp_path / 'pics.zip').write_bytes(b'')
+    refuse(tmp_path / 'pics.zip', 'pics.zip is an archive: unpack it first')
     make_image(tmp_path / 'cat' / 'a.jpg')
     os.mkdir(tmp_path / 'dog')
     (tmp_path / 'dog' / 'notes.txt').write_text('')
     refuse(tmp_path, r'1 class folder \(cat\); a classifier needs two.*notes.txt')
+
+
+def test_one_folder_of_class_folders_is_pointed_at(tmp_path):
+    make_folders(tmp_path / 'deep' / 'outer', classes=('bag', 'dress'), parts=('',))
+    os.mkdir(tmp_path / 'deep' / 'empty')
+    with pytest.raises(UserError, match=r'outer holds 2 folders .*dress\): did you mean .*outer'):
+        survey_folder(tmp_path / 'deep', 0.2)
+    assert survey_folder(tmp_path / 'deep' / 'outer', 0.2).class_names == ['bag', 'dress']
+    make_folders(tmp_path / 'split' / 'train' / 'outer', classes=('bag', 'dress'), parts=('',))
+    with pytest.raises(UserError, match='would be the only class. Move these up into .*train'):
+        survey_folder(tmp_path / 'split', 0.2)
+
+
+def test_class_folders_of_folders_are_classes_and_a_warning(tmp_path, caplog):
+    for seed, folder in enumerate(('cats/persian', 'cats/manx', 'dogs/collie', 'dogs/poodle')):
+        make_image(tmp_path / folder / '1.jpg', seed=seed)
+    assert survey_folder(tmp_path, 0.2).class_names == ['cats', 'dogs']
+    assert 'The classes are the outer folders (cats, dogs)' in caplog.text
+    caplog.clear()
+    make_image(tmp_path / 'dogs' / 'own.png', seed=99)
+    assert survey_folder(tmp_path, 0.2).class_names == ['cats', 'dogs'] and not caplog.text
+
+
+def test_of_a_copy_the_name_of_the_original_is_kept(tmp_path):
+    root = make_digit_folders(tmp_path, {0: 4, 1: 4})
+    names = ['IMG_1000.jpg', 'IMG_1000 (1).jpg', 'IMG_1000 (2).jpg', 'IMG_1000 (10).jpg']
+    for name in names:
+        shutil.copy(f'{root}/zero/0.png', f'{root}/zero/{name}')
+    os.remove(f'{root}/zero/0.png')
+    survey = survey_folder(root, 0.2)
+    assert {path for path, _ in survey.left_out} == {f'zero/{name}' for name in names[1:]}
+    paths = [picture.path for picture in survey.pictures]
+    assert 'zero/IMG_1000.jpg' in paths and paths == sorted(paths)
+
+
+def test_files_of_other_kinds_are_one_reason_with_a_remedy(monkeypatch):
+    monkeypatch.setattr('common.data.images.list_extensions', lambda: ('.jpg',))
+    left_out = [(f'a/x{ending}', f'no ending of a picture that is read here ({ending})')
+                for ending in ('.db', '.heic')]
+    left_out += [('a/b.jpg', 'the same picture as a/a.jpg'), ('a/c.jpg', 'the file is empty.')]
+    assert count_reasons(left_out) == {
+        'of other kinds (.db, .heic); .heic can be read with pillow-heif: pip install pillow-heif':
+        2, 'the same picture': 1, 'the file is empty': 1}

@@ -85,6 +85,40 @@ def test_infer_needs_the_engine_alone_and_agrees_with_predict(folders, form, tmp
                 100 * row['probability'], abs=0.051), path
 
 
+def give_falling(images):
+    """Return logits [1, 10], the first class the most likely."""
+    return np.array([[9., 8, 7, 6, 5, 0, 0, 0, 0, 0]])
+
+
+def test_infer_reads_folders_and_goes_on_after_what_it_cannot_read(tmp_path, capsys):
+    card.write_script(str(tmp_path), ['paddle'])
+    write_preprocessing(make_trained().preprocessing, str(tmp_path))
+    main = runpy.run_path(str(tmp_path / 'infer.py'))['main']
+    folder = tmp_path / 'pictures'
+    for name in ('b.jpg', 'inner/a.PNG', '.hidden.png'):
+        make_image(str(folder / name))
+    (folder / 'notes.txt').write_text('no picture')
+    (folder / 'cut.png').write_bytes((folder / 'inner' / 'a.PNG').read_bytes()[:60])
+    os.mkdir(tmp_path / 'empty')
+
+    def run(*names):
+        code = main([str(folder / name) for name in names], lambda: give_falling)
+        out, err = capsys.readouterr()
+        return code, [line for line in out.splitlines() if line[:1] != ' '], err.splitlines()
+
+    good = [str(folder / 'b.jpg'), str(folder / 'inner/a.PNG')]
+    assert run('b.jpg', 'inner') == (0, good, [])
+    code, answered, errors = run('none.jpg', 'notes.txt', '../empty', '')
+    assert code == 1 and answered == good and len(errors) == 4
+    for line, said in zip(errors, ('none.jpg: No such file', 'notes.txt: cannot identify',
+                                   'empty: Is a directory', 'cut.png: ')):
+        assert line.startswith('error: ') and said in line
+    for flag, code in (('-h', 0), ('--help', 0), ('-k', 2)):
+        assert main([flag, *good], None) == code
+        streams = capsys.readouterr()
+        assert 'python infer.py PICTURE_OR_FOLDER' in streams[code == 2] and not streams[code != 2]
+
+
 def test_infer_prints_names_of_strangers_as_text(tmp_path, capsys):
     names = ['red\x1b[31m', 'caf\udce9', 'line\nend', '猫', 'x\x9b2J', *'56789']
     trained = make_trained()
@@ -94,7 +128,7 @@ def test_infer_prints_names_of_strangers_as_text(tmp_path, capsys):
     picture = tmp_path / 'p\x1b[2J\udce9.png'
     make_image(os.fspath(picture))
     space = runpy.run_path(str(tmp_path / 'infer.py'))
-    space['main']([os.fspath(picture)], lambda images: np.array([[9., 8, 7, 6, 5, 0, 0, 0, 0, 0]]))
+    assert space['main']([os.fspath(picture)], lambda: give_falling) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith('p\\x1b[2J\\udce9.png') and all(map(str.isprintable, lines))
     assert [line.split()[1] for line in lines[1:]] == [
@@ -112,8 +146,8 @@ def test_infer_imports_its_engine_and_nothing_of_the_project(tmp_path, formats, 
     source = (tmp_path / 'infer.py').read_text(encoding='utf-8')
     tree = ast.parse(source)
     # What Black and ruff would say of it, and that it is short enough to be read.
-    assert '\n\n\n\n' not in source and source.count('\n\n\ndef ') == 4
-    assert sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) < 60
+    assert '\n\n\n\n' not in source and source.count('\n\n\ndef ') == 5
+    assert sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) < 75
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
              for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -91,6 +91,8 @@ def test_paths_are_as_seen_from_here_and_an_environment_is_pointed_at(tmp_path, 
     (tmp_path / '.venv' / 'bin' / 'activate').touch()
     assert prerequisites.point_to(str(tmp_path), problem) == \
         f'{shown}. Or activate the environment: . ../.venv/bin/activate'
+    assert 'will do. Or activate' in prerequisites.point_to(
+        str(tmp_path), find_problem((3, 9), {'paddle': None}))
     monkeypatch.setattr(prerequisites.sys, 'prefix', str(tmp_path / '.venv'))
     assert prerequisites.point_to(str(tmp_path), problem) == shown
 

@@ -176,7 +176,8 @@ def test_what_the_user_sets_wins(folder, tmp_path):
 @pytest.mark.parametrize('more, said', [
     (['-val_fraction=1'], '-val_fraction'), (['-batch_size=1000'], 'there are 83 training'),
     (['-pretrained=/no/such'], '/no/such'), (['-opts', 'DATA.DATASET', 'digits'], 'DATA.DATASET'),
-    (['-cfg=/no/such.yaml'], '/no/such.yaml'), (['-data_path=x'], '-data_path')])
+    (['-cfg=/no/such.yaml'], '/no/such.yaml'), (['-data_path=x'], '-data_path'),
+    (['Pictures'], 'Unrecognized arguments: Pictures. Quote names that have spaces')])
 def test_wrong_input_ends_before_a_run_folder_is_made(more, said, folder, tmp_path, capsys):
     assert finetune.main(VIT, [folder, f'-output={tmp_path}/runs', *SHORT, *more]) == 2
     assert said in capsys.readouterr().err
