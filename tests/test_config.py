@@ -195,6 +195,7 @@ BAD_YAML = {
     'an alias of itself': ('TRAIN: &a [*a]\n', ['unfolds']),
     'deep lists': ('TRAIN: ' + '[' * 50_000, ['deeper']),
     'deep groups': ('\n'.join(' ' * depth + 'a:' for depth in range(600)), ['deeper']),
+    'groups of depth 25': ('\n'.join(' ' * depth + 'a:' for depth in range(25)), ['deeper']),
     'a large file': ('# ' + 'x' * 600_000, ['larger']),
     'a long number': ('SEED: ' + '9' * 5000, ['digits']),
     'BASE of a number': ('BASE: 1\n', ['BASE', 'not 1']),
