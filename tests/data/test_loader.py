@@ -9,13 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 
 import numpy as np
 import paddle
 import pytest
-from paddle.io.dataloader.dataloader_iter import _DataLoaderIterMultiProcess
 
 from common.data import loader as loader_module
 from common.data import shared_files
@@ -211,10 +211,18 @@ def test_a_start_that_fails_halfway_ends_the_workers_that_have_started(digits, m
     def fail(*_):
         raise RuntimeError("can't start new thread")
 
+    def start_or_fail(thread):
+        """Fail once, where the first queue of indices wants its thread."""
+        if thread.name == 'QueueFeederThread' and os.getpid() == training and not failed:
+            failed.append(thread)
+            fail()
+        start(thread)
+
+    start, training, failed = threading.Thread.start, os.getpid(), []
     monkeypatch.setattr(shared_files, 'FOLDER', str(tmp_path))
-    monkeypatch.setattr(_DataLoaderIterMultiProcess, '_init_thread', fail)
+    monkeypatch.setattr(threading.Thread, 'start', start_or_fail)
     previous = signal.signal(signal.SIGALRM, fail)
-    others, started = multiprocessing.active_children(), time.monotonic()
+    others, started = set(multiprocessing.active_children()), time.monotonic()
     signal.alarm(30)
     try:
         with pytest.raises(RuntimeError, match='new thread'):
@@ -223,8 +231,11 @@ def test_a_start_that_fails_halfway_ends_the_workers_that_have_started(digits, m
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
+    left = set(multiprocessing.active_children()) - others
+    for worker in left:
+        worker.kill()
+    assert failed and not left and os.listdir(tmp_path) == []
     assert time.monotonic() - started < 25
-    assert multiprocessing.active_children() == others and os.listdir(tmp_path) == []
 
 
 def allow_no_more_files():

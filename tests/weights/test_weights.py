@@ -160,20 +160,23 @@ def test_bare_hugging_face_model_with_pooler(tmp_path):
         load_pretrained(model, tmp_path)
 
 
-@pytest.mark.parametrize('part', ['query', 'key', 'value'])
 @pytest.mark.parametrize('change', [
-    lambda array: array[:-3], lambda array: array[..., None], lambda array: array.sum()])
-def test_queries_keys_and_values_that_cannot_be_joined(tmp_path, part, change):
+    lambda q, k, v: (q[:-3], k, v), lambda q, k, v: (q, k[..., :-3], v),
+    lambda q, k, v: (q, k[:-3], np.concatenate([v, v[:3]])),        # as many in all
+    lambda q, k, v: (q, k, v[..., None]), lambda q, k, v: (q, k, v.sum())])
+@pytest.mark.parametrize('kind', ['weight', 'bias'])
+def test_queries_keys_and_values_that_cannot_be_joined(tmp_path, kind, change):
     from common.weights import safetensors_file
     from common.weights.containers import open_container
     tree = dict(open_container(fixture('vit/hf_vit', '')).tree)
-    for kind in ('weight', 'bias'):
-        name = f'vit.encoder.layer.0.attention.attention.{part}.{kind}'
-        tree[name] = np.ascontiguousarray(change(tree[name]))
-        safetensors_file.write(tmp_path / 'model.safetensors', tree, {'format': 'pt'})
-        shutil.copy(os.path.join(fixture('vit/hf_vit', ''), 'config.json'), tmp_path)
-        with pytest.raises(UserError, match='does not fit|is damaged|qkv'):
-            load_pretrained(vit(), tmp_path)
+    names = [f'vit.encoder.layer.0.attention.attention.{part}.{kind}'
+             for part in ('query', 'key', 'value')]
+    changed = change(*(tree[name] for name in names))
+    tree.update({name: np.ascontiguousarray(array) for name, array in zip(names, changed)})
+    safetensors_file.write(tmp_path / 'model.safetensors', tree, {'format': 'pt'})
+    shutil.copy(os.path.join(fixture('vit/hf_vit', ''), 'config.json'), tmp_path)
+    with pytest.raises(UserError, match='does not fit'):
+        load_pretrained(vit(), tmp_path)
 
 
 def write_npz(path, change):
