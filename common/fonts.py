@@ -7,6 +7,8 @@ import unicodedata
 
 from PIL import ImageDraw, ImageFont
 
+from common.data.images import show_path
+
 logger = logging.getLogger(__name__)
 _said: list[str] = []          # letters that a warning has named
 
@@ -113,7 +115,7 @@ def _say_what_to_install(letters):
     install = f'Install one (Debian and Ubuntu: apt install {" ".join(packages)}), or set' \
         if packages else 'Set'
     logger.warning('No font here has the letters %s, which are drawn as "?". %s '
-                   '%s=/path/to/font.ttf.', letters, install, VARIABLE)
+                   '%s=/path/to/font.ttf.', show_path(letters), install, VARIABLE)
 
 
 @functools.cache

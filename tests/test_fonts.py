@@ -38,6 +38,11 @@ def test_the_letters_and_what_to_install_are_said_once(no_other_font, caplog, te
     assert 'VIT_FONT=' in message
 
 
+def test_what_commands_terminals_is_named_as_text(no_other_font, caplog):
+    fonts.choose_font('a\x9b2J', 12)
+    assert '\\x9b' in caplog.text and '\x9b' not in caplog.text
+
+
 def test_letters_of_no_package_here_ask_for_a_font_by_name(no_other_font, caplog):
     assert fonts.choose_font('अ', 12)[1] == '?'
     assert 'apt' not in caplog.text and 'Set VIT_FONT=' in caplog.text
