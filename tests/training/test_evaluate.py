@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import Interrupted
 from common.training.evaluate import evaluate, find_hits, sum_exactly
+from common.training.losses import per_sample_cross_entropy
 from common.training.precision import Precision
 
 
@@ -42,6 +43,10 @@ def test_figures_for_any_number_of_classes_and_batch_size(classes):
     ranks = (exact > own[:, None]).sum(1)
     for batch_size in (1, 7, 64, 101):
         result = run(logits, labels, batch_size)
+        losses = [per_sample_cross_entropy(*map(paddle.to_tensor, (
+            logits[i:i + batch_size], labels[i:i + batch_size])))
+            for i in range(0, 101, batch_size)]
+        assert result.loss == math.fsum(np.concatenate(losses).astype('float64')) / 101
         assert result.images == 101 and result.seconds > 0
         assert result.loss == pytest.approx(loss, abs=1e-6)
         assert result.acc1 == pytest.approx(100 * (ranks < 1).mean(), abs=1e-9)
