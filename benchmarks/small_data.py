@@ -1,6 +1,6 @@
 """finetune.py's defaults on small sets of pictures, against a linear probe and from scratch.
 
-python -m benchmarks.small_data [--fashion_mnist DIR] [--output DIR] [--draws N] [--only NAME,...]
+python -m benchmarks.small_data [--fashion_mnist DIR] [--output DIR] [--draws N] [--only 'NAME;...']
 
 Each draw takes by lot five classes of Fashion-MNIST that the weights are to know: the small model
 of the command without weights is trained on 1,000 pictures of each. The sets are of the other
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument('--output', default='output/small_data', metavar='DIR',
                         help='folder of weights and results (default: output/small_data)')
     parser.add_argument('--draws', type=int, default=1, help='default: 1')
-    parser.add_argument('--only', default='', help='parts of names of sets, with commas')
+    parser.add_argument('--only', default='', help='parts of names of sets, with semicolons')
     options = parser.parse_args()
     os.makedirs(options.output, exist_ok=True)
     path = os.path.join(options.output, 'results.jsonl')
@@ -229,7 +229,7 @@ def main() -> None:
         for name in SETS:
             is_done = any((result['draw'], result['set']) == (number, name)
                           for result in read_results(path))
-            if not is_done and any(part in name for part in options.only.split(',')):
+            if not is_done and any(part in name for part in options.only.split(';')):
                 result = measure(number, name, sources, options.output)
                 with open(path, 'ab+', buffering=0) as file:
                     end_line(file)

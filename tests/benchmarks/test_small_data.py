@@ -38,6 +38,12 @@ def test_it_goes_on_where_it_was_and_prints_the_table(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(small_data, 'measure', measure)
     monkeypatch.setattr(small_data, 'load_sources', lambda folder: {})
+    only = f'{names[2]};two classes'
+    monkeypatch.setattr('sys.argv', ['small_data', '--output', f'{tmp_path}/some', '--only', only])
+    small_data.main()
+    assert [name for _, name in measured] == [
+        name for name in names if name == names[2] or 'two classes' in name]
+    measured.clear()
     monkeypatch.setattr('sys.argv', ['small_data', '--output', str(tmp_path), '--draws', '2'])
     line = {'draw': 0, 'set': names[0], 'finetune': 50.0, 'probe': 60.0, 'scratch': 40.0}
     (tmp_path / 'results.jsonl').write_text(json.dumps(line) + '\n{"draw": 0, "se')
