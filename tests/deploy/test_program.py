@@ -160,6 +160,19 @@ def test_blocks_and_variables_of_paddle_2(tmp_path, variable, attribute, words):
         programs.check_paddle(str(tmp_path / 'model.pdmodel'), str(tmp_path / 'model.pdiparams'))
 
 
+def test_a_program_of_paddle_2_is_one_block(tmp_path):
+    path = tmp_path / 'model.pdmodel'
+    (tmp_path / 'model.pdiparams').touch()
+    for blocks, words in (([(0, 0)], ''), ([(0, 0), (0, 0)], 'nested'), ([(1, 0)], 'nested'),
+                          ([], 'nested')):
+        path.write_bytes(encode([(1, encode([(1, own), (2, parent)])) for own, parent in blocks]))
+        if words:
+            with pytest.raises(UserError, match=words):
+                programs.check_paddle(str(path), str(tmp_path / 'model.pdiparams'))
+        else:
+            programs.check_paddle(str(path), str(tmp_path / 'model.pdiparams'))
+
+
 @needs_json
 @pytest.mark.parametrize('engine', ['plain', 'onednn', 'onnxruntime'])
 def test_an_engine_checks_what_it_opens_by_itself(folder, engine):

@@ -35,9 +35,11 @@ def hold(folder, model='vit_digits'):
             'print("held", flush=True)\ntime.sleep(100)\n')
     with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE,
                           text=True) as process:
-        assert process.stdout.readline() == 'held\n'
-        yield process.pid
-        process.kill()
+        try:
+            assert process.stdout.readline() == 'held\n'
+            yield process.pid
+        finally:
+            process.kill()
 
 
 @pytest.mark.runs

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import pytest
 
@@ -280,6 +281,17 @@ def test_a_length_that_is_too_small_is_found_by_hash_or_check(server, tmp_path):
     with pytest.raises(RunError, match='not a checkpoint'):
         get(server, 'short.bin', tmp_path / 'b.bin', check=registry.open_container)
     assert not any(name.endswith(('.bin', '.part')) for name in os.listdir(tmp_path))
+
+
+def test_a_redirect_never_leads_from_https_to_http():
+    follow, request = download_module._Redirects().redirect_request, urllib.request.Request
+    for new in ('http://example.org/b', 'HTTP://example.org/b', 'ftp://example.org/b'):
+        with pytest.raises(download_module.DownloadError, match='it redirects to'):
+            follow(request('https://example.org/a'), None, 302, 'Found', {}, new)
+    for old, new in (('https', 'https'), ('http', 'http'), ('http', 'https')):
+        found = follow(request(f'{old}://example.org/a'), None, 302, 'Found', {},
+                       f'{new}://example.org/b')
+        assert found.full_url == f'{new}://example.org/b'
 
 
 def test_hashes(server, tmp_path):
