@@ -11,7 +11,9 @@ from typing import Any
 SMALL, MEDIUM = 20_000, 500_000         # training pictures
 UPDATES = {SMALL: 500, MEDIUM: 10_000}
 MOST_UPDATES = 20_000
-SCRATCH_UPDATES = 1_000                 # at least, without pretrained weights
+# At least, without pretrained weights or of mixed pictures: with weights of clothing, digits of 72,
+# 25 and 6 pictures had 89.3 % after 500, 97.0 % after 1,000 and, from scratch, 91.7 %.
+LONG_UPDATES = 1_000
 LARGEST_BATCH = 64
 VALIDATIONS = 20                        # of a run, about
 MANY_HELD_BACK = 1_000                  # from which the best validation is worth choosing by
@@ -50,14 +52,15 @@ def choose_recipe(class_counts: Sequence[int], is_pretrained: bool, embed_dim: i
     """
     counts = [int(count) for count in class_counts]
     number = sum(counts)
+    is_unequal = max(counts) >= UNEQUAL * min(counts)
     updates = choose_updates(number)
-    if not is_pretrained:
-        updates = max(updates, SCRATCH_UPDATES)
+    if is_unequal or not is_pretrained:
+        updates = max(updates, LONG_UPDATES)
     recipe = SHARED | (FINE_TUNING if is_pretrained else FROM_SCRATCH) | {
         'TRAIN.MIXUP_ALPHA': 0.0 if number < SMALL else 0.1, 'TRAIN.CUTMIX_ALPHA': 0.0}
     if held_back < MANY_HELD_BACK:
         recipe['BEST'] = 'latest'
-    if max(counts) >= UNEQUAL * min(counts):
+    if is_unequal:
         # Smoothing gives every class a share of each picture, which the weight of a rare class
         # multiplies: with 40, 40 and 1 pictures everything was taken for the one.
         recipe |= {'TRAIN.CLASS_WEIGHTS': ['balanced'], 'TRAIN.SMOOTHING': 0.0,

@@ -59,6 +59,9 @@ def test_fine_tuning_shows_the_pictures_as_training_from_scratch_does(counts):
         'VALIDATE_FREQ', 'SAVE_FREQ'}
     assert tuned['TRAIN.AFFINE_DEGREES'] > 0 and tuned['TRAIN.AFFINE_TRANSLATE'] > 0
     assert tuned['TRAIN.CROP_SCALE'] == [0.5, 1.0]
+    # What is mixed takes as long.
+    assert tuned['TRAIN.NUM_STEPS'] == (1000 if tuned['TRAIN.MIXUP_ALPHA'] else 500)
+    assert scratch['TRAIN.NUM_STEPS'] == 1000
 
 
 def test_balanced_is_a_word():
