@@ -169,6 +169,8 @@ def _read_told(project, path, config, given):
             weights = open_weights(source, project)
         stated = weights.preprocessing_options if weights else find_preprocessing(source, project)
     except UserError:
+        if wants_model:         # which nothing else tells
+            raise
         return {}
     told = {}
     if weights is not None:
