@@ -448,6 +448,8 @@ def test_every_flag_sets_its_option(name):
             argv = [f'-{flag}'] if option.type is bool else [f'-{flag}', str(values[option.type])]
             if key == 'DATA.IMAGE_SIZE':
                 argv = [f'-{flag}', '32']
+            if key == 'MODEL.PRETRAINED':       # without a yaml file they tell the model
+                argv.append(f'-cfg={project.folder}/configs/{project.example_configs[0]}.yaml')
             config = parse_command_line(project, argv, 'main_single_gpu.py')
             found = get_value(config, key)
             assert found != option.default and str(found) in ('True', *argv), (flag, found)
