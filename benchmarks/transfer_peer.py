@@ -21,7 +21,7 @@ import torch
 def prepare(recipe, weights):
     """Return the model that a recipe starts from. weights: of the pretraining."""
     model = peer.build_model(recipe)
-    # As ours and Google's; PyTorch's default is 1.3 points ahead after 200 updates from scratch.
+    # As ours and Google's; PyTorch's default is a point ahead after 200 updates from scratch.
     timm.layers.lecun_normal_(model.patch_embed.proj.weight)
     torch.nn.init.zeros_(model.patch_embed.proj.bias)
     if recipe['MODEL']['PRETRAINED']:
