@@ -329,7 +329,9 @@ def test_stated_preprocessing_is_used_and_the_users_own_keys_win(tmp_path):
 
 
 def test_weights_that_cannot_be_read_are_left_to_whoever_loads_them(tmp_path):
-    assert get_config(tmp_path / 'gone.pdparams').DATA.CROP_PCT == 0.875
+    assert get_config(tmp_path / 'gone.pdparams', 'MODEL.DEPTH', 2).DATA.CROP_PCT == 0.875
+    with pytest.raises(UserError, match='gone'):        # nothing else tells the model
+        get_config(tmp_path / 'gone.pdparams')
 
 
 def test_the_log_says_whose_preprocessing_it_is():
