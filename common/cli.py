@@ -127,8 +127,8 @@ def build_config(project: Project, path: str | None, flags: dict[str, Any],
 
     Of the weights that is their preprocessing and their model, of the data the number of
     classes. It holds for options that neither the yaml file nor flags nor -opts set. Weights that
-    cannot be read are refused where they are loaded, unless nothing else tells the model, data where
-    it is opened; a run that is continued does not load them.
+    cannot be read are refused where they are loaded, unless nothing else tells the model, data
+    where it is opened; a run that is continued does not load them.
     Raises UserError for an unknown key or value, and for weights that do not tell their model;
     RunError for a download that fails.
     """
