@@ -16,7 +16,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from common.cli import FlagParser, add_option_flag, build_config, find_config, list_flags
-from common.config import get_value, list_unset, read_dump
+from common.config import get_value, list_unset
 from common.data.classes import write_class_names
 from common.data.images import ImageError, show_path
 from common.data.survey import Survey, count_reasons, survey_folder, write_rows, write_table
@@ -31,6 +31,7 @@ from common.terminal import quote_words
 from common.training.confusion import describe_certainty
 from common.training.recipe import WIDE, choose_recipe, schedule_updates
 from common.weights.registry import find_in_run
+from common.yaml_text import read_yaml
 
 VAL_FRACTION = 0.2
 TABLE, LABELS, LEFT_OUT = 'pictures.csv', 'labels.txt', 'left_out.csv'
@@ -126,9 +127,12 @@ def is_run_of(folder: str, root: str) -> bool:
     if not os.path.isfile(os.path.join(folder, TABLE)) or not os.path.isfile(path) \
             or find_in_run(folder) is None:
         return False
-    with open(path, encoding='utf-8') as file:
-        recorded = read_dump(file.read(), path)
-    return recorded.get('DATA.DATA_PATH') == root
+    try:
+        recorded = read_yaml(path)
+    except UserError:           # another run's damaged file is no reason to end this one
+        return False
+    data = recorded.get('DATA')
+    return 'BASE' not in recorded and isinstance(data, dict) and data.get('DATA_PATH') == root
 
 
 def plan_run(project: Project, survey: Survey, path: str | None, flags: dict[str, Any],

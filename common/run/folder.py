@@ -51,7 +51,11 @@ def _choose(config):
 
 def _take(config, folder):
     lock = _lock(folder, config.MODEL.NAME)
-    return folder, find_resume(folder, config.SAVE) if config.MODEL.RESUME else None, lock
+    try:
+        return folder, find_resume(folder, config.SAVE) if config.MODEL.RESUME else None, lock
+    except UserError:
+        lock.release()
+        raise
 
 
 def _lock(folder, model_name):

@@ -138,11 +138,15 @@ def test_the_same_command_goes_on(folder, tmp_path, capsys):
                                    '-opts', 'TRAIN.NUM_STEPS', updates, 'MODEL.DEPTH', '1']) == 0
         return capsys.readouterr().out
 
+    other = tmp_path / 'runs' / 'damaged'
+    other.mkdir(parents=True)
+    for name in ('pictures.csv', 'best.pdparams', 'config.yaml'):
+        (other / name).write_bytes(b'\xff')
     out = tune('2', 'auto')
     assert 'starting from the beginning' in out and 'Done: 2 updates' in out
-    run = find_run(tmp_path / 'runs')
+    run, = (tmp_path / 'runs').glob('train-*')
     out = tune('4', 'auto')
-    assert find_run(tmp_path / 'runs') == run                   # the only one
+    assert list((tmp_path / 'runs').glob('train-*')) == [run]
     for text in ('Resuming from', 'Done: 4 updates', 'Accuracy ', 'Next ('):
         assert text in out, text
     out = tune('4', run)
