@@ -323,6 +323,15 @@ def parse_formats(text: str) -> list[str]:
 
 def check_packages(formats: Sequence[str], precision: str = 'float32') -> None:
     """Raise UserError for an optional package that a format or a precision needs and is missing."""
+    missing = find_missing(formats, precision)
+    if missing:
+        names = ' '.join(f'"{package}"' for package in missing.values())
+        raise UserError(f'An export as {",".join(formats)} in {precision} needs '
+                        f'{", ".join(missing)}: pip install {names}')
+
+
+def find_missing(formats: Sequence[str], precision: str = 'float32') -> dict[str, str]:
+    """Return {module: package} of what formats and a precision need and is not installed."""
     wanted = []
     if set(formats) & {'onnx', 'openvino'}:
         version = '<2' if paddle.__version__.startswith('2.') else '>=2'
@@ -331,11 +340,7 @@ def check_packages(formats: Sequence[str], precision: str = 'float32') -> None:
         wanted.append(('openvino', 'openvino'))
     if precision == 'int8':
         wanted += [package for form in formats for package in PACKAGES.get(form, [])]
-    missing = {module: package for module, package in wanted if not engines.is_installed(module)}
-    if missing:
-        names = ' '.join(f'"{package}"' for package in missing.values())
-        raise UserError(f'An export as {",".join(formats)} in {precision} needs '
-                        f'{", ".join(missing)}: pip install {names}')
+    return {module: package for module, package in wanted if not engines.is_installed(module)}
 
 
 def _remove_others(work, formats):

@@ -1,6 +1,7 @@
 """Evaluation by an inference engine counts what the model itself counts."""
 
 import logging
+import os
 
 import numpy as np
 import paddle
@@ -50,12 +51,17 @@ def test_few_images_are_not_worth_an_engine():
     assert evaluation.choose_evaluator(model, config, few) is model
 
 
+def no_minimum(monkeypatch):
+    for name in ('MIN_SECONDS', 'MIN_SECONDS_PADDLE'):
+        monkeypatch.setattr(evaluation, name, 0.0)
+
+
 @pytest.mark.runs
 def test_auto_takes_an_engine_where_it_is_repaid(monkeypatch, caplog):
     config, model = build(EVAL_ENGINE='auto')
     expected = run(model, config)
     assert evaluation.choose_evaluator(model, config, 10 ** 5) is model     # seconds of work
-    monkeypatch.setattr(evaluation, 'MIN_SECONDS', 0.0)
+    no_minimum(monkeypatch)
     monkeypatch.setattr(evaluation.logger, 'propagate', True)
     speeds = iter([10.0, 10.1, 10.0, 12.5])     # the model's, the engine's
     monkeypatch.setattr(evaluation, 'measure_speed', lambda predict, size: next(speeds))
@@ -66,6 +72,53 @@ def test_auto_takes_an_engine_where_it_is_repaid(monkeypatch, caplog):
         evaluator = evaluation.choose_evaluator(model, config, 10 ** 5)
     assert '1.25 times as fast as the model' in caplog.text and 'EVAL_ENGINE auto' in caplog.text
     assert run(evaluator, config).acc1 == expected.acc1
+
+
+@pytest.mark.runs
+def test_auto_is_openvino_where_it_can_be_had(monkeypatch, caplog):
+    for package in ('openvino', 'onnxruntime', 'paddle2onnx'):
+        pytest.importorskip(package)
+    config, model = build(EVAL_ENGINE='auto')
+    expected = run(model, config)
+    no_minimum(monkeypatch)
+    monkeypatch.setattr(evaluation.logger, 'propagate', True)
+    monkeypatch.setattr(evaluation, 'GAIN', 0.0)
+    opened = []
+    load_engine = evaluation.engines.load_engine
+
+    def watch(folder, name):
+        opened.append((name, sorted(os.listdir(folder))))
+        return load_engine(folder, name)
+
+    monkeypatch.setattr(evaluation.engines, 'load_engine', watch)
+    evaluator = evaluation.choose_evaluator(model, config, 10 ** 5)
+    [(name, files)] = opened                # the others were not tried
+    assert name == evaluator.engine.name == 'openvino' and {'model.xml', 'model.bin'} <= set(files)
+    found = run(evaluator, config)
+    assert (found.acc1, found.acc5) == (expected.acc1, expected.acc5)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+
+    def fail(*paths):
+        raise evaluation.RunError('OpenVINO knows no such layer.')
+
+    monkeypatch.setattr(evaluation, 'convert_to_openvino', fail)
+    with caplog.at_level(logging.INFO):
+        evaluator = evaluation.choose_evaluator(model, config, 10 ** 5)
+    assert 'OpenVINO does not run this model: OpenVINO knows no such layer.' in caplog.text
+    assert opened[-1][0] == 'auto' and 'model.xml' not in opened[-1][1]
+    assert run(evaluator, config).acc1 == expected.acc1
+
+
+@pytest.mark.runs
+def test_without_openvino_the_engines_of_paddle_are_tried(monkeypatch):
+    config, model = build(EVAL_ENGINE='auto')
+    monkeypatch.setattr(evaluation, 'find_missing', lambda formats: {'openvino': 'openvino'})
+    monkeypatch.setattr(evaluation, 'GAIN', 0.0)
+    monkeypatch.setattr(evaluation, 'MIN_SECONDS', 0.0)
+    assert evaluation.choose_evaluator(model, config, 10 ** 4) is model     # too little to do
+    no_minimum(monkeypatch)
+    evaluator = evaluation.choose_evaluator(model, config, 10 ** 4)
+    assert evaluator.engine.name in ('plain', 'onednn', 'openvino')
 
 
 def test_model_is_the_model():
