@@ -388,8 +388,6 @@ def test_what_killed_processes_leave_in_shared_memory_is_removed(digits, killed)
         for pid in [process.pid, *(pids if killed == 'all' else [])]:
             os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(is_running(pid) for pid in pids))
-    if killed == 'all':
-        assert len(list_shared(pids)) > 4
 
     def is_clean():         # threads of a dead process may hold its lock for a moment
         if killed == 'all':
