@@ -59,9 +59,10 @@ class Saver:
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def save(self, state: 'TrainState', loss: float, is_best: bool = False,
-             metrics_size: int | None = None) -> None:
+             metrics_size: int | None = None, is_again: bool = False) -> None:
         """Start writing a checkpoint; training goes on meanwhile.
 
+        is_again: it was saved before it was validated, which the log need not say twice.
         metrics_size: bytes of the metrics file that belong to this state; None: all of them.
         """
         self.saved_at = time.monotonic()
@@ -79,7 +80,10 @@ class Saver:
             'numerics': describe_numerics(state.model),
         }, is_best)
         says_best = is_best and self.options.says_best
-        logger.info('Saving %s%s', path, ' (best so far)' if says_best else '')
+        if not is_again:
+            logger.info('Saving %s%s', path, ' (best so far)' if says_best else '')
+        elif says_best:
+            logger.info('The best so far: %s', path)
 
     def last_good(self) -> str:
         """Return the path of the newest checkpoint known to be good, or "none yet"."""

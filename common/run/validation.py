@@ -81,8 +81,9 @@ class Validator:
             logger.warning('No validation image could be read: nothing is evaluated.')
             return None
         name = ' (averaged weights)' if weights == 'ema' else ''
-        logger.info('Evaluation%s: loss %.4f, acc1 %.2f, acc5 %.2f, %d images in %s '
-                    '(%.1f images/s)', name, result.loss, result.acc1, result.acc5, result.images,
+        acc5 = f', acc5 {result.acc5:.2f}' if self.dataset.num_classes > 5 else ''
+        logger.info('Evaluation%s: loss %.4f, acc1 %.2f%s, %d images in %s (%.1f images/s)', name,
+                    result.loss, result.acc1, acc5, result.images,
                     format_duration(result.seconds), result.images / result.seconds)
         self.run_log.write_metrics('eval', epoch=epoch, update=update, weights=weights,
                                    **result.as_metrics())

@@ -207,15 +207,18 @@ def finish_epoch(setup: TrainSetup, state: TrainState, learning_rate: float, sav
     epoch = plan.count_epochs(state.update)
     is_over = state.update == plan.total_updates
     state.epoch_loss = state.meter.take_mean('epoch')
-    logger.info('Epoch %d/%d: train loss %.4f, lr %.1e, update %d/%d', epoch, plan.total_epochs,
-                state.epoch_loss, learning_rate, state.update, plan.total_updates)
     waiting = state.meter.take_waiting_share()
-    if paddle.get_device() != 'cpu':
-        logger.info('%s', setup.batches.describe_waiting(waiting))
     setup.run_log.write_metrics('train_epoch', epoch=epoch, update=state.update,
                                 loss=state.epoch_loss, lr=learning_rate)
     state.awaits_validation = is_over or epoch % options.validate_every == 0
     is_saved = bool(epoch % options.save_every == 0 or is_over or save_due)
+    # A few pictures make hundreds of epochs, shorter than the reports are apart.
+    if is_saved or state.awaits_validation or plan.updates_per_epoch >= options.report_every:
+        logger.info('Epoch %d/%d: train loss %.4f, lr %.1e, update %d/%d', epoch,
+                    plan.total_epochs, state.epoch_loss, learning_rate, state.update,
+                    plan.total_updates)
+        if paddle.get_device() != 'cpu':
+            logger.info('%s', setup.batches.describe_waiting(waiting))
     if is_saved:
         setup.saver.save(state, loss=state.epoch_loss)
     if state.awaits_validation and not signal_number:
@@ -251,7 +254,7 @@ def validate_epoch(setup: TrainSetup, state: TrainState, is_saved: bool) -> None
                     (epoch - state.best['epoch']) // setup.options.validate_every)
     state.has_ended = is_over or stops_early
     if is_saved or is_best or stops_early:
-        setup.saver.save(state, loss=state.epoch_loss, is_best=is_best)
+        setup.saver.save(state, loss=state.epoch_loss, is_best=is_best, is_again=is_saved)
 
 
 def is_without_progress(state: TrainState, plan: Plan, options: LoopOptions) -> bool:

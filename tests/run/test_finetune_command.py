@@ -85,6 +85,7 @@ def test_it_ends_with_figures_sheets_and_the_best_checkpoint(tuned):
     assert 'Accuracy ' in log and 'mean over 3 classes' in log
     assert 'Few pictures to learn from: six 5.' in log and '% of others like them' in log
     assert 'best so far' not in log and 'The last checkpoint, on the pictures' in log
+    assert 'acc5' not in log                # of three classes
     accuracies = [float(row['acc1']) for row in read(run / 'per_class.csv')]
     mean = sum(accuracies) / 3
     assert f'mean over 3 classes {mean:.1f} %' in log and mean > 90

@@ -1,6 +1,7 @@
 """The training loop by itself, on a layer of two weights."""
 
 import itertools
+import logging
 import signal
 import time
 from types import SimpleNamespace
@@ -62,6 +63,19 @@ def test_a_signal_does_not_wait_for_slow_updates(monkeypatch):
     with pytest.raises(Interrupted):
         train(make_setup(20, prepare, stop=stop, check_every=10), state)
     assert state.update == 3
+
+
+@pytest.mark.parametrize('report_every, told', [(5, range(1, 9)), (6, [3, 6, 8])])
+def test_short_epochs_are_told_where_they_are_validated(report_every, told, monkeypatch, caplog):
+    """Forty updates of five an epoch: a few pictures would make hundreds of lines."""
+    monkeypatch.setattr(loop.logger, 'propagate', True)
+    options = LoopOptions(seed=0, report_every=report_every, validate_every=3, save_every=100)
+    setup = make_setup(40, lambda batch: batch, check_every=1, options=options,
+                       plan=Plan(5, 1, 40, 0, 40))
+    with caplog.at_level(logging.INFO):
+        train(setup, make_state())
+    assert [line.split('/')[0] for line in caplog.messages if ': train loss ' in line] == [
+        f'Epoch {epoch}' for epoch in told]
 
 
 def test_gradients_that_stay_infinite_end_the_run():
