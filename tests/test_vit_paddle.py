@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -75,6 +76,10 @@ def test_a_classifier(name, tmp_path):
     assert all(len(predictions) == 1 for predictions in many)
     with pytest.raises(ImageError, match='nothing.png'):
         classify(f'{folder}/nothing.png')
+    cut = tmp_path / 'cut.png'
+    cut.write_bytes(Path(f'{folder}/seven/0.png').read_bytes()[:-60])
+    with Image.open(cut) as image, pytest.raises(ImageError, match=r'cut\.png cannot be read: .'):
+        classify(image)
 
 
 @pytest.mark.parametrize('upright', [False, True])

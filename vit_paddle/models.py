@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
-from common.data.images import read_image, to_rgb
+from common.data.images import ImageError, read_image, show_path, to_rgb
 from common.deploy import engine as engines
 from common.deploy.predict import make_dynamic_predictor
 from common.deploy.preprocessing import FILE_NAME, load_preprocessing
@@ -123,7 +123,11 @@ def _read(picture, upright):
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
     if isinstance(picture, Image.Image):
-        return to_rgb(picture, upright)
+        try:
+            return to_rgb(picture, upright)
+        except Exception as error:          # Pillow's decoders raise a dozen kinds
+            name = show_path(getattr(picture, 'filename', '') or 'a PIL image')
+            raise ImageError(f'{name} cannot be read: {error}.') from None
     return read_image(os.fspath(picture), upright)
 
 

@@ -279,23 +279,19 @@ def _check_depth(root, parts, names):
     holds two or more with pictures is refused, since it would be the only class; several such
     folders are a warning.
     """
-    inner = {}                      # class folder with pictures: the folders in it that have them
+    inner = {}              # class folder: the folder in it that holds several with pictures, these
     for part in parts:
         for name in names:
             folder = os.path.join(root, part, name)
             if os.path.isdir(folder):
-                listing = list_folder(folder)
-                if listing.pictures:
-                    return
-                found = [sub for sub in listing.folders if any(
-                    below.pictures for _, below in walk(os.path.join(folder, sub)))]
-                if len(found) == 1:
-                    return
+                deepest, found = _descend(folder)
                 if found:
-                    inner[folder] = found
+                    inner[folder] = deepest, found
+                elif list_folder(deepest).pictures:
+                    return
     if not inner:
         return
-    folder, found = next(iter(inner.items()))
+    folder, found = next(iter(inner.values()))
     names = sorted(set(map(os.path.basename, inner)))
     holds = f'{show_path(folder)} holds {len(found)} folders with pictures ' \
             f'({_join_names(found)})'
@@ -308,6 +304,20 @@ def _check_depth(root, parts, names):
     else:
         raise UserError(f'{holds}, and would be the only class. Move these up into '
                         f'{show_path(os.path.dirname(folder))}.')
+
+
+def _descend(folder):
+    """Return (the folder that `folder` or its only folder ... is, those in it with pictures).
+
+    The second is empty where the first has pictures itself, or nothing has.
+    """
+    while True:
+        listing = list_folder(folder)
+        found = [] if listing.pictures else [sub for sub in listing.folders if any(
+            below.pictures for _, below in walk(os.path.join(folder, sub)))]
+        if len(found) != 1:
+            return folder, found
+        folder = os.path.join(folder, found[0])
 
 
 def _join_names(names):

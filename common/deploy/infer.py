@@ -91,7 +91,11 @@ def main(arguments: list[str], open_engine: Callable[[], Callable]) -> int:
         print(__doc__, file=sys.stdout if is_asked else sys.stderr)
         return 0 if is_asked else 2
     settings = json.loads((FOLDER / 'preprocessing.json').read_text(encoding='utf-8'))
-    names, run, exit_code = settings['class_names'], open_engine(), 0
+    try:
+        run = open_engine()
+    except ModuleNotFoundError as error:
+        sys.exit(f'error: {error.name} is not installed; README.md says what this needs')
+    names, exit_code = settings['class_names'], 0
     for path in find_pictures(arguments or [str(FOLDER / 'sample.png')]):
         try:
             images = prepare(path, settings)

@@ -155,6 +155,8 @@ def test_one_folder_of_class_folders_is_pointed_at(tmp_path):
     os.mkdir(tmp_path / 'deep' / 'empty')
     with pytest.raises(UserError, match=r'outer holds 2 folders .*dress\): did you mean .*outer'):
         survey_folder(tmp_path / 'deep', 0.2)
+    with pytest.raises(UserError, match=r'did you mean .*deep/outer\?'):
+        survey_folder(tmp_path, 0.2)
     assert survey_folder(tmp_path / 'deep' / 'outer', 0.2).class_names == ['bag', 'dress']
     make_folders(tmp_path / 'split' / 'train' / 'outer', classes=('bag', 'dress'), parts=('',))
     with pytest.raises(UserError, match='would be the only class. Move these up into .*train'):

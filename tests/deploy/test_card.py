@@ -119,6 +119,17 @@ def test_infer_reads_folders_and_goes_on_after_what_it_cannot_read(tmp_path, cap
         assert 'python infer.py PICTURE_OR_FOLDER' in streams[code == 2] and not streams[code != 2]
 
 
+def test_infer_without_its_engine_says_so(tmp_path):
+    card.write_script(str(tmp_path), ['paddle'])
+    write_preprocessing(make_trained().preprocessing, str(tmp_path))
+    main = runpy.run_path(str(tmp_path / 'infer.py'))['main']
+
+    def open_engine():
+        import no_such_engine  # noqa: F401
+    with pytest.raises(SystemExit, match='error: no_such_engine is not installed; README.md'):
+        main(['a.jpg'], open_engine)
+
+
 def test_infer_prints_names_of_strangers_as_text(tmp_path, capsys):
     names = ['red\x1b[31m', 'caf\udce9', 'line\nend', '猫', 'x\x9b2J', *'56789']
     trained = make_trained()
