@@ -40,7 +40,8 @@ class Options(shared.Options):
                                        needs=('MODEL.REPRESENTATION_SIZE',),
                                        help='of the pre-logits layer')
         GELU = shared.Options.MODEL.GELU.with_default(
-            'erf', choices=('erf', 'tanh', 'quick'))
+            'erf', choices=('erf', 'tanh', 'quick'),
+            help='erf, its approximation by tanh, or quick: x * sigmoid(1.702 x), as in CLIP')
         POOL = Option('token', choices=('token', 'avg', 'map'),
                       help='what is classified: the class token, the mean of the patch tokens, '
                            'or what attention pooling finds')
@@ -54,7 +55,8 @@ class Options(shared.Options):
                               help="channels of the ResNet's root")
         LAYER_SCALE = Option(None, kind=float, above=0, at_most=10,
                              help='starting value of a factor for each channel of a branch')
-        REGISTER_TOKENS = Option(0, at_least=0, at_most=1000, help='tokens that nobody reads')
+        REGISTER_TOKENS = Option(0, at_least=0, at_most=1000,
+                                 help='register tokens, which no head reads')
         DISTILLED = Option(False, help='a distillation token with a head of its own (DeiT)')
         PRE_NORM = Option(False, help='a LayerNorm before the first block (CLIP)')
         NORM_AFTER_POOLING = Option(False, help='the last norm after the pooling (MAE)')
@@ -69,7 +71,8 @@ class Options(shared.Options):
         DISTILLATION = Option('hard', choices=('hard', 'soft'), needs=('TRAIN.TEACHER',),
                               help="learn the teacher's best class, or its probabilities")
         DISTILLATION_SHARE = Option(0.5, at_least=0, at_most=1, needs=('TRAIN.TEACHER',),
-                                    help="of the teacher's part in the loss")
+                                    help="weight of the teacher's part in the loss; the labels' "
+                                    'has the rest')
         DISTILLATION_TEMPERATURE = Option(1.0, above=0, at_most=1000, needs=(
             'TRAIN.TEACHER', 'TRAIN.DISTILLATION=soft'), help='of soft distillation')
 

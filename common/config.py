@@ -3,7 +3,8 @@
 Order of precedence: defaults here and in the model's `config.py`, the yaml
 file (with `BASE` inheritance), command-line flags, `-opts`. Names and
 defaults are PaddleViT's where PaddleViT has the option. docs/options.md is
-made from these lines (python -m common.tools.options).
+made from these lines (python -m common.tools.options), options_cn.md from
+docs/options_cn.yaml.
 """
 
 import inspect
@@ -72,7 +73,8 @@ class Options:
         NUM_WORKERS = Option('auto', kind=int, also=('auto',), at_least=0, at_most=1024,
                              flag='num_workers',
                              help='processes that load images, for each training process; 0: '
-                             'none; auto: 2, on accelerators one for each core but one, 16 at most')
+                             'none; auto: 2, on accelerators its share of the cores but one, 16 '
+                             'at most')
         USE_SHARED_MEMORY = Option(True, needs=('DATA.NUM_WORKERS',),
                                    help='False where /dev/shm is small (containers, notebooks)')
         SKIP_CORRUPT = Option(False, needs=(IN_FILES,),
@@ -111,7 +113,8 @@ class Options:
                                  needs=('MODEL.PRETRAINED',),
                                  help='how position embeddings are resized')
         HEAD_INIT = Option('zero', choices=('zero', 'trunc_normal'), needs=('MODEL.PRETRAINED',),
-                           help='a head of another size than the checkpoint has')
+                           help='how a head starts that has another size or other classes '
+                           "than the checkpoint's")
         ALLOW_MISSING = Option(False, needs=('EVAL',),
                                help='evaluate although the file lacks tensors')
         FREEZE = Option('', pattern='(backbone|[0-9]{1,6})?',
@@ -203,15 +206,18 @@ class Options:
                                help='filter of the crop and of AUTO_AUGMENT')
         HFLIP = Option(0.5, at_least=0, at_most=1, help='probability of a mirrored image')
         AFFINE_DEGREES = Option(0.0, at_least=0, at_most=180, help='random rotation, +- degrees')
-        AFFINE_TRANSLATE = Option(0.0, at_least=0, at_most=1, help='+- share of the size')
+        AFFINE_TRANSLATE = Option(0.0, at_least=0, at_most=1,
+                                  help='random shift, +- share of the size')
         AFFINE_SCALE = Option([1.0, 1.0], count=2, each=float, at_least=1e-2, at_most=100,
-                              is_range=True, help='factor of the size')
-        AFFINE_SHEAR = Option(0.0, at_least=0, below=90, help='+- degrees')
+                              is_range=True, help='random factor of the size')
+        AFFINE_SHEAR = Option(0.0, at_least=0, below=90, help='random shear, +- degrees')
         COLOR_JITTER = Option(0.0, at_least=0, at_most=100, needs=('!TRAIN.AUTO_AUGMENT',),
-                              help='only where AUTO_AUGMENT is off, as in timm')
+                              help='strength of random brightness, contrast and saturation; '
+                              'only where AUTO_AUGMENT is off, as in timm')
         AUTO_AUGMENT = Option('', help='"rand-m9-mstd0.5-inc1", "original", "v0", "three-j0.3"; '
                               '"": off')
-        RANDOM_ERASE_PROB = Option(0.0, at_least=0, at_most=1, help='of an image')
+        RANDOM_ERASE_PROB = Option(0.0, at_least=0, at_most=1,
+                                   help='probability of random erasing in an image')
         RANDOM_ERASE_MODE = Option('pixel', choices=('pixel', 'const', 'rand'),
                                    needs=('TRAIN.RANDOM_ERASE_PROB',),
                                    help='noise in every pixel, the mean, or one colour')
@@ -227,7 +233,7 @@ class Options:
                                is_range=True, help='[smallest, largest] side of the box, as '
                                'shares; replaces CUTMIX_ALPHA')
         MIXUP_PROB = Option(1.0, at_least=0, at_most=1, needs=(f'TRAIN.MIXUP_ALPHA|{CUTMIX}',),
-                            help='of mixing at all')
+                            help='probability of mixing at all')
         MIXUP_SWITCH_PROB = Option(0.5, at_least=0, at_most=1,
                                    needs=('TRAIN.MIXUP_ALPHA', CUTMIX),
                                    help='probability of CutMix where both are on')
@@ -255,10 +261,11 @@ class Options:
                        help='half-precision type')
     TF32 = Option(True, help='GPUs that have it round the factors of float32 products to 10 bits '
                   "(Paddle's default); False: exact, slower")
-    DEVICE = Option('auto', flag='device', help='auto (a GPU if there is one), cpu, gpu or gpu:N')
+    DEVICE = Option('auto', flag='device', help='auto (an accelerator if there is one), '
+                    'cpu, gpu, gpu:N, or another accelerator that Paddle lists')
     NPROCS = Option(None, kind=int, above=0, flag='nprocs ngpus',
-                    help='main_multi_gpu: processes to start (none: every visible GPU); -ngpus is '
-                    "PaddleViT's name")
+                    help='main_multi_gpu: processes to start (none: one for each visible '
+                    "accelerator, or one on the CPU); -ngpus is PaddleViT's name")
     WATCHDOG_SECONDS = Option(1800, at_least=0, help='a step longer than this is a hang; 0: off')
     SAVE_BAD_BATCH = Option(False, help='keep the batch that made the loss not finite')
     VISUALDL = Option(False, flag='visualdl', help='write VisualDL logs to the run folder')

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import reprlib
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -29,6 +30,15 @@ TYPE_NAMES: dict[type, str] = {
     type(None): 'nothing', dict: 'a group',
 }
 PLURALS: dict[type, str] = {int: 'integers', float: 'numbers', str: 'texts'}
+# What the tables say of values; a page in another language brings its own.
+WORDS = {
+    'int': 'integer', 'float': 'number', 'str': 'text', 'bool': 'true or false', 'list': 'list',
+    'list_of_int': 'list of integers', 'list_of_float': 'list of numbers',
+    'list_of_str': 'list of texts', 'count_of_int': '{} integers', 'count_of_float': '{} numbers',
+    'count_of_str': '{} texts', 'between': 'from {} to {}', 'at_least': '{} or more',
+    'above': 'above {}', 'at_most': 'at most {}', 'below': 'below {}', 'and': ' and ',
+    'choice': ', ', 'comma': ', ', 'or': ', or {}',
+}
 
 
 @dataclass(frozen=True)
@@ -167,33 +177,27 @@ class Option:
             return f'must be at most {LARGEST_INTEGER}, not {shown}'
         return ''
 
-    def describe_bounds(self) -> str:
+    def describe_bounds(self, words: Mapping[str, str] = WORDS) -> str:
         """Return the bounds in words, such as "from 0 to 1"; '' where there are none."""
         if self.at_least is not None and self.at_most is not None:
-            return f'from {_number(self.at_least)} to {_number(self.at_most)}'
-        parts = []
-        if self.at_least is not None:
-            parts.append(f'{_number(self.at_least)} or more')
-        if self.above is not None:
-            parts.append(f'above {_number(self.above)}')
-        if self.at_most is not None:
-            parts.append(f'at most {_number(self.at_most)}')
-        if self.below is not None:
-            parts.append(f'below {_number(self.below)}')
-        return ' and '.join(parts)
+            return words['between'].format(_number(self.at_least), _number(self.at_most))
+        bounds = {'at_least': self.at_least, 'above': self.above, 'at_most': self.at_most,
+                  'below': self.below}
+        return words['and'].join(words[name].format(_number(bound))
+                                 for name, bound in bounds.items() if bound is not None)
 
-    def describe_values(self) -> str:
+    def describe_values(self, words: Mapping[str, str] = WORDS) -> str:
         """Return what the values may be, in a few words, for a table."""
         if self.choices:
-            return ', '.join(str(choice) for choice in self.choices)
-        words = TYPE_NAMES[self.type].removeprefix('an ').removeprefix('a ')
+            return words['choice'].join(str(choice) for choice in self.choices)
+        name = self.type.__name__
         if self.type is list and self.each is not None:
-            words = f'{self.count} {PLURALS[self.each]}' if self.count else \
-                f'list of {PLURALS[self.each]}'
+            name = f'{"count" if self.count else "list"}_of_{self.each.__name__}'
+        text = words[name].format(self.count)
         if self.describe_bounds():
-            words += f', {self.describe_bounds()}'
-        words += ''.join(f', or {_plain(value)}' for value in self.also)
-        return words + (', or none' if self.kind is not None else '')
+            text += words['comma'] + self.describe_bounds(words)
+        others = [*map(_plain, self.also), *(['none'] if self.kind is not None else [])]
+        return text + ''.join(words['or'].format(other) for other in others)
 
 
 def parse(text: str) -> Any:
