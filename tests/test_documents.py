@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from itertools import zip_longest
 
 import pytest
 import yaml
@@ -49,7 +50,7 @@ def list_promises(text):
 def test_every_promise_names_its_tests(name):
     """Figures may name the benchmark that measures them."""
     promises = list_promises((ROOT / name).read_text(encoding='utf-8'))
-    introductions = ('Every promise names', 'Checkpoints, exported models, pictures and configs',
+    introductions = ('English | ', 'Every promise names', 'Checkpoints, exported models,',
                      'A refused file ends', 'Without etcd,')
     assert len(promises) > 8
     for promise in promises:
@@ -80,6 +81,41 @@ def test_the_chinese_page_names_the_same_commands(folder):
         assert rows[0] == rows[1]
         assert len(re.findall('^## ', english, re.MULTILINE)) == len(
             re.findall('^## ', chinese, re.MULTILINE))
+
+
+CHINESE = [*sorted(ROOT.glob('docs/*_cn.md')), ROOT / 'SECURITY_cn.md']
+FIGURE = re.compile(r'(\d+(?:[.,]\d+)*)(?: ?(million|billion|万|亿))?')
+UNITS = {'million': 10 ** 6, 'billion': 10 ** 9, '万': 10 ** 4, '亿': 10 ** 8}
+
+
+def list_facts(text):
+    """Return what a translation keeps of each heading, paragraph, point and row, in their order.
+
+    Of a program that is all of it but the comments. Of other blocks it is the kind, the tests in
+    their order, and the words in backticks and the figures in any order.
+    """
+    facts = []
+    for block in re.split(r'(^```.*?^```$)|\n\s*\n|\n(?=[-|] )', text, flags=re.M | re.S):
+        if block and block.startswith('```'):
+            facts.append(re.sub(r'\s+#.*', '', block))
+        elif block and block.strip():
+            kind = re.match(r'#+ |[-|] |', block)[0]
+            prose = re.sub(r'`[^`]*`|\]\([^)]*\)', '', block)
+            figures = [f'{float(figure.replace(",", "")) * UNITS[unit]:,.0f}' if unit else figure
+                       for figure, unit in FIGURE.findall(prose)]
+            facts.append((kind, NAMED_TEST.findall(block), sorted(re.findall(r'`[^`]*`', block)),
+                          sorted(figures)))
+    return facts
+
+
+@pytest.mark.parametrize('path', CHINESE, ids=lambda path: path.name)
+def test_the_chinese_page_says_the_same(path):
+    english = path.with_name(path.name.replace('_cn', ''))
+    texts = [page.read_text(encoding='utf-8') for page in (english, path)]
+    assert f'\nEnglish | [简体中文]({path.name})\n' in texts[0]
+    assert f'\n[English]({english.name}) | 简体中文\n' in texts[1]
+    for number, (expected, found) in enumerate(zip_longest(*map(list_facts, texts))):
+        assert found == expected, f'block {number}'
 
 
 def test_modules_and_names_in_contributing_exist():
