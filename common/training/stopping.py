@@ -68,7 +68,7 @@ class Watchdog:
     from Python; the process prints where it hangs and exits with code 1. limit 0: off.
     A thread does it, with a message. Where a call that hangs keeps Python's lock, such as a
     blocking copy from the device, no thread of Python runs; then faulthandler's own, which
-    needs no lock, does it a quarter of the limit later.
+    needs no lock, does it about a third of the limit later.
     """
 
     def __init__(self, limit: float) -> None:
