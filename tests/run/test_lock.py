@@ -48,7 +48,7 @@ def test_the_second_is_refused_and_a_killed_one_holds_nothing(tmp_path):
         started = time.monotonic()
         with pytest.raises(UserError, match=f'in use by another run .process {pid} on .*-output'):
             RunLock(tmp_path, 'vit_digits', 0.3)
-        assert 0.3 <= time.monotonic() - started < 5
+        assert 0.3 <= time.monotonic() - started < 60
         with pytest.raises(UserError, match=f'process {pid}'):
             refuse_running(tmp_path.parent, 'vit_digits', 0)
         refuse_running(tmp_path.parent, 'another model', 0)
