@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # With less to do, exporting the model and trying the engines costs more than it saves.
 MIN_IMAGES = 2000
-MIN_SECONDS = 300       # with OpenVINO: 15 s to build, 4 % faster on a Zen 5, 14 % on a Zen 4
+MIN_SECONDS = 300       # with OpenVINO: 15 s to build, 4 % faster on a Zen 5, a tenth on a Zen 4
 MIN_SECONDS_PADDLE = 480
 BATCH = 8               # images that tell how fast the model is
 GAIN = 1.03             # of an engine that is worth leaving the model for
