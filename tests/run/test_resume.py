@@ -85,6 +85,7 @@ def test_the_result_is_that_of_all_that_was_asked_for(whole):
     result = whole.read_result()
     log = whole.text
     assert '32 images x 1 processes x 4 accumulated; 11 updates' in log     # 42 = 10 * 4 + 2
+    assert log.count('The best so far: ') >= 1      # saved before it was validated, and told once
     assert any(name.startswith('moment1 ') for name in result)
     assert any((result[name] != result[f'model {name[4:]}']).any()
                for name in result if name.startswith('ema '))
