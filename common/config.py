@@ -271,8 +271,9 @@ class Options:
     VISUALDL = Option(False, flag='visualdl', help='write VisualDL logs to the run folder')
     FAST = Option(True, help="CPU fast paths; False: Paddle's plain operators")
     EVAL_ENGINE = Option('auto', choices=('auto', 'model', 'plain', 'onednn', 'openvino'),
-                         needs=('EVAL',), help='of -eval on a CPU; auto: a faster one, where it '
-                         'is repaid (most with the package openvino); model: no engine')
+                         needs=('EVAL',), help='of -eval on a CPU; auto: a faster one where it '
+                         'is repaid (most with the package openvino), else the model without what '
+                         'no head reads; model: the model, whole')
 
 
 def build_default_config(options: type[Options] = Options) -> CfgNode:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.data.images import ImageError, read_image, show_path, to_rgb
 from common.deploy import engine as engines
-from common.deploy.predict import make_dynamic_predictor
+from common.deploy.predict import get_forward, make_dynamic_predictor
 from common.deploy.preprocessing import FILE_NAME, load_preprocessing
 from common.deploy.ranking import rank_classes
 from common.deploy.trained import load_trained
@@ -92,7 +92,7 @@ class Classifier:
             pretrained=source, cfg=None, labels=labels and os.fspath(labels), opts=[],
             image_size=None, num_classes=None, device=device))
         self.preprocessing = trained.preprocessing
-        self.predict = make_dynamic_predictor(trained.model)
+        self.predict = make_dynamic_predictor(get_forward(trained.model))
 
     @property
     def class_names(self) -> list[str] | None:

@@ -87,7 +87,7 @@ class Engine:
 
 
 class Trial(NamedTuple):
-    """How an engine did: images a second, or None and the reason."""
+    """How an engine did: images a second (None: not measured), and what is wrong with it, or ''."""
 
     images_per_second: float | None
     problem: str
@@ -115,7 +115,7 @@ def load_engine(folder: str, engine: str = 'auto', precision: str = '') -> Engin
         problem = find_obstacle(folder, engine, precision)
         if problem:
             raise UserError(f'-engine={engine}: {problem}')
-        trial = try_engine(folder, engine, precision)
+        trial = try_engine(folder, engine, precision, batch_size=0)
         if trial.problem:
             raise RunError(f'The engine {engine} cannot be used: {trial.problem}')
     expected = read_reference(folder, engine, precision)
@@ -236,7 +236,7 @@ def _has_bfloat16(engine: str, folder: str, formats: Formats) -> bool:
 
 
 def try_engine(folder: str, engine: str, precision: str, batch_size: int = TRIAL_BATCH) -> Trial:
-    """Run an engine in a process of its own; return the Trial."""
+    """Run an engine in a process of its own; return the Trial. batch_size: see run_trial."""
     with tempfile.TemporaryDirectory() as scratch:
         result = os.path.join(scratch, 'result.json')
         command = [sys.executable, '-m', 'common.deploy.engine', os.path.abspath(folder), engine,
@@ -259,12 +259,15 @@ def try_engine(folder: str, engine: str, precision: str, batch_size: int = TRIAL
 
 
 def run_trial(folder: str, engine: str, precision: str, batch_size: int) -> Trial:
-    """Run an engine in this process; return the Trial. This is what try_engine's process does."""
+    """Run an engine in this process; return the Trial. This is what try_engine's process does.
+
+    batch_size: of the images whose speed is measured; 0: it is not.
+    """
     images = make_check_images(read_check(folder)[1])
     expected = read_reference(folder, engine, precision)
     run = OPENERS[engine](folder, precision)
     problem = compare_logits(run(images), expected, TOLERANCE[precision])
-    if problem:
+    if problem or not batch_size:
         return Trial(None, problem)
     batch = np.resize(images, (batch_size, *images.shape[1:]))
     run(batch)                              # the first run of a shape prepares buffers

@@ -1,4 +1,4 @@
-"""Evaluation on a CPU by an inference engine, which is faster than the dynamic model."""
+"""Evaluation on a CPU by what gives the model's logits faster than its own forward."""
 
 import logging
 import tempfile
@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from common.deploy import engine as engines
 from common.deploy.export import find_missing, save_program, write_onnx
 from common.deploy.formats import find_onnx, find_openvino
-from common.deploy.predict import make_dynamic_predictor
+from common.deploy.predict import Forward, get_forward, make_dynamic_predictor
 from common.deploy.preprocessing import load_preprocessing
 from common.deploy.program import write_record
 from common.deploy.quantize import convert_to_openvino
@@ -29,38 +29,50 @@ BATCH = 8               # images that tell how fast the model is
 GAIN = 1.03             # of an engine that is worth leaving the model for
 
 
-class EngineModel:
-    """An engine in a model's place: images [B, 3, S, S] -> logits, as tensors."""
+class Evaluator:
+    """In a model's place: images [B, 3, S, S] -> logits, as tensors.
+
+    engine: that computes them; None: the model's own layers.
+    """
 
     training = False
 
-    def __init__(self, engine: engines.Engine) -> None:
+    def __init__(self, forward: Forward, engine: engines.Engine | None = None) -> None:
+        self.forward = forward
         self.engine = engine
 
     def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
-        return paddle.to_tensor(self.engine(images.numpy()))
+        return self.forward(images)
 
     def eval(self) -> None:
-        """An engine does nothing else."""
+        """It does nothing else."""
+
+
+def use_engine(engine: engines.Engine) -> Evaluator:
+    """Return the Evaluator of an engine."""
+    return Evaluator(lambda images: paddle.to_tensor(engine(images.numpy())), engine)
 
 
 def choose_evaluator(model: paddle.nn.Layer, config: CfgNode, num_images: int
-                     ) -> paddle.nn.Layer | EngineModel:
-    """Return what evaluates a model on the CPU: an EngineModel, or the model itself.
+                     ) -> paddle.nn.Layer | Evaluator:
+    """Return what evaluates a model on the CPU: an Evaluator, or the model itself.
 
     EVAL_ENGINE "auto": the fastest engine that gives the model's logits, where there is enough
-    to do that building it is repaid; "model": the model. An engine that fails is reported in the
-    log, and the model takes its place.
+    to do that building it is repaid, and otherwise the model without what no head reads;
+    "model": the model, whole. An engine that fails is reported in the log.
     """
     name, why = config.EVAL_ENGINE, ''
-    if name == 'model' or name == 'auto' and num_images < MIN_IMAGES:
+    if name == 'model':
         return model
+    model.eval()
+    forward = get_forward(model)
     if name == 'auto':
-        model.eval()
-        speed = measure_speed(make_dynamic_predictor(model), config.DATA.IMAGE_SIZE)
+        if num_images < MIN_IMAGES:
+            return Evaluator(forward)
+        speed = measure_speed(make_dynamic_predictor(forward), config.DATA.IMAGE_SIZE)
         seconds = num_images / speed
         if seconds < (MIN_SECONDS_PADDLE if find_missing(['openvino']) else MIN_SECONDS):
-            return model
+            return Evaluator(forward)
         why = f'; the model itself would take about {seconds / 60:.0f} minutes for ' \
               f'{num_images:,} images (EVAL_ENGINE auto)'
     started = time.perf_counter()
@@ -69,20 +81,20 @@ def choose_evaluator(model: paddle.nn.Layer, config: CfgNode, num_images: int
     except (RunError, UserError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.info('Evaluating without an engine (EVAL_ENGINE %s): %s', name, reason)
-        return model
+        return Evaluator(forward)
     if name == 'auto':
         gain = measure_speed(engine, config.DATA.IMAGE_SIZE) / speed
         if gain < GAIN:
             logger.info('Evaluating without an engine: the fastest, %s, is %.2f times as fast as '
                         'the model', engine.name, gain)
-            return model
+            return Evaluator(forward)
         why = f', {gain:.2f} times as fast as the model{why}'
     logger.info('%s; it took %.0f s to build%s', engine.describe(),
                 time.perf_counter() - started, why)
-    return EngineModel(engine)
+    return use_engine(engine)
 
 
-def open_exported(config: CfgNode) -> tuple[EngineModel, LoadReport]:
+def open_exported(config: CfgNode) -> tuple[Evaluator, LoadReport]:
     """Return what evaluates the exported folder MODEL.PRETRAINED, and what it says of itself.
 
     Raises UserError where the config asks for other images or classes than it was made for.
@@ -99,8 +111,8 @@ def open_exported(config: CfgNode) -> tuple[EngineModel, LoadReport]:
     name = config.EVAL_ENGINE
     engine = engines.load_engine(folder, 'auto' if name == 'model' else name)
     logger.info('Exported model %s\n%s', folder, engine.describe())
-    return EngineModel(engine), LoadReport('exported', folder,
-                                           class_names=preprocessing.class_names)
+    return use_engine(engine), LoadReport('exported', folder,
+                                          class_names=preprocessing.class_names)
 
 
 def measure_speed(predict: Callable[[np.ndarray], np.ndarray], image_size: int) -> float:

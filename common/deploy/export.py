@@ -43,7 +43,7 @@ from common.deploy.formats import (
     write_formats,
 )
 from common.deploy.int8 import FLOAT_ONNX, Int8, Plan
-from common.deploy.predict import make_dynamic_predictor
+from common.deploy.predict import get_forward, make_dynamic_predictor
 from common.deploy.preprocessing import write_preprocessing
 from common.deploy.program import write_record
 from common.deploy.quantize import PACKAGES, convert_to_openvino
@@ -222,6 +222,7 @@ def save_program(model: paddle.nn.Layer, image_size: int, folder: str,
         # Of Paddle 2.6: autocast, which is off here anyway, has no effect.
         warnings.filterwarnings('ignore', message='.*auto_cast is an experimental')
         try:
+            model.forward = get_forward(model)
             program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
             paddle.jit.save(program, os.path.join(folder, MODEL_NAME))
         finally:

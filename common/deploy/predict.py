@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -50,6 +50,8 @@ from common.machine.environment import count_cores
 from common.project import Project
 from common.run.log import PlainFormatter
 from common.terminal import escape_controls, is_terminal
+
+Forward = Callable[[paddle.Tensor], paddle.Tensor]      # images -> logits
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +156,7 @@ def load_predictor(project: Project, arguments: Any) -> tuple[Preprocessing, eng
                 raise UserError(f'-{name} is for an exported model (-model=DIR); make one with '
                                 'export_model.py.')
         trained = load_trained(project, arguments)
-        return trained.preprocessing, make_dynamic_predictor(trained.model)
+        return trained.preprocessing, make_dynamic_predictor(get_forward(trained.model))
     return load_exported(arguments)
 
 
@@ -179,11 +181,19 @@ def load_exported(arguments: Any) -> tuple[Preprocessing, engines.Engine]:
     return preprocessing.replace_names(names), predict
 
 
-def make_dynamic_predictor(model: paddle.nn.Layer) -> engines.Run:
-    """Return a callable, images float32 [B, 3, S, S] -> logits [B, classes], of a Paddle model."""
+def get_forward(model: paddle.nn.Layer) -> Forward:
+    """Return what computes a model's logits in evaluation with the least arithmetic."""
+    return getattr(model, 'forward_logits', model.forward)
+
+
+def make_dynamic_predictor(forward: Forward) -> engines.Run:
+    """Return a callable, images float32 [B, 3, S, S] -> logits [B, classes].
+
+    forward: a Paddle model, or get_forward of it.
+    """
     @paddle.no_grad()
     def predict(images):
-        return model(paddle.to_tensor(images)).astype('float32').numpy()
+        return forward(paddle.to_tensor(images)).astype('float32').numpy()
     return predict
 
 

@@ -48,7 +48,24 @@ def test_engine_evaluates_as_the_model(name):
 def test_few_images_are_not_worth_an_engine():
     config, model = build(EVAL_ENGINE='auto')
     few = evaluation.MIN_IMAGES - 1
-    assert evaluation.choose_evaluator(model, config, few) is model
+    assert evaluation.choose_evaluator(model, config, few).engine is None
+
+
+def test_without_an_engine_no_token_is_computed_that_no_head_reads():
+    config, model = build(EVAL_ENGINE='auto')
+    expected = run(model, config)
+    computed = []
+    model.blocks[-1].mlp.fc1.register_forward_post_hook(
+        lambda layer, inputs, output: computed.append(output.shape[:2]))
+    found = run(evaluation.choose_evaluator(model, config, 21), config)
+    assert computed == [[8, 1], [8, 1], [5, 1]]
+    assert (found.images, found.acc1, found.acc5) == (21, expected.acc1, expected.acc5)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    computed.clear()
+    config.defrost()
+    config.EVAL_ENGINE = 'model'
+    assert run(evaluation.choose_evaluator(model, config, 21), config).loss == expected.loss
+    assert computed == [[8, 17], [8, 17], [5, 17]]
 
 
 def no_minimum(monkeypatch):
@@ -60,13 +77,13 @@ def no_minimum(monkeypatch):
 def test_auto_takes_an_engine_where_it_is_repaid(monkeypatch, caplog):
     config, model = build(EVAL_ENGINE='auto')
     expected = run(model, config)
-    assert evaluation.choose_evaluator(model, config, 10 ** 5) is model     # seconds of work
+    assert evaluation.choose_evaluator(model, config, 10 ** 5).engine is None     # too little
     no_minimum(monkeypatch)
     monkeypatch.setattr(evaluation.logger, 'propagate', True)
     speeds = iter([10.0, 10.1, 10.0, 12.5])     # the model's, the engine's
     monkeypatch.setattr(evaluation, 'measure_speed', lambda predict, size: next(speeds))
     with caplog.at_level(logging.INFO):
-        assert evaluation.choose_evaluator(model, config, 10 ** 5) is model
+        assert evaluation.choose_evaluator(model, config, 10 ** 5).engine is None
         assert 'is 1.01 times as fast' in caplog.text
         assert run(model, config).loss == expected.loss
         evaluator = evaluation.choose_evaluator(model, config, 10 ** 5)
@@ -115,7 +132,7 @@ def test_without_openvino_the_engines_of_paddle_are_tried(monkeypatch):
     monkeypatch.setattr(evaluation, 'find_missing', lambda formats: {'openvino': 'openvino'})
     monkeypatch.setattr(evaluation, 'GAIN', 0.0)
     monkeypatch.setattr(evaluation, 'MIN_SECONDS', 0.0)
-    assert evaluation.choose_evaluator(model, config, 10 ** 4) is model     # too little to do
+    assert evaluation.choose_evaluator(model, config, 10 ** 4).engine is None       # too little
     no_minimum(monkeypatch)
     evaluator = evaluation.choose_evaluator(model, config, 10 ** 4)
     assert evaluator.engine.name in ('plain', 'onednn', 'openvino')
@@ -137,6 +154,7 @@ def test_a_failing_engine_leaves_the_model(monkeypatch, caplog):
     monkeypatch.setattr(evaluation.logger, 'propagate', True)
     with caplog.at_level(logging.INFO):
         evaluator = evaluation.choose_evaluator(model, config, 10)
-    assert evaluator is model and 'it crashed (signal 11).' in caplog.text
+    assert evaluator.engine is None and 'it crashed (signal 11).' in caplog.text
+    assert run(evaluator, config).acc1 == expected.acc1
     assert run(model, config).loss == expected.loss
     assert 'attention' in vars(model.blocks[0].attn)      # the kernels are there again

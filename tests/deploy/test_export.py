@@ -167,6 +167,8 @@ def test_auto_takes_the_fastest_that_is_right(exported, monkeypatch, tmp_path):
 @pytest.mark.runs
 def test_auto_measures_here(exported, tmp_path):
     folder = shutil.copytree(exported['vit'][0], tmp_path / 'copy')
+    assert engines.try_engine(folder, 'plain', 'float32').images_per_second > 0
+    assert engines.try_engine(folder, 'plain', 'float32', 0) == engines.Trial(None, '')
     run = load_engine(folder, 'auto')
     assert run.name in engines.ENGINES
     choices = json.loads((tmp_path / 'copy' / 'engines.json').read_text())
@@ -349,6 +351,13 @@ def test_a_wrong_conversion_is_refused(tmp_path, capsys, monkeypatch):
     assert run_export('vit', '-formats=onnx', f'-output={tmp_path / "exported"}') == 1
     assert 'onnx model is not the model' in capsys.readouterr().err
     assert os.listdir(tmp_path) == ['other']
+
+
+def test_the_program_is_compared_with_the_whole_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(VisionTransformer, 'forward_logits', VisionTransformer.forward_features)
+    assert run_export('vit', f'-output={tmp_path / "exported"}') == 1
+    assert 'paddle model is not the model' in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.runs

@@ -83,9 +83,10 @@ def test_hybrid_logits_equal_googles():
     model = VisionTransformer(image_size=64, patch_size=8, num_classes=7, embed_dim=48, depth=3,
                               num_heads=4, gelu='tanh', resnet_layers=(2, 1), resnet_width=32)
     fill_by_recipe(model).eval()
-    logits = model(paddle.to_tensor(recipe_images(3, 64))).numpy()
+    images = paddle.to_tensor(recipe_images(3, 64))
     expected = np.load(os.path.join(VIT_FULL, 'hybrid_logits.npz'))['logits']
-    assert np.abs(logits - expected).max() <= 2e-5 * np.abs(expected).max()
+    for forward in (model, model.forward_logits):
+        assert np.abs(forward(images).numpy() - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 def reference_forward(weights, images, patch_size, num_heads, gelu='erf', layer_norm_eps=1e-6,
@@ -186,8 +187,26 @@ def test_every_variant_computes_the_papers_equations(variant):
     expected = reference_forward(
         weights, images.numpy(), TINY['patch_size'], TINY['num_heads'],
         **{name: value for name, value in arguments.items() if name in numerics})
-    np.testing.assert_allclose(model(images).numpy(), expected, rtol=0,
-                               atol=5e-6 * np.abs(expected).max())
+    for forward in (model, model.forward_logits):
+        np.testing.assert_allclose(forward(images).numpy(), expected, rtol=0,
+                                   atol=5e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('variant, num_read', [
+    ('plain', 1), ('pre_logits', 1), ('registers', 1), ('distilled', 2), ('rope', 1),
+    ('avg', 17), ('map', 16)])
+def test_the_last_block_computes_what_the_head_reads(variant, num_read):
+    model = build_tiny(**VARIANTS[variant])
+    model.eval()
+    computed = []
+    for block in model.blocks:
+        block.mlp.fc1.register_forward_post_hook(
+            lambda layer, inputs, output: computed.append(output.shape[1]))
+    images = tiny_images(model)
+    model.forward_logits(images)
+    num_tokens = model.forward_features(images).shape[1]
+    assert computed[:3] == [num_tokens, num_tokens, num_read]
+    assert computed[3:] == [num_tokens] * 3
 
 
 def test_features_are_what_the_head_reads():
