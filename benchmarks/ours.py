@@ -91,10 +91,12 @@ def make_evaluation(name, batch_size, how, precision='float32', image_size=None)
         return evaluate
     from common.deploy import engine as engines
     from common.deploy.export import save_program
+    from common.deploy.predict import get_forward
     from common.machine.host_memory import keep_freed_memory
     keep_freed_memory()
     folder = tempfile.mkdtemp()
-    weights = save_program(model, config.DATA.IMAGE_SIZE, folder)
+    weights = save_program(model, config.DATA.IMAGE_SIZE, folder,
+                           None if precision == 'int8' else get_forward(model))
     if how == 'openvino' and precision != 'float32':
         write_openvino(folder, config, weights, precision)
     run = engines.OPENERS[how](folder, precision)

@@ -134,10 +134,11 @@ def open_engine(model: paddle.nn.Layer, image_size: int, name: str) -> engines.E
         model.eval()
         images = engines.make_check_images(image_size)
         engines.write_check(folder, make_dynamic_predictor(model)(images), image_size)
-        weights = save_program(model, image_size, folder)
+        forward = get_forward(model)
+        weights = save_program(model, image_size, folder, forward)
         if name in ('auto', 'openvino') and not find_missing(['openvino']):
             try:
-                write_onnx(model, image_size, folder, weights)
+                write_onnx(model, image_size, folder, weights, forward)
                 convert_to_openvino(find_onnx(folder), find_openvino(folder))
                 write_record(folder)
                 return engines.load_engine(folder, 'openvino')

@@ -291,9 +291,9 @@ def test_a_program_that_is_not_the_model_is_not_written(tmp_path, monkeypatch):
     trained = load_trained(project, flags)
     save_program = export.save_program
 
-    def save_another(model, image_size, folder):
+    def save_another(model, image_size, folder, forward):
         model.classifier.bias.set_value(model.classifier.bias + 0.01)
-        save_program(model, image_size, folder)
+        save_program(model, image_size, folder, forward)
 
     monkeypatch.setattr(export, 'save_program', save_another)
     with pytest.raises(RunError, match='is not the model at batch size 1'):
