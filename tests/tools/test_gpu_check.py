@@ -118,10 +118,13 @@ def test_a_check_that_is_stopped_leaves_nothing_running(tmp_path):
 
 
 def wait_for(condition, seconds=300):
+    """Tell whether the condition was true once: of processes it may be so for a moment only."""
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while not condition():
+        if time.monotonic() > end:
+            return False
         time.sleep(0.1)
-    return condition()
+    return True
 
 
 @pytest.mark.slow
