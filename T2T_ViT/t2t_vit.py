@@ -105,7 +105,7 @@ class Attention(nn.Layer):
 
     qk_scale: factor of the scores; None: (D / num_heads) ** -0.5. The attention
     probabilities [B, H, N, N] are the input of `attn_dropout`, where a forward hook can
-    read them. num_read: compute the first so many tokens of the output; None: all.
+    read them.
     """
 
     kernels = ('project_heads', 'attention')
@@ -123,10 +123,8 @@ class Attention(nn.Layer):
         self.proj = Linear(embed_dim, embed_dim)
         self.proj_dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, num_read: int | None = None) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = self.project_heads(tokens, self.qkv, self.num_heads)  # [B, H, N, d] each
-        if num_read is not None:
-            q = q[:, :, :num_read]
         heads = self.attention(q, k, v, self.scale, self.attn_dropout)
         return self.proj_dropout(self.proj(heads))
 
@@ -287,7 +285,7 @@ class T2TModule(nn.Layer):
 class Block(nn.Layer):
     """One transformer block: normalise, transform, add; twice. [B, N, D] -> [B, N, D].
 
-    num_read: see Attention.
+    num_read: return the first so many tokens, which spares the MLP the others; None: all.
     """
 
     def __init__(self, embed_dim: int, attention: nn.Layer, mlp: nn.Layer, droppath: float) -> None:
@@ -299,9 +297,9 @@ class Block(nn.Layer):
         self.mlp = mlp
 
     def forward(self, tokens: Tensor, num_read: int | None = None) -> Tensor:
-        branch = self.attn(self.norm1(tokens), num_read)
+        branch = self.attn(self.norm1(tokens))
         if num_read is not None:
-            tokens = tokens[:, :num_read]
+            tokens, branch = tokens[:, :num_read], branch[:, :num_read]
         tokens = tokens + self.drop_path(branch)
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
@@ -373,13 +371,13 @@ class T2TViT(nn.Layer):
         return self.head(self.forward_features(images)[:, 0])
 
     def forward_logits(self, images: Tensor) -> Tensor:
-        """Return what forward does, without the last block's tokens that the head does not read."""
+        """Return what forward does, sparing the last MLP the tokens that the head does not read."""
         return self.head(self.forward_features(images, num_read=1)[:, 0])
 
     def forward_features(self, images: Tensor, num_read: int | None = None) -> Tensor:
         """Return the tokens after the last norm, class token first: [B, 1 + N, D].
 
-        num_read: the first so many, for which the last block computes less; None: all.
+        num_read: the first so many, for which the last MLP computes less; None: all.
         """
         if list(images.shape[1:]) != [self.in_channels, *self.image_size]:
             raise ValueError(
@@ -394,7 +392,7 @@ class T2TViT(nn.Layer):
             if self.recompute and self.training and not x.stop_gradient:
                 x = recompute_in_backward(block, x)
             else:
-                x = block(x, num_read if block is self.blocks[-1] else None)
+                x = block(x, num_read) if num_read and block is self.blocks[-1] else block(x)
         return self.norm(x)
 
     def get_numerics(self) -> dict:

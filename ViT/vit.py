@@ -111,7 +111,7 @@ class Attention(nn.Layer):
 
     rope: turns queries and keys by their places, see RotaryEmbedding; None: nothing does. The
     attention probabilities [B, H, P + N, P + N] are the input of `attn_dropout`, where a forward
-    hook can read them. num_read: compute the first so many tokens of the output; None: all.
+    hook can read them.
     """
 
     kernels = ('project_heads', 'attention')
@@ -131,12 +131,10 @@ class Attention(nn.Layer):
         self.proj_dropout = nn.Dropout(dropout)
         self.rope = rope
 
-    def forward(self, tokens: Tensor, num_read: int | None = None) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = self.project_heads(tokens, self.qkv, self.num_heads)
         if self.rope is not None:
             q, k = self.rope(q), self.rope(k)
-        if num_read is not None:
-            q = q[:, :, :num_read]
         heads = self.attention(q, k, v, self.scale, self.attn_dropout)
         return self.proj_dropout(self.out(heads))
 
@@ -163,7 +161,8 @@ class EncoderLayer(nn.Layer):
     """One transformer block (paper, Eq. 2 and 3): normalise, transform, add.
 
     layer_scale: starting value of a factor for each channel of both branches (CaiT,
-        Touvron et al., 2021, Sec. 2); None: no such factors. num_read: see Attention.
+        Touvron et al., 2021, Sec. 2); None: no such factors.
+    num_read: return the first so many tokens, which spares the MLP the others; None: all.
     """
 
     def __init__(self, embed_dim, attention, mlp, droppath, layer_scale=None):
@@ -180,16 +179,16 @@ class EncoderLayer(nn.Layer):
             self.gamma_2 = self.create_parameter([embed_dim], default_initializer=start)
 
     def forward(self, tokens: Tensor, num_read: int | None = None) -> Tensor:
-        branch = self.attn(self.attn_norm(tokens), num_read)
+        branch = self.attn(self.attn_norm(tokens))
         if num_read is not None:
-            tokens = tokens[:, :num_read]
+            tokens, branch = tokens[:, :num_read], branch[:, :num_read]
         tokens = tokens + self.drop_path(branch if self.gamma_1 is None else branch * self.gamma_1)
         branch = self.mlp(self.mlp_norm(tokens))
         return tokens + self.drop_path(branch if self.gamma_2 is None else branch * self.gamma_2)
 
 
 class Encoder(nn.Layer):
-    """The blocks and, with last_norm, a LayerNorm. num_read: of the last block, see Attention."""
+    """The blocks and, with last_norm, a LayerNorm. num_read: of the last, see EncoderLayer."""
 
     def __init__(self, layers, embed_dim, recompute, last_norm):
         super().__init__()
@@ -204,7 +203,8 @@ class Encoder(nn.Layer):
             if self.recompute and self.training and not tokens.stop_gradient:
                 tokens = recompute_in_backward(layer, tokens)
             else:
-                tokens = layer(tokens, num_read if layer is self.layers[-1] else None)
+                is_last = layer is self.layers[-1]
+                tokens = layer(tokens, num_read) if num_read and is_last else layer(tokens)
         return self.encoder_norm(tokens)
 
 
@@ -332,7 +332,7 @@ class VisionTransformer(nn.Layer):
     def forward_features(self, images: Tensor, num_read: int | None = None) -> Tensor:
         """Return the encoder's tokens (after its norm, if it has one), P first: [B, P + N, D].
 
-        num_read: the first so many, for which the last block computes less; None: all.
+        num_read: the first so many, for which the last MLP computes less; None: all.
         """
         if list(images.shape[1:]) != self.input_shape:
             raise ValueError(f'the model takes images [B, {str(self.input_shape)[1:]}, '
@@ -369,8 +369,8 @@ class VisionTransformer(nn.Layer):
         return self.forward_head(self.forward_features(images))
 
     def forward_logits(self, images: Tensor) -> Tensor:
-        """Return what forward does in evaluation, without the last block's tokens that no head
-        reads: ViT-B/16 at 224 pixels does with 6 % less arithmetic."""
+        """Return what forward does in evaluation, sparing the last MLP the tokens that no head
+        reads: ViT-B/16 at 224 pixels does with 5 % less arithmetic."""
         num_read = self.num_class_tokens if self.pool == 'token' else None
         return self.forward_head(self.forward_features(images, num_read))
 

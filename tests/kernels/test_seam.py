@@ -105,6 +105,8 @@ def test_a_changed_layer_is_right_or_plain(monkeypatch, caplog, name, replacemen
     with caplog.at_level(logging.WARNING):
         install(model, 'cpu')
     np.testing.assert_allclose(run(model, images), logits, atol=1e-5 * np.abs(logits).max())
+    np.testing.assert_allclose(model.forward_logits(images).numpy(), logits,
+                               atol=1e-5 * np.abs(logits).max())
     assert_same_gradients(compute_gradients(model, images), gradients)
     found = {function for functions in list_installed(model).values() for function in functions}
     assert found == {'linear', 'layer_norm', 'gelu_linear', 'project_heads', 'attention'} - {
