@@ -143,6 +143,19 @@ def test_model_is_the_model():
     assert evaluation.choose_evaluator(model, config, 10 ** 6) is model
 
 
+def test_an_engine_is_built_of_what_the_head_reads(monkeypatch):
+    config, model = build(EVAL_ENGINE='plain')
+    written = []
+
+    def save_program(model, image_size, folder, forward):
+        written.append(forward.__name__)
+        raise evaluation.RunError('enough')
+
+    monkeypatch.setattr(evaluation, 'save_program', save_program)
+    assert evaluation.choose_evaluator(model, config, 10).engine is None
+    assert written == ['forward_logits']
+
+
 def test_a_failing_engine_leaves_the_model(monkeypatch, caplog):
     config, model = build(EVAL_ENGINE='plain')
     expected = run(model, config)

@@ -353,6 +353,22 @@ def test_a_wrong_conversion_is_refused(tmp_path, capsys, monkeypatch):
     assert os.listdir(tmp_path) == ['other']
 
 
+def test_int8_is_made_from_the_whole_model(tmp_path, monkeypatch):
+    """The ranges of what the head reads alone cost accuracy; float32 is spared the rest."""
+    trained = load_fixture('vit')[1]
+    written = []
+
+    def save_program(model, image_size, folder, forward):
+        written.append(forward.__name__)
+        raise RunError('enough')
+
+    monkeypatch.setattr(export, 'save_program', save_program)
+    for plan in (None, object()):
+        with pytest.raises(RunError, match='enough'):
+            export_model(trained, tmp_path / 'exported', plan=plan)
+    assert written == ['forward_logits', 'forward']
+
+
 def test_the_program_is_compared_with_the_whole_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(VisionTransformer, 'forward_logits', VisionTransformer.forward_features)
     assert run_export('vit', f'-output={tmp_path / "exported"}') == 1
