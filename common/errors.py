@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import logging
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from common.terminal import escape_controls, paint
+from common.terminal import LOGGER_NAME, PlainFormatter, escape_controls, paint
 
 # In the environment of processes started together: who makes this file prints its error.
 FIRST_ERROR_FILE = 'VIT_FIRST_ERROR_FILE'
@@ -38,7 +39,31 @@ class Interrupted(Exception):
 
 
 def report_errors(function: Callable, *arguments: Any) -> int:
-    """Call the function and return an exit code, with the error on stderr."""
+    """Call the function and return an exit code, with the error on stderr.
+
+    So are the project's warnings, until the function sets up its log (common/run/log.py).
+    """
+    with _warnings_on_stderr():
+        return _report_errors(function, *arguments)
+
+
+@contextlib.contextmanager
+def _warnings_on_stderr():
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter())
+    logger = logging.getLogger(LOGGER_NAME)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        if handler in logger.handlers:      # no other log has taken its place
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+def _report_errors(function, *arguments):
     if getattr(sys.stdout, 'errors', None) == 'strict' and hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')   # an encoding without the letters
     try:

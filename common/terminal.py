@@ -2,11 +2,13 @@
 that may hold what others have written, which must not command the terminal.
 """
 
+import logging
 import os
 import re
 import shlex
 from typing import IO, Any
 
+LOGGER_NAME = 'common'          # of the project's log: every module's logger is below it
 CODES = {'red': '31', 'green': '32', 'yellow': '33'}
 # Controls but for line ends and tabs, line ends of Unicode, marks that turn the direction of
 # writing, and bytes that are not UTF-8.
@@ -38,6 +40,14 @@ def escape_controls(text: str) -> str:
     """Return text of several lines with what is no letter written as in Python: \\x1b, \\udce9."""
     return _UNSAFE.sub(lambda found: found[0].encode(
         'unicode_escape', 'backslashreplace').decode('ascii'), text)
+
+
+class PlainFormatter(logging.Formatter):
+    """Writes names from outside, which a message may hold, as text without commands."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record."""
+        return escape_controls(super().format(record))
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from common.machine.environment import tune_cpu
 
 tune_cpu()
+logging.getLogger().setLevel(logging.INFO)      # what caplog sees
 
 from common.data import pixels  # noqa: E402
 from common.kernels import compiled, row_kernels  # noqa: E402

@@ -123,11 +123,11 @@ def _read(picture, upright):
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
     if isinstance(picture, Image.Image):
+        name = getattr(picture, 'filename', '') or 'a PIL image'
         try:
-            return to_rgb(picture, upright)
+            return to_rgb(picture, upright, name)
         except Exception as error:          # Pillow's decoders raise a dozen kinds
-            name = show_path(getattr(picture, 'filename', '') or 'a PIL image')
-            raise ImageError(f'{name} cannot be read: {error}.') from None
+            raise ImageError(f'{show_path(name)} cannot be read: {error}.') from None
     return read_image(os.fspath(picture), upright)
 
 

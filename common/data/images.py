@@ -7,6 +7,8 @@ more; one of them, PostScript, is a language that Ghostscript would run.
 import contextlib
 import functools
 import io
+import logging
+import mmap
 import os
 import re
 from collections.abc import Iterable
@@ -61,6 +63,18 @@ MAX_PIXELS = 178_956_970
 # Bytes of a file that are read at once; photographs have less.
 READ_WHOLE = 32 << 20
 
+# What pictures lose on their way to RGB of 8 bits, by kind, in words that follow a name.
+LOSSES = {
+    'range': 'its values are not whole numbers from 0 to 255, so that what is above becomes white '
+             'and fractions black, as in timm and torchvision. Convert such pictures to 8 bits '
+             'first.',
+    'transparency': 'it is partly transparent, and shows the colours stored there, often black, as '
+                    'in timm and torchvision. Paste such pictures onto a background first, if '
+                    'that is not meant.',
+}
+_said = mmap.mmap(-1, len(LOSSES))      # which of them; loaders' workers, which are forks, share it
+logger = logging.getLogger(__name__)
+
 
 class ImageError(UserError):
     """An image is missing, is not an image, is damaged or is unreasonably large."""
@@ -70,13 +84,14 @@ def read_image(path: str | bytes, upright: bool = False) -> Image.Image:
     """Return the image of a file as a PIL image in mode RGB.
 
     Of an animation the first frame is read. Transparency is dropped and 16-bit values above
-    255 are clipped, as timm and torchvision do. upright: turn it as EXIF's orientation says,
-    which these leave alone; TIFF and HEIC are turned by their decoders in any case.
+    255 are clipped, as timm and torchvision do; to_rgb says so. upright: turn it as EXIF's
+    orientation says, which these leave alone; TIFF and HEIC are turned by their decoders in any
+    case.
     Raises ImageError, starting with the path.
     """
     try:
         with _open(path) as image:
-            return to_rgb(image, upright)
+            return to_rgb(image, upright, path)
     except FileNotFoundError:
         raise ImageError(f'{show_path(path)}: no such image file.') from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds, EOFError to struct.error
@@ -90,7 +105,7 @@ def decode_image(data: bytes, name: str, upright: bool = False) -> Image.Image:
     """
     try:
         with _open_bytes(data) as image:
-            return to_rgb(image, upright)
+            return to_rgb(image, upright, name)
     except Exception as error:      # as in read_image
         raise ImageError(f'{name}: {_describe(error, data[:BRAND_BYTES])}') from None
 
@@ -106,10 +121,13 @@ def open_image(source: str | bytes | IO[bytes]) -> Image.Image:
     return Image.open(source, formats=list_formats())
 
 
-def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
+def to_rgb(image: Image.Image, upright: bool = False, name: str | bytes = 'A picture'
+           ) -> Image.Image:
     """Return a PIL image in mode RGB; upright: turned as its EXIF orientation says.
 
-    It may be the image itself. Raises what Pillow raises for one that it cannot decode.
+    It may be the image itself. What it loses, one of LOSSES, stands in its info['loss']; the first
+    of each kind is in the log, by its name. Raises what Pillow raises for one that it cannot
+    decode.
     """
     # convert('RGB') copies even an RGB image; loading it is enough.
     if image.mode == 'RGB':
@@ -117,8 +135,27 @@ def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
         rgb = image
     else:
         rgb = image.convert('RGB')
+    loss = rgb.info['loss'] = _find_loss(image)         # also over what a file calls so
+    if loss is not None:
+        kind = list(LOSSES).index(loss)
+        if not _said[kind]:
+            _said[kind] = 1
+            logger.warning('%s: %s (Others are not named.)', show_path(name), LOSSES[loss])
     turn = UPRIGHT.get(_read_orientation(image)) if upright else None
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _find_loss(image):
+    """Return which of LOSSES the conversion of an image to RGB brings about, None for none."""
+    with contextlib.suppress(Exception):        # a palette or a transparency that is damaged
+        if image.mode[0] in 'IF':               # integers of 16 or 32 bits, floats
+            low, high = image.convert('F').getextrema()
+            is_fraction = image.mode == 'F' and high <= 1
+            return None if low >= 0 and high <= 255 and not is_fraction else 'range'
+        if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+            opacity = image.convert('RGBA').getchannel('A')
+            return 'transparency' if opacity.getextrema()[0] < 255 else None
+    return None
 
 
 @functools.cache

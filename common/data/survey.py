@@ -242,9 +242,9 @@ def _look(path, with_thumb):
             if size > LARGEST_FILE:
                 return None, None, None, f'{size:,} bytes are too many for a picture'
             data = file.read(size)
-        image = decode_image(data, '')
+        image = decode_image(data, show_path(path))
     except ImageError as error:
-        return None, None, None, str(error).removeprefix(': ')
+        return None, None, None, str(error).removeprefix(f'{show_path(path)}: ')
     except OSError as error:
         return None, None, None, f'cannot be read: {error.strerror}.'
     thumb = image.resize((THUMB, THUMB), Image.Resampling.BOX).convert('L').tobytes() \

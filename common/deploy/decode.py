@@ -4,6 +4,7 @@ A small file can take a decoder minutes, and no thread can be stopped from outsi
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ if TYPE_CHECKING:               # it imports Paddle, for which the other process
     from common.data.preprocessing import Preprocessing
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+logger = logging.getLogger(__name__)
 
 
 def read_crop(path: str, preprocessing: 'Preprocessing', seconds: float) -> Image.Image:
@@ -41,6 +44,8 @@ def read_crop(path: str, preprocessing: 'Preprocessing', seconds: float) -> Imag
     size = p.image_size
     if ended.returncode or len(ended.stdout) != 3 * size * size:
         raise UserError('The picture cannot be read: its decoder ended unexpectedly.')
+    if ended.stderr:                        # what the picture loses
+        logger.warning('%s', ended.stderr.decode('utf-8', 'replace').strip())
     return Image.frombytes('RGB', (size, size), ended.stdout)
 
 

@@ -29,6 +29,8 @@ def prepare(path: str, settings: dict) -> np.ndarray:
     """Return a picture as float32 [1, 3, S, S]: resized, cropped and normalised."""
     image: Image.Image = Image.open(path, formats=FORMATS)
     image = ImageOps.exif_transpose(image) if settings['exif_orientation'] else image
+    if image.mode[0] in 'IF' and np.asarray(image).max() > 255:
+        print(f'note: {show(path)}: values above 255 become white', file=sys.stderr)
     size, (width, height) = settings['image_size'], image.size
     shorter = int(size / settings['crop_pct'])
     sides = [shorter if side == min(width, height) else int(shorter * side / min(width, height))

@@ -48,7 +48,6 @@ from common.errors import RunError, UserError, report_errors
 from common.files import KEEP_NAMES, Identity, note_reads, refuse_overwriting
 from common.machine.environment import count_cores
 from common.project import Project
-from common.run.log import PlainFormatter
 from common.terminal import escape_controls, is_terminal
 
 Forward = Callable[[paddle.Tensor], paddle.Tensor]      # images -> logits
@@ -86,7 +85,7 @@ def main(project: Project, argv: list[str] | None = None) -> int:
 
 def _run(project, argv):
     arguments = _parse(project, argv)
-    log_to_stderr()
+    logger.setLevel(logging.INFO)           # on the standard error: the output is for predictions
     # This also finds a wrong pattern before the model is built.
     total, inputs = list_inputs(arguments.images, arguments.save_dir)
     check_output_file(arguments.output, arguments.images)
@@ -135,17 +134,6 @@ def choose_batch_size(predict: engines.Run, image_size: int, total: int | None) 
     logger.info('%d pictures at once (%s)', best, ', '.join(
         f'{size}: {speed:.1f} a second' for size, speed in speeds.items()))
     return best
-
-
-def log_to_stderr() -> None:
-    """Send the project's log to the standard error: the output is for predictions."""
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter())
-    logger.addHandler(handler)
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
 
 
 def load_predictor(project: Project, arguments: Any) -> tuple[Preprocessing, engines.Run]:

@@ -9,6 +9,7 @@ This module needs nothing but the standard library.
 """
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -43,13 +44,28 @@ def tune_cpu() -> None:
 
 def _import_paddle():
     """Import Paddle without its remarks on OMP_NUM_THREADS and ccache, which do not apply."""
-    with drop_remarks('OMP_NUM_THREADS'), warnings.catch_warnings(), usable_home(), \
-            contextlib.suppress(ImportError):       # whoever needs it will say that it is missing
+    with drop_remarks('OMP_NUM_THREADS'), _kept_root_logger(), warnings.catch_warnings(), \
+            usable_home(), contextlib.suppress(ImportError):    # whoever needs it will say so
         warnings.filterwarnings('ignore', message='No ccache found')
         # Paddle 2.6 brings its own zlib, which Python's crashes on if it is loaded later.
         import zlib  # noqa: F401
 
         import paddle  # noqa: F401
+
+
+@contextlib.contextmanager
+def _kept_root_logger():
+    """Undo what is done to Python's root logger within the block, which is the user's.
+
+    Paddle gives it a handler, which would print into what drop_remarks has collected.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 @contextlib.contextmanager

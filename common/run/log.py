@@ -19,9 +19,8 @@ from common.errors import UserError
 from common.files import KEEP_NAMES, open_own, replace_file
 from common.machine.distributed import get_rank
 from common.run.side_matter import append_line, describe, discard_output, end_line, go_on
-from common.terminal import escape_controls, is_terminal, paint
+from common.terminal import LOGGER_NAME, PlainFormatter, is_terminal, paint
 
-LOGGER_NAME = 'common'          # every module's logger is below it
 BAR = 'The progress bar'
 COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
 # What a run folder holds before there are results.
@@ -31,14 +30,6 @@ logger = logging.getLogger(LOGGER_NAME)
 
 _BAR_FORMAT = ('{{desc}} {{percentage:3.0f}}%|{{bar}}| {unit} {{n_fmt}}/{{total_fmt}}, '
                '{{remaining}} left{{postfix}}')
-
-
-class PlainFormatter(logging.Formatter):
-    """Writes names from outside, which a message may hold, as text without commands."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the lines of a record."""
-        return escape_controls(super().format(record))
 
 
 class _TerminalHandler(logging.Handler):
@@ -108,7 +99,7 @@ def hold_log() -> None:
     """Keep what is logged until start_logging, which shows it: before it is known who runs."""
     logger.propagate = False
     logger.setLevel(logging.INFO)
-    logger.addHandler(_HoldingHandler())
+    logger.handlers[:] = [_HoldingHandler()]
 
 
 def start_logging(folder: str | None = None, quiet: bool = False) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
@@ -27,7 +27,7 @@ from common.data.datasets import (
     open_dataset,
     read_settings,
 )
-from common.data.images import ImageError, show_path
+from common.data.images import LOSSES, ImageError, show_path
 from common.data.lists import LABELS_NAME, LIST_NAMES, write_list
 from common.data.readers import ListedReader
 from common.data.trees import FolderTree, open_tree
@@ -136,21 +136,28 @@ def print_histogram(dataset: Dataset) -> None:
 
 
 def find_unreadable(dataset: Dataset, fast: bool, num_workers: int) -> list[str]:
-    """Return one text for each image that is missing, is damaged or is no image."""
+    """Return one text for each image that is missing, is damaged or is no image.
+
+    And one for each of LOSSES, of the images that become RGB with it.
+    """
     if not isinstance(dataset, StoredDataset):
         return []
     reader = dataset.reader
     look = functools.partial(_open_image if fast else _decode_image, reader)
-    problems = []
+    problems, losses = [], defaultdict(list)
     with ThreadPool(max(1, num_workers)) as pool:      # Pillow decodes outside Python's lock
         results = pool.imap(look, range(len(dataset)), chunksize=16)
         bar = tqdm(results, total=len(dataset), desc=PARTS[dataset.is_train], unit='img',
                    disable=not is_terminal(sys.stderr))
-        for index, problem in enumerate(bar):
+        for index, (problem, loss) in enumerate(bar):
             if problem:
                 where = reader.locate(index)
                 problems.append(problem if where in problem else f'{problem} ({where})')
-    return problems
+            if loss:
+                losses[loss].append(index)
+    return problems + [f'{len(found):,} {PARTS[dataset.is_train]} images, such as '
+                       f'{reader.describe(found[0])}: {LOSSES[loss]}'
+                       for loss, found in losses.items()]
 
 
 def compare_parts(train: Any, val: Any) -> list[str]:
@@ -243,11 +250,11 @@ def _map_folders(table):
 
 
 def _decode_image(reader, index):
+    """Return (what is wrong, which of LOSSES its pixels suffer), None for nothing."""
     try:
-        reader.read_image(index)
+        return None, reader.read_image(index).info.get('loss')
     except ImageError as error:
-        return str(error)
-    return None
+        return str(error), None
 
 
 def _open_image(reader, index):
@@ -255,7 +262,7 @@ def _open_image(reader, index):
         reader.open_image(index).close()
     except Exception:       # for the reason in words, decode it after all
         return _decode_image(reader, index)
-    return None
+    return None, None
 
 
 def _shorten(items):

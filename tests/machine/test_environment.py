@@ -94,6 +94,17 @@ def test_config_tunes_before_paddle_and_without_noise():
 
 
 @pytest.mark.runs
+def test_the_root_logger_is_the_users():
+    """Paddle's handler took what anybody logged, and printed it where nobody reads."""
+    result = run_python('\n'.join((
+        'import logging', 'from common.machine.environment import tune_cpu', 'tune_cpu()',
+        'import paddle', 'logging.getLogger("common.x").warning("a")',
+        'logging.basicConfig(format="- %(message)s")', 'logging.warning("b")',
+        'logging.info("c")')))
+    assert result.stderr.splitlines() == ['a', '- b']
+
+
+@pytest.mark.runs
 def test_started_processes_share_the_cores():
     code = ('from common.machine.environment import *; tune_cpu(); share_cores(1000); '
             'import os; print(os.environ["OMP_NUM_THREADS"])')
