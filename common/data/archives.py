@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from common.data.folders import IGNORED, count_endings, is_class
+from common.data.folders import IGNORED, count_endings, find_part, is_spelling
 from common.data.images import is_image_name, list_extensions, show_path
 from common.data.index_file import Index, open_index
 from common.data.lists import (
@@ -104,7 +104,8 @@ class ArchiveTree:
         index = self._open_index()
         self.parts = index.header['parts']          # {part: [first, stop, class names]}
         self.lists = index.header['lists']          # {part: [first, stop]}
-        self.loose = index.header['loose']
+        self.folders = index.header['folders']      # {part: its folder}
+        self.loose = index.header['loose']          # {part: pictures in no class folder}
         self.endings = index.header['endings']      # {part: {ending: files left out}}
         self._all = ArchiveReader(index.table, index.places, path, self.kind,
                                   os.fsencode(index.header['prefix']))
@@ -126,7 +127,8 @@ class ArchiveTree:
 
     def describe(self, part: str = '') -> str:
         """Return the archive, or a folder in it, printable."""
-        return describe_member(self.path, os.fsencode(part)) if part else show_path(self.path)
+        folder = self.folders.get(part, part)
+        return describe_member(self.path, os.fsencode(folder)) if part else show_path(self.path)
 
     def has_list(self, part: str) -> bool:
         """Tell whether the archive holds the list file of "train" or "val"."""
@@ -150,9 +152,9 @@ class ArchiveTree:
         """Return the class names of a part, sorted; of part '' those at the root."""
         return self.parts[part][2] if part in self.parts else []
 
-    def has_loose_images(self, part: str) -> bool:
-        """Tell whether pictures lie in a part and in no class folder."""
-        return part in self.loose
+    def count_loose(self, part: str) -> int:
+        """Return how many pictures lie in a part and in no class folder."""
+        return self.loose.get(part, 0)
 
     def scan(self, part: str, class_names: list[str]) -> ArchiveReader:
         """Return the pictures of a part, class by class. Raises UserError if there is none."""
@@ -164,7 +166,8 @@ class ArchiveTree:
         for row in range(0, len(labels), ROWS_AT_ONCE):
             used.update(np.unique(labels[row:row + ROWS_AT_ONCE]).tolist())
         warn_left_out(self.describe(part), Counter(self.endings[part]),
-                      [name for label, name in enumerate(classes) if label not in used])
+                      [name for label, name in enumerate(classes) if label not in used],
+                      self.loose[part])
         return reader
 
 
@@ -240,17 +243,16 @@ class _Found:
         lists = {part: self.lists[prefix + name.encode()] for part, name in LISTS.items()
                  if prefix + name.encode() in self.lists}
         index = _Builder(names, self.places)
-        header = {'prefix': os.fsdecode(prefix), 'parts': {}, 'lists': {}, 'loose': [],
-                  'endings': {}}
+        header = {'prefix': os.fsdecode(prefix), 'folders': {}, 'parts': {}, 'lists': {},
+                  'loose': {}, 'endings': {}}
         if lists:
             rows = {name: row for row, name in enumerate(names)}
             for part, member in lists.items():
                 header['lists'][part] = index.add(*self._read_list(part, member, rows))
             return index.finish(header)
-        parts = [part for part in PARTS
-                 if part.encode() in tops and not self._is_class(part, tops, prefix, names)]
-        for part in parts or ['']:
-            below = os.fsencode(part) + b'/' if part else b''
+        header['folders'] = self._find_parts(tops, prefix, names)
+        for part in header['folders'] or ['']:
+            below = os.fsencode(header['folders'][part]) + b'/' if part else b''
             start = prefix + below
             at = depth + bool(part)
             classes = sorted(os.fsdecode(name[len(start):]) for name in self.folders[at]
@@ -260,26 +262,36 @@ class _Found:
             header['endings'][part] = count_endings(
                 os.fsdecode(name) for name in self.others
                 if name.startswith(start) and b'/' in name[len(start):])
-            if any(name.startswith(below) and b'/' not in name[len(below):] for name in names):
-                header['loose'].append(part)
+            header['loose'][part] = sum(
+                name.startswith(below) and b'/' not in name[len(below):] for name in names)
         return index.finish(header)
 
-    def _is_class(self, part, tops, prefix, names):
-        below = os.fsencode(part) + b'/'
-        return is_class(part, any(n.startswith(below) and n.count(b'/') == 1 for n in names),
-                        any(name.startswith(prefix + below)
-                            for name in self.folders[2 + bool(prefix)]),
-                        {os.fsdecode(name) for name in tops})
+    def _find_parts(self, tops, prefix, names):
+        """Return {part: the folder that holds it} of those that there are."""
+        def look(folder):
+            below = os.fsencode(folder) + b'/'
+            return (any(n.startswith(below) and n.count(b'/') == 1 for n in names),
+                    any(name.startswith(prefix + below)
+                        for name in self.folders[2 + bool(prefix)]))
+
+        beside = [os.fsdecode(name) for name in tops]
+        found = {part: find_part(part, beside, look) for part in PARTS}
+        return {part: folder for part, folder in found.items() if folder is not None}
 
     def _find_prefix(self):
         """Return the one folder, with its slash, that everything lies in; b'' if there is none."""
         tops = self.folders[1]
-        if len(tops) != 1 or tops & {b'train', b'val'}:
+        if len(tops) != 1:
             return b''
-        prefix = next(iter(tops)) + b'/'
+        top, = tops
+        if is_spelling(os.fsdecode(top), *PARTS):
+            return b''
+        prefix = top + b'/'
         names = self.table.iterate_names()
         is_root = all(name.startswith(prefix) and name.count(b'/') >= 2 for name in names)
-        has_parts = any(prefix + part.encode() in self.folders[2] for part in PARTS)
+        has_parts = any(name.startswith(prefix)
+                        and is_spelling(os.fsdecode(name[len(prefix):]), *PARTS)
+                        for name in self.folders[2])
         has_lists = any(name.startswith(prefix) for name in self.lists)
         return prefix if is_root or has_parts or has_lists else b''
 
@@ -356,7 +368,10 @@ def _is_possible(index, size):
     header, count = index.header, len(index.table)
     spans = [span[:2] for span in (*header['parts'].values(), *header['lists'].values())]
     labels = index.table.labels
-    return (isinstance(header['prefix'], str) and isinstance(header['loose'], list)
+    return (isinstance(header['prefix'], str)
+            and all(isinstance(name, str) for name in header['folders'].values())
+            and header['loose'].keys() == header['parts'].keys()
+            and all(type(count) is int for count in header['loose'].values())
             and all(0 <= first <= stop <= count for first, stop in spans)
             and header['endings'].keys() == header['parts'].keys()
             and all(type(n) is int for found in header['endings'].values() for n in found.values())

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from yacs.config import CfgNode
 
+from common.data.folders import PART_WORDS
 from common.data.images import is_image_name, show_path
 from common.data.lists import choose_name
-from common.data.parts import PART_WORDS, Labelled, LabelTexts, relabel
+from common.data.parts import Labelled, LabelTexts, relabel
 from common.data.readers import ListedReader
 from common.data.table import SampleTable
 from common.errors import UserError, suggest

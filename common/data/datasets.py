@@ -435,7 +435,7 @@ def _match_classes(tree):
 
 def _refuse_empty(tree, part):
     """Raise UserError for a part without class folders."""
-    if tree.has_loose_images(part):
+    if tree.count_loose(part):
         raise UserError(
             f'{tree.describe(part)} has images but no class folders, so their labels are unknown. '
             f'Sort them into one folder a class, or add {part or "train"}_list.txt.')

@@ -6,14 +6,16 @@ folders are read, except for a link that leads back to a folder it lies in.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from common.data.images import is_image_name, list_remedies, show_path
 from common.errors import UserError
 
 IGNORED = ('__MACOSX',)
-PART_NAMES = {'train', 'val', 'test', 'validation'}
+# What people call the parts of a data set, in capitals or not.
+PART_WORDS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val',
+              'validation': 'val', 'dev': 'val', 'test': 'test', 'testing': 'test'}
 SHOWN_ENDINGS = 5
 
 
@@ -77,14 +79,44 @@ def describe_endings(counts: Counter) -> str:
     return ', '.join(parts) + (', ...' if len(counts) > SHOWN_ENDINGS else '')
 
 
-def is_class(name: str, has_pictures: bool, has_folders: bool, beside: set[str]) -> bool:
-    """Tell whether a folder "train" or "val" is a class of that name, and not a part of the data.
+def find_part(part: str, beside: Iterable[str], look: Callable[[str], tuple[bool, bool]]
+              ) -> str | None:
+    """Return the name of the folder that holds a part of the data, None where there is none.
 
-    A class has pictures of its own and other classes beside it. beside: names of the folders
-    there, its own too.
+    part: "train" or "val"; its folder may be called by another of PART_WORDS. beside: names of the
+    folders at the root. look: tells of a folder whether pictures and folders lie in it: one with
+    pictures of its own, no folders and other classes beside it is a class of that name. Raises
+    UserError where it could be one of two.
     """
+    names = set(beside)
+    found = sorted(name for name in names if is_spelling(name, part)
+                   and not _is_class(name, *look(name), names))
+    if part in found:
+        return part
+    if len(found) > 1:
+        raise UserError(f'The folders {show_path(found[0])} and {show_path(found[1])} could both '
+                        f'be the part "{part}". Rename one.')
+    return found[0] if found else None
+
+
+def find_part_in(root: str, part: str) -> str | None:
+    """Return the name of the folder in `root` that holds a part of the data, as find_part does."""
+    def look(name):
+        inside = list_folder(os.path.join(root, name))
+        return bool(inside.pictures), bool(inside.folders)
+
+    return find_part(part, list_folder(root).folders, look)
+
+
+def is_spelling(name: str, *parts: str) -> bool:
+    """Tell whether a folder is called as people call one of the parts."""
+    return PART_WORDS.get(name.lower()) in parts
+
+
+def _is_class(name, has_pictures, has_folders, beside):
     others = beside - {name}
-    return has_pictures and not has_folders and bool(others) and not others & PART_NAMES
+    return has_pictures and not has_folders and bool(others) \
+        and not any(other.lower() in PART_WORDS for other in others)
 
 
 def _identify(folder):

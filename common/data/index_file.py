@@ -20,7 +20,7 @@ from common.machine.cache import cache_folder, locked
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1                     # of what an index holds; another one is made anew
+VERSION = 2                     # of what an index holds; another one is made anew
 TABLE = {'names': np.uint8, 'lengths': np.uint16, 'labels': np.int32}
 MAX_HEADER = 64 << 20           # bytes of the JSON text
 

@@ -124,7 +124,8 @@ def scan_folder(root: str, subfolder: str, class_names: Iterable[str]) -> FileRe
             table.append(os.fsencode(path), label)
     if len(table):
         part = os.path.normpath(os.path.join(root, subfolder))
-        warn_left_out(show_path(part), count_endings(others), empty)
+        warn_left_out(show_path(part), count_endings(others), empty,
+                      len(list_folder(part).pictures))
     else:
         refuse_pictureless(show_path(os.path.join(root, subfolder)), count_endings(others))
     return FileReader(table, root)
@@ -137,18 +138,19 @@ def refuse_pictureless(where: str, endings: Counter) -> NoReturn:
                     f'{", ".join(list_extensions())}).{remedies}')
 
 
-def warn_left_out(where: str, endings: Counter, empty: list[str]) -> None:
-    """Log which files and class folders of a part hold no picture. endings: of files left out."""
+def warn_left_out(where: str, endings: Counter, empty: list[str], loose: int) -> None:
+    """Log which files and class folders of a part hold no picture, and what is not used of it.
+
+    endings: of files left out. loose: how many pictures lie in no class folder.
+    """
+    if loose:
+        logger.warning('%s: %s picture%s in no class folder, and %s left out', where,
+                       f'{loose:,}', *(('s lie', 'are') if loose > 1 else (' lies', 'is')))
     if endings:
         logger.warning('%s: %s', where, describe_left_out(endings))
     if empty:
         logger.warning('%s: %d class folders hold no picture: %s', where, len(empty),
                        ', '.join(map(show_path, empty[:5])) + (', ...' if empty[5:] else ''))
-
-
-def has_loose_images(folder: str) -> bool:
-    """Tell whether image files lie directly in a folder."""
-    return bool(list_folder(folder).pictures)
 
 
 def _iterate_lines(lines):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.data.folders import walk
+from common.data.folders import PART_WORDS, walk
 from common.data.images import show_path
 from common.data.readers import Reader
 from common.data.table import MAX_LABEL, choose_part
@@ -19,9 +19,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FILES = 1_000_000       # that a pattern may name
 SEPARATOR = '::'            # between several paths, as in WebDataset
-# Values of a split column, and words in the names of files, by the part they mean.
-PART_WORDS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val',
-              'validation': 'val', 'dev': 'val', 'test': 'test', 'testing': 'test'}
 
 
 @dataclass

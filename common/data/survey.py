@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.data.folders import PART_NAMES, count_endings, is_class, list_folder, walk
+from common.data.folders import count_endings, find_part_in, is_spelling, list_folder, walk
 from common.data.images import ImageError, decode_image, list_remedies, show_path
 from common.data.lists import protect_name
 from common.data.table import SampleTable, choose_part
@@ -31,10 +31,10 @@ from common.terminal import is_terminal
 
 logger = logging.getLogger(__name__)
 
-VAL_NAMES = ('val', 'validation', 'valid')
 SHOWN = 5                       # names in a message
 LARGEST_FILE = 256 << 20        # bytes; a picture has less
 ARCHIVES = ('.zip', '.tar', '.tgz', '.gz', '.bz2', '.xz', '.7z', '.rar')
+LOOSE = 'in no class folder'
 OTHER_KIND = 'no ending of a picture that is read here'
 THUMB = 16                      # pixels a side, gray: enough to see which way something looks
 MOST_THUMBS = 2_000             # of all pictures, evenly
@@ -106,10 +106,11 @@ def survey_folder(path: str, val_fraction: float) -> Survey:
     if not os.path.isdir(root):
         _refuse_path(path, root)
     parts = _find_parts(root)
-    names = sorted({name for part in parts for name in list_folder(os.path.join(root, part))
-                    .folders})
-    if not names:
-        _refuse(root, parts)
+    listings = {part: list_folder(os.path.join(root, part)) for part in parts}
+    for part, listing in listings.items():
+        if not listing.folders:
+            _refuse(os.path.join(root, part), listing)
+    names = sorted({name for listing in listings.values() for name in listing.folders})
     _check_depth(root, parts, names)
     left_out: list[tuple[str, str]] = []
     found = []
@@ -119,6 +120,8 @@ def survey_folder(path: str, val_fraction: float) -> Survey:
                 found += [(file, name, is_train) for file in
                           _list_files(root, os.path.join(part, name), left_out)]
     pictures = _keep_readable(root, found, left_out)
+    left_out += [(os.path.join(part, name), LOOSE) for part, listing in
+                 {'': list_folder(root), **listings}.items() for name in listing.pictures]
     used = sorted({name for _, name, *_ in pictures})
     if len(used) < 2:
         raise UserError(f'{show_path(root)}: pictures that can be read lie in {len(used)} class '
@@ -130,9 +133,13 @@ def survey_folder(path: str, val_fraction: float) -> Survey:
     is_split = len(parts) == 1
     if is_split:
         listed = _hold_back(listed, val_fraction)
-    if not any(picture.is_train for picture in listed):
-        raise UserError(f'{show_path(os.path.join(root, "train"))} has no picture that can be '
-                        f'read.{_show_reasons(left_out)}')
+    learnt = {picture.label for picture in listed if picture.is_train}
+    unknown = [name for name in used if labels[name] not in learnt]
+    if unknown:
+        part = next(part for part, is_train in parts.items() if is_train)
+        raise UserError(f'{show_path(os.path.join(root, part))} has no picture that can be read of '
+                        f'{_join_names(unknown)}, and the other part has.'
+                        f'{_show_reasons(left_out)}')
     return Survey(root, used, listed, is_split, left_out)
 
 
@@ -170,19 +177,17 @@ def write_rows(path: str, header: Iterable[str], rows: Iterable[Iterable]) -> No
 
 def _find_parts(root):
     """Return {folder of a part: is it for training}; {'': True} where the root has the classes."""
-    beside = set(list_folder(root).folders)
-
-    def is_part(name):
-        if name not in beside:
-            return False
-        inside = list_folder(os.path.join(root, name))
-        return not is_class(name, bool(inside.pictures), bool(inside.folders), beside)
-
-    val = next((name for name in VAL_NAMES if is_part(name)), None)
-    if is_part('train'):
-        return {'train': True} if val is None else {'train': True, val: False}
-    if val is not None and beside <= {*PART_NAMES, *VAL_NAMES}:
-        raise UserError(f'{show_path(root)} has the folder {val} and no train to learn from.')
+    train, val = (find_part_in(root, part) for part in ('train', 'val'))
+    beside = list_folder(root).folders
+    if train is not None:
+        unused = sorted(set(beside) - {train, val})
+        if unused:
+            logger.warning('Not used: %s beside %s in %s. Pictures to measure on lie in val.',
+                           _join_names(unused), show_path(train), show_path(root))
+        return {train: True} if val is None else {train: True, val: False}
+    if val is not None and all(is_spelling(name, 'val', 'test') for name in beside):
+        raise UserError(f'{show_path(root)} has the folder {show_path(val)} and no train to learn '
+                        'from.')
     return {'': True}
 
 
@@ -324,14 +329,12 @@ def _join_names(names):
     return ', '.join(map(show_path, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')
 
 
-def _refuse(root, parts):
+def _refuse(folder, listing):
     """Raise UserError for a folder without class folders."""
-    for part in parts:
-        if list_folder(os.path.join(root, part)).pictures:
-            raise UserError(f'{show_path(os.path.join(root, part))} has pictures but no class '
-                            'folders, so their classes are unknown. Sort them into one folder a '
-                            'class, such as cat/ and dog/.')
-    raise UserError(f'{show_path(root)} holds no class folders with pictures.')
+    if listing.pictures:
+        raise UserError(f'{show_path(folder)} has pictures but no class folders, so their classes '
+                        'are unknown. Sort them into one folder a class, such as cat/ and dog/.')
+    raise UserError(f'{show_path(folder)} holds no class folders with pictures.')
 
 
 def _show_names(names):

@@ -3,11 +3,10 @@
 import os
 from typing import Protocol
 
-from common.data.folders import is_class, list_folder
+from common.data.folders import find_part_in, is_spelling, list_folder
 from common.data.images import show_path
 from common.data.lists import (
     LIST_NAMES,
-    has_loose_images,
     read_list,
     scan_classes,
     scan_folder,
@@ -36,8 +35,8 @@ class Tree(Protocol):
     def scan_classes(self, part: str) -> list[str]:
         """Return the names of the class folders, sorted."""
 
-    def has_loose_images(self, part: str) -> bool:
-        """Tell whether pictures lie in a part and in no class folder."""
+    def count_loose(self, part: str) -> int:
+        """Return how many pictures lie in a part and in no class folder."""
 
     def scan(self, part: str, class_names: list[str]) -> Reader:
         """Return the pictures of a part, class by class. Raises UserError if there is none."""
@@ -63,22 +62,26 @@ class FolderTree:
 
     def has_folder(self, part: str) -> bool:
         """Tell whether there is the folder of a part."""
-        return is_part(self.root, part)
+        return find_part_in(self.root, part) is not None
 
     def scan_classes(self, part: str) -> list[str]:
         """Return the names of the class folders, sorted."""
         return scan_classes(self._join(part))
 
-    def has_loose_images(self, part: str) -> bool:
-        """Tell whether pictures lie in a part and in no class folder."""
-        return has_loose_images(self._join(part))
+    def count_loose(self, part: str) -> int:
+        """Return how many pictures lie in a part and in no class folder."""
+        return len(list_folder(self._join(part)).pictures)
 
     def scan(self, part: str, class_names: list[str]) -> Reader:
         """Return the pictures of a part, class by class. Raises UserError if there is none."""
-        return scan_folder(self.root, part, class_names)
+        return scan_folder(self.root, self._name(part), class_names)
 
     def _join(self, part):
-        return os.path.join(self.root, part) if part else self.root
+        return os.path.join(self.root, self._name(part)) if part else self.root
+
+    def _name(self, part):
+        """Return the folder of a part as it is spelt here; other names as they are."""
+        return find_part_in(self.root, part) or part if part in PARTS else part
 
 
 def open_tree(data_path: str) -> Tree:
@@ -101,18 +104,9 @@ def find_root(data_path: str) -> str:
                         'data set.')
     if any(os.path.exists(os.path.join(path, name)) for name in PARTS.values()):
         return path
-    if any(is_part(path, part) for part in PARTS):
+    if any(find_part_in(path, part) for part in PARTS):
         return path
-    if os.path.basename(path) in PARTS:
+    if is_spelling(os.path.basename(path), *PARTS):
         return os.path.dirname(path)
     return path
 
-
-def is_part(root: str, part: str) -> bool:
-    """Tell whether a folder "train" or "val" is a part of the data, and not a class."""
-    folder = os.path.join(root, part)
-    if not os.path.isdir(folder):
-        return False
-    inside = list_folder(folder)
-    return not is_class(part, bool(inside.pictures), bool(inside.folders),
-                        set(list_folder(root).folders))

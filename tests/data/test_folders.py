@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 
+import numpy as np
 import pytest
 
 from common.data.datasets import build_files, open_dataset
@@ -12,6 +13,7 @@ from common.data.trees import find_root
 from common.deploy.pictures import find_pictures
 from common.errors import UserError
 from tests.support.data_folders import make_config, make_folders, make_image, make_lists
+from tests.support.sources import write_tar, write_zip
 
 
 def open_part(root, is_train=True, **options):
@@ -79,6 +81,17 @@ def test_pictures_left_out_for_their_ending_are_counted_and_said(tmp_path, caplo
         f'{folder}: 1 class folders hold no picture: emu']
 
 
+@pytest.mark.parametrize('pack', [str, write_zip, write_tar])
+def test_pictures_in_no_class_folder_are_counted_and_said(tmp_path, pack, caplog):
+    root = make_folders(tmp_path / 'data', parts=('train',))
+    for name in ('a', 'b'):
+        make_image(f'{root}/train/{name}.jpg')
+    path = root if pack is str else pack(root, tmp_path / 'packed')
+    assert len(open_part(path)) == 12
+    message, = caplog.messages
+    assert message.endswith('train: 2 pictures lie in no class folder, and are left out')
+
+
 def test_endings_are_listed_with_their_counts():
     counts = count_endings(['a.HEIC', 'b.heic', 'c', 'd.txt'])
     assert describe_endings(counts) == '.heic 2, none 1, .txt 1'
@@ -100,6 +113,42 @@ def test_a_class_called_train_in_train_and_val(tmp_path, given):
     assert find_root(os.path.join(root, given)) == root
     train = open_part(os.path.join(root, given))
     assert train.class_names == ['bus', 'car', 'train'] and len(train) == 12
+
+
+@pytest.mark.parametrize('pack', [str, write_zip, write_tar])
+@pytest.mark.parametrize('train, val', [('Training', 'Validation'), ('TRAIN', 'dev'),
+                                        ('train', 'valid')])
+def test_parts_are_what_people_call_them(tmp_path, pack, train, val):
+    usual = make_folders(tmp_path / 'usual')
+    root = make_folders(tmp_path / 'data')
+    for old, new in (('train', train), ('val', val)):
+        os.rename(f'{root}/{old}', f'{root}/{new}')
+    path = root if pack is str else pack(root, tmp_path / 'packed')
+    for is_train, folder in ((True, train), (False, val)):
+        expected, found = open_part(usual, is_train), open_part(path, is_train)
+        assert found.class_names == ['cat', 'dog', 'emu']
+        assert found.labels.tolist() == expected.labels.tolist()
+        assert f'{folder}/cat/0.jpg' in found.describe_sample(0)
+        assert all(np.array_equal(found.read(index), expected.read(index)) for index in (0, 11))
+    if pack is str:
+        assert find_root(f'{root}/{train}') == find_root(f'{root}/{val}') == root
+    shutil.rmtree(f'{root}/{val}')
+    with pytest.raises(UserError, match='no val folder'):
+        open_part(root if pack is str else pack(root, tmp_path / 'again'), False)
+
+
+@pytest.mark.parametrize('pack', [str, write_zip])
+def test_a_folder_that_could_be_one_of_two_parts_and_classes_called_so(tmp_path, pack):
+    make_folders(tmp_path / 'two', parts=('train', 'valid', 'Validation'))
+    two = tmp_path / 'two' if pack is str else pack(tmp_path / 'two', tmp_path / 'two.zip')
+    with pytest.raises(UserError, match='Validation and valid could both be the part "val"'):
+        open_part(two)
+    os.rename(tmp_path / 'two' / 'valid', tmp_path / 'two' / 'val')     # the usual name wins
+    two = tmp_path / 'two' if pack is str else pack(tmp_path / 'two', tmp_path / 'three.zip')
+    assert 'val/cat' in open_part(two, False).describe_sample(0)
+    classes = make_folders(tmp_path / 'tickets', classes=('Valid', 'Invalid'), parts=('',))
+    tickets = classes if pack is str else pack(classes, tmp_path / 'tickets.zip')
+    assert open_part(tickets, DATA__VAL_FRACTION=0.25).class_names == ['Invalid', 'Valid']
 
 
 @pytest.mark.parametrize('others', [(), ('val',), ('test',)])

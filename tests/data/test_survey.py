@@ -102,12 +102,38 @@ def test_nothing_is_in_both_parts_whatever_lies_where(tmp_path):
     assert survey.count(True).tolist() == survey.count(False).tolist() == [5, 5, 5]
 
 
-@pytest.mark.parametrize('name', ['val', 'validation', 'valid'])
-def test_a_folder_of_validation_pictures_by_its_usual_names(name, tmp_path):
-    make_digit_folders(tmp_path, {0: 6, 1: 6}, part='train')
-    make_digit_folders(tmp_path, {0: 4, 1: 4}, skip=6, part=name)
+@pytest.mark.parametrize('train, val', [('train', 'val'), ('train', 'validation'),
+                                        ('Train', 'Valid'), ('training', 'VAL')])
+def test_parts_by_their_usual_names(train, val, tmp_path):
+    make_digit_folders(tmp_path, {0: 6, 1: 6}, part=train)
+    make_digit_folders(tmp_path, {0: 4, 1: 4}, skip=6, part=val)
     survey = survey_folder(tmp_path, 0.2)
-    assert not survey.is_split and survey.count(False).tolist() == [4, 4]
+    assert not survey.is_split and survey.class_names == ['one', 'zero']
+    assert survey.count(True).tolist() == [6, 6] and survey.count(False).tolist() == [4, 4]
+
+
+def test_what_is_not_used_beside_the_parts_is_said(tmp_path, caplog):
+    make_digit_folders(tmp_path, {0: 6, 1: 6}, part='Training')
+    make_digit_folders(tmp_path, {0: 4, 1: 4}, skip=6, part='Testing')
+    make_image(tmp_path / 'plan.png')
+    make_image(tmp_path / 'Training' / 'loose.png')
+    survey = survey_folder(tmp_path, 0.2)
+    assert survey.is_split and survey.count(True).sum() + survey.count(False).sum() == 12
+    assert 'Not used: Testing beside Training' in caplog.text
+    assert survey.left_out == [('plan.png', 'in no class folder'),
+                               ('Training/loose.png', 'in no class folder')]
+
+
+def test_classes_of_validation_that_are_not_learnt_are_refused(tmp_path):
+    make_digit_folders(tmp_path, {0: 6, 1: 6}, part='train')
+    make_digit_folders(tmp_path, {0: 4, 1: 4}, skip=6, part='val')
+    os.rename(tmp_path / 'val' / 'one', tmp_path / 'val' / 'One')
+    with pytest.raises(UserError, match='train has no picture .* of One, and the other part has'):
+        survey_folder(tmp_path, 0.2)
+    shutil.rmtree(tmp_path / 'val')
+    make_image(tmp_path / 'val' / '1.jpg')
+    with pytest.raises(UserError, match='val has pictures but no class folders'):
+        survey_folder(tmp_path, 0.2)
 
 
 def test_one_picture_of_a_class_is_learnt_from(tmp_path):
