@@ -5,6 +5,7 @@ folders are read, except for a link that leads back to a folder it lies in.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -111,6 +112,12 @@ def find_part_in(root: str, part: str) -> str | None:
 def is_spelling(name: str, *parts: str) -> bool:
     """Tell whether a folder is called as people call one of the parts."""
     return PART_WORDS.get(name.lower()) in parts
+
+
+def guess_part(path: str) -> str | None:
+    """Return the part that a word in a path names, the last one; None if there is none."""
+    found = [PART_WORDS[word] for word in re.split('[^a-z]+', path.lower()) if word in PART_WORDS]
+    return found[-1] if found else None
 
 
 def _is_class(name, has_pictures, has_folders, beside):

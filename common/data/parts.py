@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.data.folders import PART_WORDS, walk
+from common.data.folders import guess_part, walk
 from common.data.images import show_path
 from common.data.readers import Reader
 from common.data.table import MAX_LABEL, choose_part
@@ -192,21 +192,15 @@ def _sort_folder(folder, ending, parts):
                   if name.lower().endswith((ending, f'{ending}.gz'))]
     if not files:
         raise UserError(f'{show_path(folder)} holds no {ending} file.')
-    words = {path: _find_part(os.path.relpath(path, folder)) for path in sorted(files)}
+    words = {path: guess_part(os.path.relpath(path, folder)) for path in sorted(files)}
     if not any(words.values()):
-        name = _find_part(os.path.basename(folder)) or 'train'
+        name = guess_part(os.path.basename(folder)) or 'train'
         words = dict.fromkeys(words, name)
     for path, part in words.items():
         if part is None:
             raise UserError(f'{show_path(path)}: is it training or validation data? Put "train" or '
                             '"val" into its name, as the other files have it.')
         parts.setdefault(part, []).append(path)
-
-
-def _find_part(path):
-    """Return the part that a word in a path names, the last one; None if there is none."""
-    found = [PART_WORDS[word] for word in re.split('[^a-z]+', path.lower()) if word in PART_WORDS]
-    return found[-1] if found else None
 
 
 def _match(train, val, source):

@@ -6,7 +6,6 @@ out and listed, so that training and validation share nothing.
 
 import csv
 import hashlib
-import logging
 import os
 import re
 import sys
@@ -20,8 +19,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.data.folders import count_endings, find_part_in, is_spelling, list_folder, walk
+from common.data.folders import count_endings, list_folder, walk
 from common.data.images import ImageError, decode_image, list_remedies, show_path
+from common.data.layout import (
+    check_depth,
+    find_parts,
+    join_names,
+    refuse_classless,
+    refuse_path,
+)
 from common.data.lists import protect_name
 from common.data.table import SampleTable, choose_part
 from common.errors import UserError
@@ -29,11 +35,7 @@ from common.files import KEEP_NAMES, open_regular
 from common.machine.environment import count_cores
 from common.terminal import is_terminal
 
-logger = logging.getLogger(__name__)
-
-SHOWN = 5                       # names in a message
 LARGEST_FILE = 256 << 20        # bytes; a picture has less
-ARCHIVES = ('.zip', '.tar', '.tgz', '.gz', '.bz2', '.xz', '.7z', '.rar')
 LOOSE = 'in no class folder'
 OTHER_KIND = 'no ending of a picture that is read here'
 THUMB = 16                      # pixels a side, gray: enough to see which way something looks
@@ -104,14 +106,14 @@ def survey_folder(path: str, val_fraction: float) -> Survey:
     """
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(root):
-        _refuse_path(path, root)
-    parts = _find_parts(root)
+        refuse_path(path, root)
+    parts = find_parts(root)
     listings = {part: list_folder(os.path.join(root, part)) for part in parts}
     for part, listing in listings.items():
         if not listing.folders:
-            _refuse(os.path.join(root, part), listing)
+            refuse_classless(os.path.join(root, part), listing)
     names = sorted({name for listing in listings.values() for name in listing.folders})
-    _check_depth(root, parts, names)
+    check_depth(root, parts, names)
     left_out: list[tuple[str, str]] = []
     found = []
     for part, is_train in sorted(parts.items(), key=lambda item: item[1]):  # validation first
@@ -138,7 +140,7 @@ def survey_folder(path: str, val_fraction: float) -> Survey:
     if unknown:
         part = next(part for part, is_train in parts.items() if is_train)
         raise UserError(f'{show_path(os.path.join(root, part))} has no picture that can be read of '
-                        f'{_join_names(unknown)}, and the other part has.'
+                        f'{join_names(unknown)}, and the other part has.'
                         f'{_show_reasons(left_out)}')
     return Survey(root, used, listed, is_split, left_out)
 
@@ -173,22 +175,6 @@ def write_rows(path: str, header: Iterable[str], rows: Iterable[Iterable]) -> No
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def _find_parts(root):
-    """Return {folder of a part: is it for training}; {'': True} where the root has the classes."""
-    train, val = (find_part_in(root, part) for part in ('train', 'val'))
-    beside = list_folder(root).folders
-    if train is not None:
-        unused = sorted(set(beside) - {train, val})
-        if unused:
-            logger.warning('Not used: %s beside %s in %s. Pictures to measure on lie in val.',
-                           _join_names(unused), show_path(train), show_path(root))
-        return {train: True} if val is None else {train: True, val: False}
-    if val is not None and all(is_spelling(name, 'val', 'test') for name in beside):
-        raise UserError(f'{show_path(root)} has the folder {show_path(val)} and no train to learn '
-                        'from.')
-    return {'': True}
 
 
 def _list_files(root, folder, left_out):
@@ -267,76 +253,6 @@ def _hold_back(pictures, fraction):
             for index, picture in enumerate(pictures)]
 
 
-def _refuse_path(path, root):
-    """Raise UserError for what is no folder."""
-    shown, wanted = show_path(path), 'The pictures must lie in a folder, one folder a class in it.'
-    if not os.path.exists(root):
-        raise UserError(f'No such folder: {shown}. {wanted}')
-    if root.lower().endswith(ARCHIVES):
-        raise UserError(f'{shown} is an archive: unpack it first and name the folder. {wanted}')
-    raise UserError(f'{shown} is a file, not a folder of pictures. {wanted}')
-
-
-def _check_depth(root, parts, names):
-    """Raise UserError, or warn, where the classes seem to lie a folder deeper than is read.
-
-    A class may have folders of its own, whose pictures count as its. So one folder alone that
-    holds two or more with pictures is refused, since it would be the only class; several such
-    folders are a warning.
-    """
-    inner = {}              # class folder: the folder in it that holds several with pictures, these
-    for part in parts:
-        for name in names:
-            folder = os.path.join(root, part, name)
-            if os.path.isdir(folder):
-                deepest, found = _descend(folder)
-                if found:
-                    inner[folder] = deepest, found
-                elif list_folder(deepest).pictures:
-                    return
-    if not inner:
-        return
-    folder, found = next(iter(inner.values()))
-    names = sorted(set(map(os.path.basename, inner)))
-    holds = f'{show_path(folder)} holds {len(found)} folders with pictures ' \
-            f'({_join_names(found)})'
-    if len(names) > 1:
-        logger.warning('%s, and no class folder has a picture of its own. The classes are the '
-                       'outer folders (%s); if the inner ones are meant, name one outer folder, or '
-                       'move the inner ones up.', holds, _join_names(names))
-    elif parts == {'': True}:
-        raise UserError(f'{holds}: did you mean {show_path(folder)}?')
-    else:
-        raise UserError(f'{holds}, and would be the only class. Move these up into '
-                        f'{show_path(os.path.dirname(folder))}.')
-
-
-def _descend(folder):
-    """Return (the folder that `folder` or its only folder ... is, those in it with pictures).
-
-    The second is empty where the first has pictures itself, or nothing has.
-    """
-    while True:
-        listing = list_folder(folder)
-        found = [] if listing.pictures else [sub for sub in listing.folders if any(
-            below.pictures for _, below in walk(os.path.join(folder, sub)))]
-        if len(found) != 1:
-            return folder, found
-        folder = os.path.join(folder, found[0])
-
-
-def _join_names(names):
-    return ', '.join(map(show_path, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')
-
-
-def _refuse(folder, listing):
-    """Raise UserError for a folder without class folders."""
-    if listing.pictures:
-        raise UserError(f'{show_path(folder)} has pictures but no class folders, so their classes '
-                        'are unknown. Sort them into one folder a class, such as cat/ and dog/.')
-    raise UserError(f'{show_path(folder)} holds no class folders with pictures.')
-
-
 def _show_names(names):
     return f' ({", ".join(map(show_path, names))})' if names else ''
 
@@ -359,6 +275,6 @@ def count_reasons(left_out: list[tuple[str, str]]) -> Counter:
     endings = count_endings(path for path, reason in left_out if reason.startswith(OTHER_KIND))
     if endings:
         kinds = [ending for ending, _ in endings.most_common()]
-        counts['; '.join([f'of other kinds ({_join_names(kinds)})', *list_remedies(kinds)])] = \
+        counts['; '.join([f'of other kinds ({join_names(kinds)})', *list_remedies(kinds)])] = \
             sum(endings.values())
     return counts

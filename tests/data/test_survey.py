@@ -199,6 +199,18 @@ def test_class_folders_of_folders_are_classes_and_a_warning(tmp_path, caplog):
     assert survey_folder(tmp_path, 0.2).class_names == ['cats', 'dogs'] and not caplog.text
 
 
+def test_class_folders_that_are_called_like_parts_are_refused(tmp_path):
+    names = [f'seg_{part}/seg_{part}/{name}' for part in ('train', 'test') for name in ('a', 'b')]
+    for seed, folder in enumerate([*names, 'seg_pred/seg_pred']):
+        make_image(tmp_path / folder / '1.jpg', seed=seed)
+    with pytest.raises(UserError, match=r'seg_test, seg_train hold .*mean .*seg_train/seg_train\?'):
+        survey_folder(tmp_path, 0.2)
+    assert survey_folder(tmp_path / 'seg_train' / 'seg_train', 0.2).class_names == ['a', 'b']
+    for seed, folder in enumerate(('train_station/old', 'train_station/new', 'airport')):
+        make_image(tmp_path / 'places' / folder / '1.jpg', seed=seed)
+    assert survey_folder(tmp_path / 'places', 0.2).class_names == ['airport', 'train_station']
+
+
 def test_of_a_copy_the_name_of_the_original_is_kept(tmp_path):
     root = make_digit_folders(tmp_path, {0: 4, 1: 4})
     names = ['IMG_1000.jpg', 'IMG_1000 (1).jpg', 'IMG_1000 (2).jpg', 'IMG_1000 (10).jpg']
