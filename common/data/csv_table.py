@@ -128,16 +128,17 @@ def _iterate_rows(source, names) -> Iterator[tuple[int, str, str, str | None]]:
             head = file.read(1 << 16)
             if '\0' in head:
                 raise UserError(f'{source}: not plain text. Save the table as UTF-8.')
-            first = next((line for line in head.splitlines() if line.strip()), '')
+            lines = [line for line in head.splitlines() if line.strip()]
+            delimiter = _find_delimiter(lines[0]) if lines else ','
+            second = next(csv.reader(lines[1:2], delimiter=delimiter), [])
             file.seek(0)
-            rows = csv.reader(read_lines(file, source), strict=True,
-                              delimiter=_find_delimiter(first))
+            rows = csv.reader(read_lines(file, source), strict=True, delimiter=delimiter)
             columns = None
             for row in rows:
                 if not any(cell.strip() for cell in row):
                     continue
                 if columns is None:
-                    columns, is_header = _find_columns(row, names, source)
+                    columns, is_header = _find_columns(row, second, names, source)
                     if is_header:
                         continue
                 if len(row) <= max(c for c in columns if c is not None):
@@ -160,12 +161,15 @@ def _find_delimiter(line):
     return ';' if ';' in line and ',' not in line else ','
 
 
-def _find_columns(row, names, source):
-    """Return (Columns, whether the row is a header) of a table's first row."""
+def _find_columns(row, second, names, source):
+    """Return (Columns, whether the row is a header) of a table's first row.
+
+    second: the cells of the row below, which tell two columns apart where their names do not.
+    """
     cells = [cell.strip() for cell in row]
     lower = [cell.lower() for cell in cells]
-    has_usual = any(cell in PATH_NAMES for cell in lower) or any(
-        cell in LABEL_NAMES for cell in lower)
+    pictures = [place for place, cell in enumerate(second) if is_image_name(cell.strip())]
+    has_usual = bool(pictures) or any(cell in (*PATH_NAMES, *LABEL_NAMES) for cell in lower)
     is_header = any(names) or has_usual and not any(map(is_image_name, cells))
     if not is_header:
         if len(cells) < 2 or len(cells) > 3:
@@ -183,6 +187,9 @@ def _find_columns(row, names, source):
             place = cells.index(name)
         else:
             place = next((lower.index(word) for word in usual if word in lower), None)
+        if place is None and key != 'SPLIT' and len(cells) == 2 and len(pictures) == 1 \
+                and not set(lower) & set(SPLIT_NAMES):
+            place = pictures[0] if key == 'IMAGE' else 1 - pictures[0]
         if place is None and key != 'SPLIT':
             raise UserError(
                 f'{source}: which column is the {key.lower()}? Name it: -opts '

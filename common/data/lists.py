@@ -67,10 +67,13 @@ def parse_list(lines: Iterable[bytes], source: str,
 def choose_name(path: bytes, exists: Callable[[bytes], bool], place: str) -> bytes:
     """Return a path that a table names, without the blanks around it unless they belong to it.
 
+    Of a table that was written on Windows the backslashes become slashes, where that is a file.
     exists: tells whether there is a file of a name. place: for messages.
     Raises UserError where there is a file of either name.
     """
     bare = path.strip()
+    if b'\\' in bare and not exists(bare) and exists(slashed := bare.replace(b'\\', b'/')):
+        return slashed
     if bare == path or not exists(path):
         return bare
     if exists(bare):

@@ -37,6 +37,8 @@ ROWS = [('a/0.jpg', 1), ('a/1, x.jpg', 0)]
     'Label;Path\n1;a/0.jpg\n0;"a/1, x.jpg"\n',
     'id\tfilename\tclass\n7\ta/0.jpg\t1\n\n8\ta/1, x.jpg\t0',
     '\n  image , target\n a/0.jpg , 1 \n"a/1, x.jpg",0\n , \n',
+    'photo,species\na/0.jpg,1\n"a/1, x.jpg",0\n',
+    'path,label\na\\0.jpg,1\n"a\\1, x.jpg",0\n',
 ])
 def test_forms_of_a_table(tmp_path, text):
     for name, _ in ROWS:
@@ -152,6 +154,9 @@ def test_split_by_fraction_is_the_same_for_tables_and_lists(tmp_path):
 @pytest.mark.parametrize('text, message', [
     ('', 'lists no image'),
     ('path,label\n', 'lists no image'),
+    ('image,split\na.jpg,train\n', 'which column is the label'),
+    ('photo,copy\na.jpg,a.jpg\n', 'which column is the image'),
+    ('photo,id,label\na.jpg,1,0\n', 'which column is the image'),
     ('a.jpg,0\na.jpg\n', 'line 2: 1 cells, expected 2'),
     ('a.jpg,0\na.jpg,-1\n', "line 2: the label must be an integer from 0, or text, not '-1'"),
     ('a.jpg,0\n\na.jpg,1.5\n', "line 3: .*not '1.5'"),

@@ -231,6 +231,7 @@ def test_unknown_data_set_and_missing_path():
     '\ufeffval/cat/0.jpg 1\r\nval/a b/c.jpg 0\r\n',
     '# two images\n\nval/cat/0.jpg\t1\n  \nval/a b/c.jpg \t 0  ',
     'val/cat/0.jpg,1\nval/a b/c.jpg,0',
+    'val\\cat\\0.jpg 1\r\nval\\a b\\c.jpg 0\r\n',
 ])
 def test_list_forms(tmp_path, text):
     make_image(str(tmp_path / 'val' / 'a b' / 'c.jpg'))
