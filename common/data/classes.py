@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from common.data.images import show_path
@@ -106,14 +107,32 @@ def match_classes(found: Sequence[str], recorded: Sequence[str], data: str, sour
     """
     if list(found) == list(recorded):
         return list(range(len(recorded)))
-    places = {name: label for label, name in enumerate(recorded)}
-    for name in found:
-        if list(recorded).count(name) > 1:
+    names, known = _spell(found, recorded)
+    places = {name: label for label, name in enumerate(known)}
+    for name in names:
+        if known.count(name) > 1:
             raise UserError(f'{source}: two classes are called {show_path(name)}, so that the '
                             f'classes of {data}, which stand in another order, cannot be matched.')
-    if set(found) <= set(places):
-        return [places[name] for name in found]
+    if set(names) <= set(places):
+        return [places[name] for name in names]
     raise UserError(describe_difference(found, recorded, data, source))
+
+
+def are_among(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Tell whether all of some names are among others."""
+    first, second = _spell(names, others)
+    return set(first) <= set(second)
+
+
+def _spell(*lists):
+    """Return lists of names in which the same letters are the same characters.
+
+    macOS takes accents apart (Unicode's NFD) where others do not; here they are put together
+    (NFC), unless two names of one list would be one.
+    """
+    spelt = [[unicodedata.normalize('NFC', name) for name in names] for names in lists]
+    is_clear = all(len(set(new)) == len(set(old)) for new, old in zip(spelt, lists))
+    return spelt if is_clear else [list(names) for names in lists]
 
 
 def describe_difference(found: Sequence[str], recorded: Sequence[str], data: str, source: str
@@ -125,6 +144,7 @@ def describe_difference(found: Sequence[str], recorded: Sequence[str], data: str
 
 def compare_names(found: Sequence[str], recorded: Sequence[str]) -> str:
     """Return in words which names only one side has."""
+    found, recorded = _spell(found, recorded)
     only_found = [name for name in found if name not in set(recorded)]
     only_recorded = [name for name in recorded if name not in set(found)]
     parts = [f'only in the data: {_list_names(only_found)}'] if only_found else []
@@ -143,13 +163,14 @@ def rename_classes(known: Sequence[str] | None, names: Sequence[str], source: st
     """
     if known is None:
         return list(names)
-    if set(known) == set(names):
+    old, new = _spell(known, names)
+    if set(old) == set(new):
         return list(known)
     if len(names) != len(known):
         raise UserError(f'{source} has {len(names)} class names; there are {len(known)} classes.')
-    moved = [name for label, name in enumerate(names) if name in known and known[label] != name]
+    moved = [name for label, name in enumerate(new) if name in old and old[label] != name]
     if moved:
-        line, place = names.index(moved[0]) + 1, list(known).index(moved[0]) + 1
+        line, place = new.index(moved[0]) + 1, old.index(moved[0]) + 1
         raise UserError(f'{source} names {show_path(moved[0])} in line {line}, which is the class '
                         f'in place {place}.')
     return list(names)

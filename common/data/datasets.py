@@ -19,7 +19,14 @@ import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
-from common.data.classes import ANY_LABEL, IMAGENET, match_classes, read_class_names, rename_classes
+from common.data.classes import (
+    ANY_LABEL,
+    IMAGENET,
+    are_among,
+    match_classes,
+    read_class_names,
+    rename_classes,
+)
 from common.data.digits import load_digits_rgb
 from common.data.images import ImageError, show_path
 from common.data.lists import LABELS_NAME, LIST_NAMES
@@ -169,7 +176,7 @@ class Dataset:
         source: what messages call the file. Raises UserError where it does not fit.
         """
         known = self.class_names
-        if known is not None and set(known) <= set(names):
+        if known is not None and are_among(known, names):
             self.relabel(match_classes(known, names, 'The data', source), names)
         elif known is None and len(names) < self.num_classes:
             raise UserError(f'{source} names {len(names)} classes, one a line; the labels need '
@@ -428,9 +435,11 @@ def _match_classes(tree):
     only = [f'only in train: {show_path(name)}' for name in sorted(set(train) - set(val))]
     only += [f'only in val: {show_path(name)}' for name in sorted(set(val) - set(train))]
     more = f' and {len(only) - 3} more' if len(only) > 3 else ''
+    alike = ' They look alike, and are written in two forms of Unicode (NFC and NFD): rename ' \
+            'those of one part.' if are_among(train, val) and are_among(val, train) else ''
     raise UserError(
         f'{tree.describe()}: train and val have different class folders, so their labels would '
-        f'not mean the same: {", ".join(only[:3])}{more}.')
+        f'not mean the same: {", ".join(only[:3])}{more}.{alike}')
 
 
 def _refuse_empty(tree, part):

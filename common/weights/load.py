@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.config import Options, get_value
-from common.data.classes import compare_names, list_known_names
+from common.data.classes import are_among, compare_names, list_known_names
 from common.errors import UserError, suggest
 from common.machine.environment import count_cores
 from common.machine.host_memory import share
@@ -338,7 +338,7 @@ def _find_other_classes(report, options, shapes, heads):
     if options.class_names is None or report.class_names is None:
         return ''
     names = list_known_names(report.class_names, shapes[heads[0]][-1], options.class_names)
-    if set(options.class_names) <= set(names):
+    if are_among(options.class_names, names):
         return ''
     return f'other classes ({compare_names(options.class_names, names)})'
 

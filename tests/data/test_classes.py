@@ -1,12 +1,14 @@
 """Classes matched by name; labels files."""
 
 import os
+import unicodedata
 
 import numpy as np
 import pytest
 
 from common.data import classes
 from common.data.classes import (
+    are_among,
     list_known_names,
     match_classes,
     quote_name,
@@ -46,6 +48,34 @@ def test_equal_names_of_two_classes_cannot_be_matched():
     assert match(['b'], ['crane', 'crane', 'b']) == [2]
     with pytest.raises(UserError, match='two classes are called crane'):
         match(['b', 'crane'], ['crane', 'crane', 'b'])
+
+
+TAKEN_APART = [unicodedata.normalize('NFD', name) for name in ('café', 'pêche', 'Ärger')]
+
+
+def test_accents_that_macos_takes_apart_are_the_same_letters():
+    together = ['Ärger', 'café', 'pêche']
+    assert not set(TAKEN_APART) & set(together)
+    assert match(TAKEN_APART, together) == [1, 2, 0] == match(together[1:] + together[:1], together)
+    assert are_among(TAKEN_APART[:2], together) and not are_among(['cafe'], together)
+    with pytest.raises(UserError, match='only in the data: x; only in the checkpoint: Ärger'):
+        match([*TAKEN_APART[:2], 'x'], together)
+    # Both forms as two classes: as on Linux, where they are two folders.
+    both = [TAKEN_APART[0], 'café']
+    assert match(both[::-1], both) == [1, 0] and match(['café'], both) == [1]
+    assert rename_classes(TAKEN_APART, together, 'labels.txt') == TAKEN_APART
+    with pytest.raises(UserError, match=r'names pêche in line 1, which is the class in place 2'):
+        rename_classes(TAKEN_APART, ['pêche', 'b', 'c'], 'labels.txt')
+
+
+def test_accents_of_two_kinds_in_folders(tmp_path):
+    root = make_folders(tmp_path, classes=['café', 'tea'])
+    (tmp_path / 'labels.txt').write_text('tea\n' + TAKEN_APART[0])
+    config = make_config(DATA__DATA_PATH=root, DATA__LABELS=str(tmp_path / 'labels.txt'))
+    assert open_dataset(config, True).labels.tolist() == [1] * 4 + [0] * 4
+    os.rename(tmp_path / 'val' / 'café', tmp_path / 'val' / TAKEN_APART[0])
+    with pytest.raises(UserError, match=r'only in val: .*They look alike'):
+        open_dataset(config, True)
 
 
 def test_labels_file(tmp_path):
