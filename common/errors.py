@@ -41,19 +41,19 @@ class Interrupted(Exception):
 def report_errors(function: Callable, *arguments: Any) -> int:
     """Call the function and return an exit code, with the error on stderr.
 
-    So are the project's warnings, until the function sets up its log (common/run/log.py).
+    So is the project's log, until the function sets it up otherwise (common/run/log.py).
     """
-    with _warnings_on_stderr():
+    with _log_on_stderr():
         return _report_errors(function, *arguments)
 
 
 @contextlib.contextmanager
-def _warnings_on_stderr():
+def _log_on_stderr():
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter())
     logger = logging.getLogger(LOGGER_NAME)
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield

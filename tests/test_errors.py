@@ -1,11 +1,13 @@
 """What errors become at the end of a command: a line, an exit code."""
 
 import errno
+import logging
 import os
 
 import pytest
 
 from common.errors import report_errors
+from common.run.log import start_logging
 
 
 @pytest.mark.parametrize('error, words', [
@@ -27,3 +29,20 @@ def test_another_error_keeps_its_traceback(capsys):
         raise RuntimeError('of our own making')
     assert report_errors(fail) == 1
     assert 'Traceback' in capsys.readouterr().err
+
+
+def test_the_log_is_shown_until_it_is_set_up_otherwise(capsys):
+    log = logging.getLogger('common.data')
+
+    def work():
+        log.info('%s', 'a \x1b name')
+        start_logging()
+        log.warning('b')
+
+    for _ in range(2):
+        report_errors(log.info, 'c')
+    assert report_errors(work) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == ['c', 'c', r'a \x1b name']
+    line, = out.splitlines()
+    assert line.endswith(' b')

@@ -85,7 +85,6 @@ def main(project: Project, argv: list[str] | None = None) -> int:
 
 def _run(project, argv):
     arguments = _parse(project, argv)
-    logger.setLevel(logging.INFO)           # on the standard error: the output is for predictions
     # This also finds a wrong pattern before the model is built.
     total, inputs = list_inputs(arguments.images, arguments.save_dir)
     check_output_file(arguments.output, arguments.images)

@@ -154,13 +154,16 @@ def test_python_demo_and_exported_script(tmp_path, caplog, capsys):
 
 
 @pytest.mark.runs
-def test_predict_says_it_beside_its_table(tmp_path):
+def test_predict_says_it_beside_its_table_as_all_of_the_log(tmp_path):
     for name in ('a.png', 'b.png'):
         make_deep().save(tmp_path / name)
     result = subprocess.run(
         [sys.executable, os.path.join(ROOT, 'ViT', 'predict.py'), str(tmp_path),
-         f'-pretrained={fixture_path("vit")}', '-format=csv'],
+         f'-pretrained={fixture_path("vit")}', '-format=csv', '-opts', 'DATA.CROP_PCT', '0.9'],
         capture_output=True, text=True, check=True)
-    said = [line for line in result.stderr.splitlines() if 'pictures in' not in line]
-    assert said == [f'{tmp_path}/a.png: {LOSSES["range"]} (Others are not named.)']
+    weights, recorded, differs, lost, speed = result.stderr.splitlines()
+    assert weights.startswith('Weights from ') and recorded.startswith('Preprocessing of the')
+    assert differs == 'The checkpoint says DATA.CROP_PCT 1.0; it is 0.9, as set.'
+    assert lost == f'{tmp_path}/a.png: {LOSSES["range"]} (Others are not named.)'
+    assert speed.startswith('2 pictures in ')
     assert len(result.stdout.splitlines()) > 2

@@ -60,6 +60,16 @@ def test_missing_and_unreadable_images_are_all_found(tmp_path, capsys, fast):
     assert f'{3 if fast else 4} problems found.' in text
 
 
+@pytest.mark.runs
+def test_what_is_not_used_is_said(tmp_path):
+    """As a program of its own, whose log Paddle's import must not take away."""
+    command = [sys.executable, 'check_data.py', '-dataset=imagefolder',
+               f'-data_path={make_folders(tmp_path)}', '-opts', 'DATA.VAL_FRACTION', '0.2']
+    result = subprocess.run(command, cwd=os.path.join(ROOT, 'ViT'), capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (
+        0, 'Not used: DATA.VAL_FRACTION 0.2 (the data has validation images of its own)\n')
+
+
 def test_class_maps_that_differ_between_lists(tmp_path, capsys):
     path = make_folders(tmp_path)
     make_lists(path, train=list_folders(path, 'train'), val=list_folders(path, 'val', offset=1))
