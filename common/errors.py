@@ -52,14 +52,14 @@ def _log_on_stderr():
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter())
     logger = logging.getLogger(LOGGER_NAME)
-    level = logger.level
+    handlers, level = list(logger.handlers), logger.level
+    logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
     try:
         yield
     finally:
         if handler in logger.handlers:      # no other log has taken its place
-            logger.removeHandler(handler)
+            logger.handlers[:] = handlers
             logger.setLevel(level)
 
 

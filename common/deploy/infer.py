@@ -38,8 +38,9 @@ def prepare(path: str, settings: dict) -> np.ndarray:
     left, top = (round((side - size) / 2) for side in sides)
     filter = Image.Resampling[settings['interpolation'].upper()]
     image = image.convert('RGB').resize(sides, filter).crop((left, top, left + size, top + size))
-    pixels = (np.asarray(image, np.float32) / 255 - settings['mean']) / settings['std']
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32)
+    return np.ascontiguousarray(
+        ((np.asarray(image, np.float32) / 255 - settings['mean']) / settings['std'])
+        .transpose(2, 0, 1)[None], np.float32)
 
 
 def open_openvino() -> Callable[[np.ndarray], np.ndarray]:
@@ -102,8 +103,8 @@ def main(arguments: list[str], open_engine: Callable[[], Callable]) -> int:
         try:
             images = prepare(path, settings)
         except Exception as error:          # Pillow's decoders raise a dozen kinds
-            reason = getattr(error, 'strerror', None) or str(error)
-            print(f'error: {show(path)}: {show(reason)}', file=sys.stderr)
+            print(f'error: {show(path)}: {show(getattr(error, "strerror", None) or str(error))}',
+                  file=sys.stderr)
             exit_code = 1
             continue
         logits = run(images)[0].astype(np.float64)
