@@ -7,7 +7,7 @@ import os
 import pytest
 
 from common.errors import report_errors
-from common.run.log import start_logging
+from common.run.log import hold_log, start_logging
 
 
 @pytest.mark.parametrize('error, words', [
@@ -46,3 +46,17 @@ def test_the_log_is_shown_until_it_is_set_up_otherwise(capsys):
     assert err.splitlines() == ['c', 'c', r'a \x1b name']
     line, = out.splitlines()
     assert line.endswith(' b')
+
+
+def test_another_log_is_back_after_it_and_one_that_is_held_is_not_shown(capsys):
+    log, own = logging.getLogger('common'), logging.NullHandler()
+    log.addHandler(own)
+    report_errors(log.info, 'a')
+    assert log.handlers == [own] and log.level == logging.NOTSET
+
+    def hold():
+        hold_log()
+        log.info('b')
+
+    report_errors(hold)
+    assert capsys.readouterr().err == 'a\n'

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from common.data.classes import (
 )
 from common.data.datasets import open_dataset
 from common.errors import UserError
+from common.run.records import match_continued
+from common.weights.load import _find_other_classes
 from tests.support.data_folders import make_config, make_folders, make_lists
 
 
@@ -66,6 +69,21 @@ def test_accents_that_macos_takes_apart_are_the_same_letters():
     assert rename_classes(TAKEN_APART, together, 'labels.txt') == TAKEN_APART
     with pytest.raises(UserError, match=r'names pêche in line 1, which is the class in place 2'):
         rename_classes(TAKEN_APART, ['pêche', 'b', 'c'], 'labels.txt')
+
+
+def test_accents_of_a_mac_in_what_a_checkpoint_records(tmp_path, caplog):
+    dataset = open_dataset(make_config(DATA__VAL_FRACTION=0.25, DATA__DATA_PATH=make_folders(
+        tmp_path, classes=sorted(TAKEN_APART), parts=('',))), True)
+    labels, recorded = dataset.labels.tolist(), ['Ärger', 'café', 'pêche']
+    checkpoint = {'path': 'x', 'config': None, 'class_names': recorded, 'data': None}
+    caplog.clear()
+    match_continued(checkpoint, [dataset], None, None)
+    assert (dataset.labels.tolist(), dataset.class_names) == (labels, recorded)
+    assert not caplog.messages              # none of another order
+    names = SimpleNamespace(class_names=TAKEN_APART), SimpleNamespace(class_names=recorded)
+    assert not _find_other_classes(*names, {'head.weight': [8, 3]}, ['head.weight'])
+    names[0].class_names = [*TAKEN_APART[:2], 'x']
+    assert _find_other_classes(*names, {'head.weight': [8, 3]}, ['head.weight'])
 
 
 def test_accents_of_two_kinds_in_folders(tmp_path):

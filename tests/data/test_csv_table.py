@@ -154,6 +154,7 @@ def test_split_by_fraction_is_the_same_for_tables_and_lists(tmp_path):
 @pytest.mark.parametrize('text, message', [
     ('', 'lists no image'),
     ('path,label\n', 'lists no image'),
+    ('a.jpg,0\nx\\b.jpg,0\n', r'line 2: no such image file: .*x\\b\.jpg'),
     ('image,split\na.jpg,train\n', 'which column is the label'),
     ('photo,copy\na.jpg,a.jpg\n', 'which column is the image'),
     ('photo,id,label\na.jpg,1,0\n', 'which column is the image'),
