@@ -124,6 +124,11 @@ def are_among(names: Sequence[str], others: Sequence[str]) -> bool:
     return set(first) <= set(second)
 
 
+def are_same(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Tell whether two lists hold the same names, in whatever order."""
+    return are_among(names, others) and are_among(others, names)
+
+
 def _spell(*lists):
     """Return lists of names in which the same letters are the same characters.
 

@@ -23,6 +23,7 @@ from common.data.classes import (
     ANY_LABEL,
     IMAGENET,
     are_among,
+    are_same,
     match_classes,
     read_class_names,
     rename_classes,
@@ -436,7 +437,7 @@ def _match_classes(tree):
     only += [f'only in val: {show_path(name)}' for name in sorted(set(val) - set(train))]
     more = f' and {len(only) - 3} more' if len(only) > 3 else ''
     alike = ' They look alike, and are written in two forms of Unicode (NFC and NFD): rename ' \
-            'those of one part.' if are_among(train, val) and are_among(val, train) else ''
+            'those of one part.' if are_same(train, val) else ''
     raise UserError(
         f'{tree.describe()}: train and val have different class folders, so their labels would '
         f'not mean the same: {", ".join(only[:3])}{more}.{alike}')

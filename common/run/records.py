@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from common.config import get_value, read_dump
 from common.data.classes import (
     IMAGENET,
-    are_among,
+    are_same,
     describe_difference,
     list_known_names,
     match_classes,
@@ -45,7 +45,8 @@ def match_data(datasets: Sequence[Dataset], names: Sequence[str], source: str) -
         dataset.relabel(mapping, list(names))
         part = name_part(dataset)
         if len(found) < len(names):
-            absent = [show_path(name) for label, name in enumerate(names) if label not in mapping]
+            present = set(mapping)
+            absent = [show_path(name) for label, name in enumerate(names) if label not in present]
             logger.info('The %s data has %d of the %d classes of %s, matched by name (without '
                         '%s%s); the model chooses among all.', part, len(found), len(names),
                         source, ', '.join(absent[:3]), ', ...' if absent[3:] else '')
@@ -99,8 +100,7 @@ def match_continued(checkpoint: dict[str, Any], datasets: Sequence[Dataset], con
     recorded = checkpoint['class_names']
     for dataset in datasets if recorded else ():
         names = dataset.class_names
-        if names is not None and not (
-                are_among(names, recorded) and are_among(recorded, names)):
+        if names is not None and not are_same(names, recorded):
             raise UserError(describe_difference(names, recorded, dataset.describe(), source))
     if recorded:
         match_data(datasets, recorded, source)
